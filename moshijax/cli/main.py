@@ -1,0 +1,97 @@
+"""The `moshijax` command: one thin module per sub-command, imported when it is asked for."""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import importlib.util
+import sys
+from collections.abc import Sequence
+
+import click
+
+import moshijax
+from moshijax.errors import MoshijaxError, Stopped
+from moshijax.optional import EXTRA_OF, missing
+
+# In the order in which a user meets them. `moshijax.cli.<name>.command` is the click command; one without a module
+# is not built yet and does not appear.
+COMMANDS = (
+    "quickstart",
+    "data",
+    "train",
+    "codec",
+    "weights",
+    "export",
+    "run",
+    "serve",
+    "eval",
+    "plan",
+    "doctor",
+)
+
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class Commands(click.Group):
+    """A group whose commands are modules, so that `moshijax doctor` does not import the trainer."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return [name for name in COMMANDS if importlib.util.find_spec(f"moshijax.cli.{name}")]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in self.list_commands(ctx):
+            return None
+        return importlib.import_module(f"moshijax.cli.{cmd_name}").command
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(moshijax.__version__, prog_name="moshijax")
+def cli() -> None:
+    """Train, export and talk to full-duplex voice models.
+
+    \b
+    Example:
+      moshijax quickstart --run-dir runs/first
+    """
+
+
+def fail(message: object, exit_code: int) -> int:
+    click.echo(f"error: {' '.join(str(message).split())}", err=True)
+    return exit_code
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command line and return its exit code: 0 done, 1 failed while working, 2 bad arguments or config,
+    3 bad data, 75 stopped by a signal and resumable. Whatever is not one of these is a bug and keeps its traceback.
+    """
+    try:
+        result = cli.main(args=list(arguments), prog_name="moshijax", standalone_mode=False)
+        return result if isinstance(result, int) else 0
+    except click.exceptions.Exit as error:
+        return error.exit_code
+    except click.ClickException as error:
+        return fail(error.format_message(), 2)
+    except (click.Abort, KeyboardInterrupt):
+        return fail("interrupted; the same command continues the work", Stopped.exit_code)
+    except MoshijaxError as error:
+        return fail(error, error.exit_code)
+    except ModuleNotFoundError as error:
+        if error.name not in EXTRA_OF:
+            raise
+        return fail(missing(error.name), 1)
+    except OSError as error:
+        if error.errno in NO_SPACE:
+            where = f" while writing {error.filename}" if error.filename else ""
+            return fail(f"no space left on the device{where}; free some and run the same command again", 1)
+        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM) and error.filename:
+            return fail(f"cannot write or read {error.filename}: {error.strerror}; choose another path", 1)
+        raise
+
+
+def main() -> None:
+    sys.exit(run(sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    main()

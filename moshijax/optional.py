@@ -1,0 +1,44 @@
+"""Packages that only some jobs need, and the extra that brings each."""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+
+from moshijax.errors import MoshijaxError
+
+EXTRA_OF = {
+    "array_record": "data",
+    "grain": "data",
+    "msgpack": "data",
+    "sentencepiece": "data",
+    "soundfile": "data",
+    "soxr": "data",
+    "espeakng_loader": "synth",
+    "matplotlib": "eval",
+}
+
+
+class MissingPackage(MoshijaxError, ModuleNotFoundError):
+    """A package of an optional extra is not installed."""
+
+
+def missing(module: str) -> MissingPackage:
+    """The error that names the extra which brings `module` (a key of `EXTRA_OF`)."""
+    extra = EXTRA_OF[module]
+    return MissingPackage(f"package {module!r} is not installed: pip install 'moshijax[{extra}]'", name=module)
+
+
+def load(module: str) -> ModuleType:
+    """Import `module`, which may be dotted; its top-level package is a key of `EXTRA_OF`.
+
+    Raises:
+      MissingPackage: it is not installed; the message names the extra that brings it.
+    """
+    top = module.partition(".")[0]
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name == top:
+            raise missing(top) from None
+        raise
