@@ -1,0 +1,113 @@
+"""Scripts of calls: who says what, in which voice, and when it starts relative to what came before."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from moshijax.errors import DataError
+
+SPEAKERS = ("model", "user")
+KINDS = ("turn", "backchannel", "interruption")
+
+
+@dataclass(frozen=True)
+class Voice:
+    """A synthetic voice: language, timbre variant ('' = plain), words per minute, pitch and pitch range (0..99)."""
+
+    language: str = "en-us"
+    variant: str = ""
+    rate: int = 170
+    pitch: int = 50
+    range: int = 50
+
+    def __post_init__(self) -> None:
+        if not 80 <= self.rate <= 450:
+            raise DataError(f"voice rate is {self.rate} words per minute: use 80 to 450")
+        for name in ("pitch", "range"):
+            if not 0 <= getattr(self, name) <= 99:
+                raise DataError(f"voice {name} is {getattr(self, name)}: use 0 to 99")
+
+
+@dataclass(frozen=True)
+class Utterance:
+    """One stretch of speech on one channel.
+
+    kind 'turn': starts `gap` seconds after the last turn ends (negative: it overlaps its end).
+    kind 'backchannel': starts at fraction `at` of the last turn, which goes on.
+    kind 'interruption': starts at fraction `at` of the last turn, whose speaker stops `yield_after` seconds later.
+    `voice` None takes the voice that the dialogue gives the speaker.
+    """
+
+    speaker: str
+    text: str
+    kind: str = "turn"
+    gap: float = 0.3
+    at: float = 0.5
+    yield_after: float = 0.3
+    voice: Voice | None = None
+
+    def __post_init__(self) -> None:
+        if self.speaker not in SPEAKERS:
+            raise DataError(f"speaker {self.speaker!r} in a dialogue: use 'model' or 'user'")
+        if self.kind not in KINDS:
+            raise DataError(f"utterance kind {self.kind!r}: use one of {', '.join(KINDS)}")
+        if not self.text.strip():
+            raise DataError("an utterance has no text: write at least one word")
+        if not 0.0 <= self.at <= 1.0:
+            raise DataError(f"utterance starts at {self.at} of the last turn: use a fraction from 0 to 1")
+
+
+@dataclass(frozen=True)
+class Dialogue:
+    """One call to be synthesised.
+
+    `id` names the files and must be unique in a set. `lead` and `tail` are seconds of quiet before the first and
+    after the last utterance. `duration` (seconds) fixes the length of the recording; speech beyond it is an error.
+    `gain_db` scales the user's channel, `snr_db` adds white noise to it, relative to its speech (None: no noise).
+    `meta` is copied into the sidecar file.
+    """
+
+    id: str
+    utterances: tuple[Utterance, ...] = ()
+    model_voice: Voice = Voice()
+    user_voice: Voice = Voice(variant="f3")
+    lead: float = 0.4
+    tail: float = 0.6
+    duration: float | None = None
+    gain_db: float = 0.0
+    snr_db: float | None = None
+    meta: dict[str, Any] = field(default_factory=dict, hash=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if not self.id or any(c in self.id for c in "/\\\0") or self.id.startswith("."):
+            raise DataError(f"dialogue id {self.id!r} cannot name a file: use letters, digits, '-' and '_'")
+        if not self.utterances and self.duration is None:
+            raise DataError(f"dialogue {self.id!r} has no utterances: give it some, or a duration of silence")
+        if self.utterances and self.utterances[0].kind != "turn":
+            raise DataError(f"dialogue {self.id!r} begins with a {self.utterances[0].kind}: begin with a turn")
+
+    def voice_of(self, utterance: Utterance) -> Voice:
+        if utterance.voice is not None:
+            return utterance.voice
+        return self.model_voice if utterance.speaker == "model" else self.user_voice
+
+
+def dialogue_to_dict(dialogue: Dialogue) -> dict[str, Any]:
+    """A plain JSON-able form, read back by `dialogue_from_dict`."""
+    return asdict(dialogue)
+
+
+def dialogue_from_dict(data: dict[str, Any]) -> Dialogue:
+    """The inverse of `dialogue_to_dict`; DataError names a dialogue with unknown or missing fields."""
+
+    def voice(value: dict[str, Any] | None) -> Voice | None:
+        return None if value is None else Voice(**value)
+
+    try:
+        data = dict(data)
+        utterances = tuple(Utterance(**{**u, "voice": voice(u.get("voice"))}) for u in data.pop("utterances", ()))
+        voices = {name: voice(data.pop(name)) for name in ("model_voice", "user_voice") if name in data}
+        return Dialogue(utterances=utterances, **voices, **data)
+    except TypeError as error:
+        raise DataError(f"dialogue {data.get('id', '?')!r}: {error}") from error

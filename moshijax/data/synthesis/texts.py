@@ -1,0 +1,130 @@
+"""The text format of scripts in `data/<set>/*.txt`, and its parser.
+
+A file holds dialogues and, for question-and-answer worlds, question lines:
+
+    # a comment
+    == rain-1                       a new dialogue, with its id
+    voice user: en-us+f3 rate=160 pitch=60
+    lead 0.5                        seconds of quiet before the first word; also `tail`, `duration`, `gain`, `snr`
+    user: Will it rain today?       a turn; starts 0.3 s after the last turn
+    model +0.1: It might.           a turn that starts 0.1 s after the last turn (-0.2 overlaps it)
+    user @0.5: right.               a backchannel at half of the last turn
+    user !0.6: And tomorrow?        an interruption at 0.6 of the last turn, whose speaker then stops
+
+A `voice` line without values after the colon, or no line at all, gives the user a random voice in every call; the
+model keeps one voice.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from dataclasses import replace
+from pathlib import Path
+
+from moshijax.data.synthesis.dialogue import Dialogue, Utterance, Voice
+from moshijax.data.synthesis.voices import random_voice
+from moshijax.errors import DataError
+
+MODEL_VOICE = Voice("en-us", "f4", 165, 50, 50)
+_UTTERANCE = re.compile(r"^(model|user)\s*(?:([@!+-])\s*([0-9.]+))?\s*:\s*(.+)$")
+_VOICE = re.compile(r"^voice\s+(model|user)\s*:\s*(.*)$")
+_NUMBER = re.compile(r"^(lead|tail|duration|gain|snr)\s+(-?[0-9.]+)$")
+_FIELDS = {"gain": "gain_db", "snr": "snr_db"}
+
+
+def parse_voice(text: str) -> Voice:
+    """Reads `language[+variant] [rate=N] [pitch=N] [range=N]`."""
+    name, *settings = text.split()
+    language, _, variant = name.partition("+")
+    values: dict[str, int] = {}
+    for setting in settings:
+        key, _, value = setting.partition("=")
+        if key not in ("rate", "pitch", "range") or not value.isdigit():
+            raise DataError(f"voice setting {setting!r}: write rate=, pitch= or range= and a whole number")
+        values[key] = int(value)
+    return Voice(language, variant, **values)
+
+
+def _utterance(match: re.Match[str]) -> Utterance:
+    speaker, mark, number, text = match.groups()
+    if mark is None:
+        return Utterance(speaker, text)
+    value = float(number)
+    if mark in "+-":
+        return Utterance(speaker, text, gap=value if mark == "+" else -value)
+    return Utterance(speaker, text, kind="backchannel" if mark == "@" else "interruption", at=value)
+
+
+def parse(text: str, where: str = "text", seed: int = 0) -> list[Dialogue]:
+    """Dialogues of a script; `where` names it in errors; `seed` draws the users' voices where none is written.
+
+    Raises:
+        DataError: a line that is none of the forms above, with its number.
+    """
+    dialogues: list[Dialogue] = []
+    block: dict | None = None
+
+    def finish() -> None:
+        if block is not None:
+            fields = {key: value for key, value in block.items() if value is not None}
+            fields.setdefault("user_voice", random_voice(random.Random(f"{seed} {fields['id']}")))
+            dialogues.append(Dialogue(**{**fields, "utterances": tuple(fields["utterances"])}))
+
+    for number, raw in enumerate(text.splitlines(), 1):
+        line = raw.strip()
+        if not line or line.startswith("#"):
+            continue
+        try:
+            if line.startswith("=="):
+                finish()
+                block = {"id": line[2:].strip(), "utterances": [], "model_voice": MODEL_VOICE}
+            elif block is None:
+                raise DataError("text before the first '== id' line: begin a dialogue with one")
+            elif match := _VOICE.match(line):
+                if match[2]:
+                    block[f"{match[1]}_voice"] = parse_voice(match[2])
+            elif match := _NUMBER.match(line):
+                block[_FIELDS.get(match[1], match[1])] = float(match[2])
+            elif match := _UTTERANCE.match(line):
+                block["utterances"].append(_utterance(match))
+            else:
+                raise DataError(f"{line[:60]!r} is not a line of a dialogue: write 'user: words' or 'model: words'")
+        except (DataError, ValueError) as error:
+            raise DataError(f"{where}, line {number}: {error}") from error
+    try:
+        finish()
+    except DataError as error:
+        raise DataError(f"{where}: {error}") from error
+    return dialogues
+
+
+def load(path: str | Path, seed: int = 0, copies: int = 1) -> list[Dialogue]:
+    """Dialogues of a file or of every `*.txt` in a folder, in name order.
+
+    `copies` > 1 repeats every dialogue with other random user voices and levels; ids then end in -1, -2, ...
+    """
+    path = Path(path)
+    files = sorted(path.glob("*.txt")) if path.is_dir() else [path]
+    if not files:
+        raise DataError(f"no *.txt in {path}: give a file of dialogues or a folder of them")
+    dialogues: list[Dialogue] = []
+    for copy in range(copies):
+        for file in files:
+            try:
+                text = file.read_text(encoding="utf-8")
+            except FileNotFoundError as error:
+                raise DataError(f"{file} does not exist: give a file of dialogues or a folder of them") from error
+            except UnicodeDecodeError as error:
+                raise DataError(f"{file} is not UTF-8 (byte {error.start}): convert it to UTF-8") from error
+            for dialogue in parse(text, str(file), seed=seed * 1000 + copy):
+                if copies > 1:
+                    rng = random.Random(f"{seed} {copy} {dialogue.id} level")
+                    dialogue = replace(
+                        dialogue, id=f"{dialogue.id}-{copy + 1}", gain_db=round(rng.uniform(-6, 3), 2),
+                        snr_db=round(rng.uniform(20, 40), 1),
+                    )  # fmt: skip
+                dialogues.append(dialogue)
+    if not dialogues:
+        raise DataError(f"{path} holds no dialogue: begin one with a line '== id'")
+    return dialogues

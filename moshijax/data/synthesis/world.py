@@ -1,0 +1,98 @@
+"""Closed worlds of spoken questions and answers: random calls in which the model answers, or rightly keeps silent."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+from moshijax.data.synthesis.dialogue import Dialogue, Utterance, Voice
+from moshijax.data.synthesis.texts import MODEL_VOICE
+from moshijax.data.synthesis.voices import CLEAR_VARIANTS, random_voice
+from moshijax.errors import DataError
+
+
+@dataclass(frozen=True)
+class World:
+    """`questions` are (question, answer) pairs; `unrelated` is speech that gets no answer."""
+
+    questions: tuple[tuple[str, str], ...]
+    unrelated: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class CallRanges:
+    """Ranges from which a call of a world is drawn, uniformly.
+
+    duration and lead in seconds, gap between question and answer in seconds, gain and signal-to-noise ratio of the
+    user's channel in dB, voices as `random_voice` takes them.
+    """
+
+    duration: float = 4.8
+    lead: tuple[float, float] = (0.1, 1.6)
+    gap: tuple[float, float] = (0.3, 0.3)
+    gain_db: tuple[float, float] = (-8.0, 6.0)
+    snr_db: tuple[float, float] = (15.0, 40.0)
+    language: str = "en-us"
+    variants: tuple[str, ...] = CLEAR_VARIANTS
+    rate: tuple[int, int] = (140, 200)
+    pitch: tuple[int, int] = (30, 70)
+    pitch_range: tuple[int, int] = (30, 70)
+    model_voice: Voice = MODEL_VOICE
+
+
+def parse_world(text: str, where: str = "text") -> World:
+    """Reads lines `question => answer`; a line without `=>` is unrelated speech; `#` begins a comment."""
+    questions, unrelated = [], []
+    for number, raw in enumerate(text.splitlines(), 1):
+        line = raw.strip()
+        if not line or line.startswith("#"):
+            continue
+        question, arrow, answer = (part.strip() for part in line.partition("=>"))
+        if not question or (arrow and not answer):
+            raise DataError(f"{where}, line {number}: {line[:60]!r} has no question or no answer around '=>'")
+        questions.append((question, answer)) if arrow else unrelated.append(question)
+    return World(tuple(questions), tuple(unrelated))
+
+
+def draw_calls(
+    world: World,
+    answered: int,
+    unanswered: int = 0,
+    silent: int = 0,
+    seed: int = 0,
+    ranges: CallRanges = CallRanges(),
+    prefix: str = "call",
+) -> list[Dialogue]:
+    """Random calls: questions in turn with random voices, leads and levels, then unrelated speech, then silence.
+
+    `meta` of each holds `kind` ('question', 'unrelated' or 'silence'), `question` and `answer`.
+    """
+    if (answered and not world.questions) or (unanswered and not world.unrelated):
+        raise DataError("the world has no question (or no unrelated speech) to draw from: add lines to its text")
+    calls = []
+    for index in range(answered + unanswered + silent):
+        rng = random.Random(f"{seed} {prefix} {index}")
+        voice = random_voice(rng, ranges.variants, ranges.language, ranges.rate, ranges.pitch, ranges.pitch_range)
+        gap = rng.uniform(*ranges.gap)
+        if index < answered:
+            question, answer = world.questions[index % len(world.questions)]
+            kind, utterances = "question", (Utterance("user", question), Utterance("model", answer, gap=gap))
+        elif index < answered + unanswered:
+            question, answer = world.unrelated[(index - answered) % len(world.unrelated)], ""
+            kind, utterances = "unrelated", (Utterance("user", question),)
+        else:
+            question, answer, kind, utterances = "", "", "silence", ()
+        calls.append(
+            Dialogue(
+                id=f"{prefix}-{index:05d}",
+                utterances=utterances,
+                model_voice=ranges.model_voice,
+                user_voice=voice,
+                lead=round(rng.uniform(*ranges.lead), 3),
+                duration=ranges.duration,
+                gain_db=round(rng.uniform(*ranges.gain_db), 2),
+                snr_db=round(rng.uniform(*ranges.snr_db), 1),
+                meta={"kind": kind, "question": question, "answer": answer},
+            )
+        )
+    return calls
