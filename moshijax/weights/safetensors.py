@@ -1,0 +1,182 @@
+"""Reading published weight files: safetensors, lazily and strictly.
+
+`TensorFile` checks the whole structure of a file before any tensor is read, so that an interrupted download or a git-lfs
+pointer is named as such. `take` fetches a set of expected tensors and reports everything that does not fit at once.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+import struct
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import ml_dtypes
+import numpy as np
+
+from moshijax.errors import DataError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+DTYPES = {
+    "F64": np.dtype(np.float64),
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
+    "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
+    "I64": np.dtype(np.int64),
+    "I32": np.dtype(np.int32),
+    "I16": np.dtype(np.int16),
+    "I8": np.dtype(np.int8),
+    "U64": np.dtype(np.uint64),
+    "U32": np.dtype(np.uint32),
+    "U16": np.dtype(np.uint16),
+    "U8": np.dtype(np.uint8),
+    "BOOL": np.dtype(bool),
+}
+MAX_HEADER = 100_000_000
+LFS_POINTER = b"version https://git-lfs"
+
+
+class TensorFile(Mapping):
+    """A safetensors file as a mapping from name to numpy array; arrays are read-only views of the memory-mapped file.
+
+    Attributes:
+        path: the file.
+        metadata: the file's string-to-string metadata.
+        shapes: name -> shape, known without reading any tensor.
+        dtypes: name -> numpy dtype.
+
+    Raises:
+        DataError: the file is missing, a directory, a git-lfs pointer, not safetensors, truncated, or longer than it says.
+    """
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        header, start, size = self._read_header()
+        self.metadata: dict[str, str] = header.pop("__metadata__", {})
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self.dtypes: dict[str, np.dtype] = {}
+        self._offsets: dict[str, int] = {}
+        spans = []
+        for name, entry in header.items():
+            try:
+                dtype, shape, (begin, end) = DTYPES[entry["dtype"]], tuple(entry["shape"]), entry["data_offsets"]
+                length = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+            except (KeyError, TypeError, ValueError):
+                raise DataError(
+                    f"{path}: tensor {name!r} has an unusable entry {entry}; fetch the file again"
+                ) from None
+            if end - begin != length:
+                raise DataError(
+                    f"{path}: tensor {name!r} {entry['dtype']} {list(shape)} needs {length} bytes, the header gives it "
+                    f"{end - begin}; fetch the file again"
+                )
+            spans.append((begin, end, name))
+            self.shapes[name], self.dtypes[name], self._offsets[name] = shape, dtype, start + begin
+        end = 0
+        for begin, stop, name in sorted(spans):
+            if begin != end:
+                raise DataError(
+                    f"{path}: tensor {name!r} begins at data byte {begin}, must begin at {end}; fetch it again"
+                )
+            end = stop
+        expected = start + end
+        if size < expected:
+            raise DataError(
+                f"{path}: incomplete, expected {expected} bytes, found {size}; finish or repeat the download"
+            )
+        if size > expected:
+            raise DataError(
+                f"{path}: {size - expected} bytes too many, expected {expected}, found {size}; fetch it again"
+            )
+        self._map = None
+
+    def _read_header(self) -> tuple[dict, int, int]:
+        path = self.path
+        if path.is_dir():
+            raise DataError(f"{path} is a directory, a .safetensors file is needed; name the file inside it")
+        try:
+            with open(path, "rb") as file:
+                size = path.stat().st_size
+                first = file.read(8)
+                if (first + file.read(len(LFS_POINTER) - 8)).startswith(LFS_POINTER):
+                    raise DataError(
+                        f"{path} is a git-lfs pointer, not the weights; run `git lfs pull` or download the file"
+                    )
+                if size < 8:
+                    raise DataError(f"{path}: incomplete, expected at least 8 bytes, found {size}; repeat the download")
+                (length,) = struct.unpack("<Q", first)
+                if length > MAX_HEADER:
+                    raise DataError(f"{path} is not a safetensors file (header of {length} bytes); check the path")
+                if size < 8 + length:
+                    raise DataError(
+                        f"{path}: incomplete, expected at least {8 + length} bytes, found {size}; repeat the download"
+                    )
+                file.seek(8)
+                text = file.read(length)
+        except OSError as error:
+            raise DataError(f"{path}: cannot be read ({error.strerror}); check the path") from None
+        try:
+            header = json.loads(text)
+        except ValueError:
+            header = None
+        if not isinstance(header, dict):
+            raise DataError(f"{path} is not a safetensors file (its header is not JSON); check the path")
+        return header, 8 + length, size
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        shape, dtype = self.shapes[name], self.dtypes[name]
+        if 0 in shape:
+            return np.zeros(shape, dtype)
+        if self._map is None:
+            with open(self.path, "rb") as file:
+                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        count = int(np.prod(shape, dtype=np.int64))
+        offset, bytes_needed = self._offsets[name], count * dtype.itemsize
+        if offset % dtype.itemsize:  # the format does not promise alignment
+            return np.frombuffer(self._map[offset : offset + bytes_needed], dtype).reshape(shape)
+        return np.frombuffer(self._map, dtype, count, offset).reshape(shape)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.shapes)
+
+    def __len__(self) -> int:
+        return len(self.shapes)
+
+
+def check_names_and_shapes(
+    path: str | Path,
+    found: Mapping[str, tuple[int, ...]],
+    expected: Mapping[str, tuple[int, ...]],
+    ignored: Iterable[str] = (),
+) -> None:
+    """Compare the tensors of a file with the ones a model needs.
+
+    Args:
+        path: for the message.
+        found: name -> shape in the file.
+        expected: name -> shape in the model.
+        ignored: names that may be in the file and are not used.
+
+    Raises:
+        DataError: one line that lists the missing, the unexpected and the mis-shaped tensors together, with both shapes.
+    """
+    ignored = set(ignored)
+    problems = [f"missing {name} {list(expected[name])}" for name in expected if name not in found]
+    problems += [
+        f"unexpected {name} {list(found[name])}" for name in found if name not in expected and name not in ignored
+    ]
+    problems += [
+        f"mis-shaped {name}: file {list(found[name])}, model {list(expected[name])}"
+        for name in expected
+        if name in found and tuple(found[name]) != tuple(expected[name])
+    ]
+    if problems:
+        raise DataError(
+            f"{path}: {len(problems)} tensors do not fit the model: {'; '.join(problems)}; use the file and config of one model"
+        )
