@@ -20,7 +20,7 @@ def file(tmp_path):
         "b": np.arange(4).astype(ml_dtypes.bfloat16),
         "c": np.zeros((0, 3), np.float16),
         "d": np.array([True, False, True]),
-        "e": np.float32(3.0).reshape(()),
+        "e": np.array(3.0, np.float32),
     }
     save_file(tensors, path, metadata={"format": "pt"})
     return path, tensors
