@@ -1,0 +1,82 @@
+"""Does a value fit a type annotation; if not, what is the remedy."""
+
+from __future__ import annotations
+
+import ast
+import collections.abc
+import difflib
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+
+class Mismatch(Exception):
+    """A value that does not fit its annotation; the message is the remedy."""
+
+
+def checked(value: Any, hint: Any) -> Any:
+    """`value` if it fits `hint` (an int where a float is due becomes one), else `Mismatch` with the remedy."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any:
+        return value
+    if origin in (typing.Union, types.UnionType):
+        remedies = []
+        for choice in sorted(arguments, key=lambda kind: kind is float):  # 3 stays an int where both fit
+            try:
+                return checked(value, choice)
+            except Mismatch as error:
+                remedies.append(str(error))
+        raise Mismatch(max(remedies, key=len))
+    if origin is typing.Literal:
+        if value in arguments and any(type(value) is type(choice) for choice in arguments):
+            return value
+        raise Mismatch(f"{nearest(str(value), map(str, arguments))}choose one of them")
+    if origin is tuple:
+        if not isinstance(value, tuple):
+            raise Mismatch("write a tuple in round brackets, (1, 2) or (1,)")
+        if len(arguments) == 2 and arguments[1] is Ellipsis:
+            return tuple(checked(item, arguments[0]) for item in value)
+        if len(arguments) != len(value):
+            raise Mismatch(f"give {len(arguments)} values, not {len(value)}")
+        return tuple(checked(item, kind) for item, kind in zip(value, arguments, strict=True))
+    if origin in (dict, collections.abc.Mapping):
+        if not isinstance(value, Mapping):
+            raise Mismatch("write a dictionary in curly brackets")
+        return {checked(key, arguments[0]): checked(item, arguments[1]) for key, item in value.items()}
+    kind = origin or hint
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(kind, type) or (
+        isinstance(value, kind) and (kind is bool or not isinstance(value, bool) or kind is object)
+    ):
+        return value
+    if isinstance(value, str) and kind in (int, float, bool):
+        raise Mismatch("write it without quotes" if _is_literal(value, kind) else f"give {name_of(kind)}")
+    if kind is str:
+        raise Mismatch("write it in quotes")
+    raise Mismatch(f"give {name_of(kind)}, not {type(value).__name__}")
+
+
+def _is_literal(text: str, kind: type) -> bool:
+    try:
+        return isinstance(ast.literal_eval(text), kind | int if kind is float else kind)
+    except (ValueError, SyntaxError):
+        return False
+
+
+def name_of(hint: Any) -> str:
+    if isinstance(hint, type) and not typing.get_args(hint):
+        return "None" if hint is type(None) else hint.__name__
+    if typing.get_origin(hint) is typing.Literal:
+        return "one of " + ", ".join(repr(choice) for choice in typing.get_args(hint))
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return " or ".join(name_of(choice) for choice in typing.get_args(hint))
+    if typing.get_origin(hint) is tuple:
+        return f"tuple[{', '.join('...' if kind is Ellipsis else name_of(kind) for kind in typing.get_args(hint))}]"
+    return str(hint).replace("typing.", "")
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f"did you mean {close[0]!r}? " if close else ""

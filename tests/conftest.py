@@ -1,0 +1,45 @@
+"""Settings that every test runs under."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+# Before the first import of jax: the CPU alone, and compiled programs kept between runs.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault(
+    "JAX_COMPILATION_CACHE_DIR",
+    str(Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "moshijax" / "test-compilation"),
+)
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+import pytest
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """`soak` tests run only when they are asked for by name: `-m soak`."""
+    if "soak" not in (config.option.markexpr or ""):
+        soak = [item for item in items if item.get_closest_marker("soak")]
+        config.hook.pytest_deselected(items=soak)
+        items[:] = [item for item in items if not item.get_closest_marker("soak")]
+
+
+@pytest.fixture
+def run_dir(tmp_path: Path) -> Path:
+    """An empty place for a run; the folder itself does not exist yet."""
+    return tmp_path / "run"
+
+
+@pytest.fixture
+def cli(capsys):
+    """Run one `moshijax` command line in this process: `code, out, err = cli("train", "recipe.gin")`."""
+    from moshijax.cli.main import run
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        code = run([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return call
