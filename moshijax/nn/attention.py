@@ -1,0 +1,255 @@
+"""Causal windowed self-attention with a ring cache, rotary positions and shared key/value heads.
+
+Heads are grouped: G key/value heads, each serving `R = kv_repeat` query heads. Whole sequences and single blocks give
+the same numbers; `ring="window"` alone deviates, in the way the PyTorch streaming path does.
+"""
+
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+from typing import TYPE_CHECKING
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from moshijax.errors import ConfigError
+from moshijax.nn import rope
+from moshijax.nn.projection import Linear
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Bool, Float, Int
+
+#: Whole sequences longer than this are attended in pieces, so that no `T x T` array is made.
+FULL_ATTENTION_LIMIT = 2048
+#: Bound on the scores held at once when attending in pieces, in values.
+SCORE_BUDGET = 1 << 26
+
+RINGS = ("exact", "window")
+
+
+def attend(
+    q_BTGRC: Array, k_BGSC: Array, v_BGSC: Array, mask: Bool[Array, "..."] | None, precision: str | None
+) -> Float[Array, "B T G R C"]:
+    """Softmax attention in float32; `mask` broadcasts to `[B, G, R, T, S]`, false = not attended."""
+    scores = jnp.einsum("btgrc,bgsc->bgrts", q_BTGRC, k_BGSC, precision=precision).astype(jnp.float32)
+    scores = scores / math.sqrt(q_BTGRC.shape[-1])
+    if mask is not None:
+        scores = jnp.where(mask, scores, jnp.finfo(jnp.float32).min)
+    weights = jax.nn.softmax(scores, axis=-1).astype(v_BGSC.dtype)
+    return jnp.einsum("bgrts,bgsc->btgrc", weights, v_BGSC, precision=precision)
+
+
+def window_mask(query: Int[Array, "*A T"], key: Int[Array, "*A S"], context: int | None) -> Bool[Array, "*A T S"]:
+    """True where a query may see a key: `0 <= query - key < context` and `key >= 0`, on absolute positions."""
+    distance = query[..., :, None] - key[..., None, :]
+    mask = (distance >= 0) & (key[..., None, :] >= 0)
+    return mask & (distance < context) if context is not None else mask
+
+
+def attend_sequence(
+    q_BTGRC: Array, k_BTGC: Array, v_BTGC: Array, context: int | None, precision: str | None
+) -> Float[Array, "B T G R C"]:
+    """Causal attention over a whole sequence, in pieces of bounded size when the sequence is long."""
+    B, T, G, R, _ = q_BTGRC.shape
+    k_BGTC, v_BGTC = (jnp.swapaxes(x, 1, 2) for x in (k_BTGC, v_BTGC))
+    windowed = context is not None and T > 2 * context
+    if T <= FULL_ATTENTION_LIMIT and not (windowed and T > 512):
+        position = jnp.arange(T)
+        return attend(q_BTGRC, k_BGTC, v_BGTC, window_mask(position, position, context), precision)
+
+    chunk = max(context, 64) if windowed else 256
+    pieces = -(-T // chunk)
+    pad = pieces * chunk - T
+    q = jnp.pad(q_BTGRC, ((0, 0), (0, pad)) + ((0, 0),) * 3).reshape(B, pieces, chunk, *q_BTGRC.shape[2:])
+    q = jnp.moveaxis(q, 1, 0)
+    if windowed:  # piece i sees pieces i - 1 and i only
+        span = 2 * chunk
+
+        def spans(x_BGTC: Array) -> Array:
+            padded = jnp.pad(x_BGTC, ((0, 0), (0, 0), (chunk, pad), (0, 0)))
+            halves = padded.reshape(B, G, pieces + 1, chunk, -1)
+            return jnp.moveaxis(jnp.concatenate([halves[:, :, :-1], halves[:, :, 1:]], axis=3), 2, 0)
+
+        keys, values = spans(k_BGTC), spans(v_BGTC)
+    else:
+        span, keys, values = T, None, None
+
+    @jax.checkpoint
+    def piece(inputs):
+        i, q_i, k_i, v_i = inputs
+        query = i * chunk + jnp.arange(chunk)
+        key = (i - 1) * chunk + jnp.arange(span) if windowed else jnp.arange(T)
+        mask = window_mask(query, key, context)
+        if not windowed:
+            k_i, v_i = k_BGTC, v_BGTC
+        return attend(q_i, k_i, v_i, mask, precision)
+
+    at_once = max(1, min(pieces, SCORE_BUDGET // (B * G * R * chunk * span)))
+    out = jax.lax.map(piece, (jnp.arange(pieces), q, keys, values), batch_size=at_once)
+    return jnp.moveaxis(out, 0, 1).reshape(B, pieces * chunk, *out.shape[3:])[:, :T]
+
+
+def ring_positions(end_B: Int[Array, " B"], capacity: int) -> Int[Array, "B S"]:
+    """Absolute position held by every slot once positions `0 .. end - 1` were written; negative where nothing is."""
+    slot = jnp.arange(capacity)
+    last = (end_B - 1)[:, None]
+    # The newest position p <= last with p = slot (mod capacity).
+    return last - (last - slot) % capacity
+
+
+def ring_write(
+    cache_BGSC: Array, new_BTGC: Array, offset_B: Int[Array, " B"], active_B: Bool[Array, " B"] | None
+) -> Array:
+    """Write T entries at slots `(offset + i) mod capacity`; frozen rows write back what the slots held."""
+    B, T = new_BTGC.shape[:2]
+    capacity = cache_BGSC.shape[2]
+    new_BTGC = new_BTGC.astype(cache_BGSC.dtype)
+    slot_BT = (offset_B[:, None] + jnp.arange(T)) % capacity
+    if B * T <= 4:
+        zero = jnp.zeros((), slot_BT.dtype)
+        for b in range(B):
+            for t in range(T):
+                start = (zero + b, zero, slot_BT[b, t], zero)
+                entry = new_BTGC[b, t][None, :, None, :]
+                if active_B is not None:
+                    old = jax.lax.dynamic_slice(cache_BGSC, start, entry.shape)
+                    entry = jnp.where(active_B[b], entry, old)
+                cache_BGSC = jax.lax.dynamic_update_slice(cache_BGSC, entry, start)
+        return cache_BGSC
+    row = jnp.arange(B)[:, None]
+    if active_B is not None:
+        new_BTGC = jnp.where(active_B[:, None, None, None], new_BTGC, cache_BGSC[row, :, slot_BT])
+    return cache_BGSC.at[row, :, slot_BT].set(new_BTGC, unique_indices=True)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention without biases: `[B, T, D] -> [B, T, D]`.
+
+    Streaming state: `k`, `v` `[B, G, capacity, C]` and `offset [B]`, the number of positions seen. `block` is the number
+    of positions that arrive together; the ring then holds `context + block - 1` positions, or `context` with
+    `ring="window"`, where the earlier positions of a block see fewer keys than they are entitled to
+    (`modules/transformer.py` of `moshi`).
+    """
+
+    dim: int
+    num_heads: int
+    kv_repeat: int = 1
+    context: int | None = None
+    causal: bool = True
+    rotary: str | None = "interleaved"
+    max_period: float = 10000.0
+    block: int = 1
+    ring: str = "exact"
+    init: str = "truncated_normal"
+    dtype: str = "float32"
+    param_dtype: str = "float32"
+    precision: str | None = "highest"
+
+    def setup(self) -> None:
+        settings = dict(init=self.init, dtype=self.dtype, param_dtype=self.param_dtype, precision=self.precision)
+        rows = (self.num_heads + 2 * self.groups) * self.head_dim
+        self.in_proj = Linear(self.dim, rows, ("heads", "embed"), **settings)
+        self.out_proj = Linear(self.dim, self.dim, ("embed", "heads"), **settings)
+
+    @property
+    def groups(self) -> int:
+        return self.num_heads // self.kv_repeat
+
+    @property
+    def head_dim(self) -> int:
+        return self.dim // self.num_heads
+
+    @property
+    def block_size(self) -> int:
+        return self.block
+
+    @property
+    def output_ratio(self) -> Fraction:
+        return Fraction(1)
+
+    @property
+    def receptive_field(self) -> int | None:
+        return self.context
+
+    @property
+    def capacity(self) -> int:
+        """Slots of the ring cache."""
+        if self.context is None or not self.causal:
+            raise ConfigError("context is None: streaming attention needs a causal window; set context")
+        return self.context if self.ring == "window" else self.context + self.block - 1
+
+    def _project(self, x: Array, positions: Array) -> tuple[Array, Array, Array]:
+        B, T, _ = x.shape
+        qkv = self.in_proj(x).reshape(B, T, self.groups, self.kv_repeat + 2, self.head_dim)
+        q, k, v = qkv[..., : self.kv_repeat, :], qkv[..., self.kv_repeat, :], qkv[..., self.kv_repeat + 1, :]
+        if self.rotary is not None:
+            cos, sin = rope.rotation(positions, self.head_dim, self.max_period)
+            cos, sin = cos[..., None, :], sin[..., None, :]
+            q = rope.rotate(q, cos[..., None, :], sin[..., None, :], interleaved=self.rotary == "interleaved")
+            k = rope.rotate(k, cos, sin, interleaved=self.rotary == "interleaved")
+        return q, k, v
+
+    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        B, T, _ = x.shape
+        q, k, v = self._project(x, jnp.arange(T))
+        if self.causal:
+            y = attend_sequence(q, k, v, self.context, self.precision)
+        else:
+            y = attend(q, jnp.swapaxes(k, 1, 2), jnp.swapaxes(v, 1, 2), None, self.precision)
+        return self.out_proj(y.reshape(B, T, self.dim))
+
+    def attend_cached(
+        self, cache: dict[str, Array], x: Float[Array, "B T D"], offset_B: Array, active_B: Array | None = None
+    ) -> tuple[dict[str, Array], Float[Array, "B T D"]]:
+        """Attend from new positions `offset ..` over the ring `cache` (`k`, `v`) and themselves; T in whole blocks."""
+        B, T, _ = x.shape
+        positions = offset_B[:, None] + jnp.arange(T)
+        q, k, v = self._project(x, positions)
+        if T == self.block:
+            cache, y = self._one_block(cache, q, k, v, offset_B, active_B)
+        else:
+
+            def blocks(a: Array) -> Array:
+                return jnp.moveaxis(a.reshape(B, T // self.block, self.block, *a.shape[2:]), 1, 0)
+
+            def body(carry, inputs):
+                cache, offset = carry
+                cache, y = self._one_block(cache, *inputs, offset, active_B)
+                return (cache, offset + self.block), y
+
+            (cache, _), y = jax.lax.scan(body, (cache, offset_B), (blocks(q), blocks(k), blocks(v)))
+            y = jnp.moveaxis(y, 0, 1)
+        return cache, self.out_proj(y.reshape(B, T, self.dim))
+
+    def _one_block(self, cache, q, k, v, offset_B, active_B):
+        cache = {"k": ring_write(cache["k"], k, offset_B, active_B), "v": ring_write(cache["v"], v, offset_B, active_B)}
+        query = offset_B[:, None] + jnp.arange(self.block)
+        key = ring_positions(offset_B + self.block, self.capacity)
+        mask = window_mask(query, key, self.context)[:, None, None]
+        return cache, attend(q, cache["k"], cache["v"], mask, self.precision)
+
+    @nn.nowrap
+    def init_cache(self, batch_size: int) -> dict[str, Array]:
+        shape = (batch_size, self.groups, self.capacity, self.head_dim)
+        return {"k": jnp.zeros(shape, jnp.dtype(self.dtype)), "v": jnp.zeros(shape, jnp.dtype(self.dtype))}
+
+    @nn.nowrap
+    def init_state(self, batch_size: int) -> dict[str, Array]:
+        return {**self.init_cache(batch_size), "offset": jnp.zeros((batch_size,), jnp.int32)}
+
+    def step(
+        self, state: dict[str, Array], x: Float[Array, "B T D"], active: Bool[Array, " B"] | None = None
+    ) -> tuple[dict[str, Array], Float[Array, "B T D"]]:
+        cache, y = self.attend_cached({"k": state["k"], "v": state["v"]}, x, state["offset"], active)
+        return {**cache, "offset": advance(state["offset"], x.shape[1], active)}, y
+
+    @nn.nowrap
+    def reset(self, state: dict[str, Array], rows: Bool[Array, " B"]) -> dict[str, Array]:
+        return {**state, "offset": jnp.where(rows, 0, state["offset"])}
+
+
+def advance(offset_B: Int[Array, " B"], steps: int, active_B: Bool[Array, " B"] | None) -> Int[Array, " B"]:
+    """Offsets after `steps` positions; frozen rows stay."""
+    return offset_B + steps if active_B is None else jnp.where(active_B, offset_B + steps, offset_B)

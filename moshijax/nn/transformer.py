@@ -1,0 +1,270 @@
+"""Pre-norm transformer stack: whole sequences with scan and remat for training, ring caches for streaming."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import TYPE_CHECKING, Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from moshijax.errors import ConfigError
+from moshijax.nn import rope
+from moshijax.nn.attention import RINGS, Attention, advance
+from moshijax.nn.mlp import ACTIVATIONS, MLP
+from moshijax.nn.norms import NORM_KINDS, Norm
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Bool, Float
+
+#: positional kind -> rotary pairing inside attention.
+POSITIONAL_KINDS: dict[str, str | None] = {
+    "rope": "interleaved",
+    "rope_concat": "split",
+    "sin": None,
+    "sin_rope": "interleaved",
+    "none": None,
+}
+
+REMAT_POLICIES: dict[str, Any] = {
+    "full": jax.checkpoint_policies.nothing_saveable,
+    "dots": jax.checkpoint_policies.dots_saveable,
+    "dots_no_batch": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+
+PRECISIONS = ("default", "high", "highest")
+
+
+def require(ok: bool, message: str) -> None:
+    """Raise `ConfigError(message)` unless `ok`."""
+    if not ok:
+        raise ConfigError(message)
+
+
+@dataclass(frozen=True)
+class TransformerConfig:
+    """A stack of identical layers. `hidden_dim` is the resolved width (see `mlp.hidden_width`).
+
+    `remat_policy`: None keeps all activations; "full" recomputes each layer, "dots" keeps matrix products,
+    "dots_no_batch" keeps those without batch axes.
+    """
+
+    dim: int
+    num_layers: int
+    num_heads: int
+    hidden_dim: int
+    gating: str = "none"
+    norm: str = "layer_norm"
+    positional_embedding: str = "rope"
+    max_period: float = 10000.0
+    positional_scale: float = 1.0
+    context: int | None = None
+    kv_repeat: int = 1
+    layer_scale: float | None = None
+    causal: bool = True
+    dtype: str = "float32"
+    param_dtype: str = "float32"
+    precision: str = "highest"
+    remat_policy: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("dim", "num_heads", "hidden_dim", "kv_repeat"):
+            value = getattr(self, name)
+            require(isinstance(value, int) and value >= 1, f"{name}={value!r}: must be a positive whole number")
+        require(
+            isinstance(self.num_layers, int) and self.num_layers >= 0, f"num_layers={self.num_layers!r}: must be >= 0"
+        )
+        heads = self.num_heads
+        require(
+            self.dim % heads == 0,
+            f"num_heads={heads} does not divide dim={self.dim}; use a divisor of {self.dim}, such as "
+            f"{max(d for d in range(1, heads + 1) if self.dim % d == 0)}",
+        )
+        require(
+            heads % self.kv_repeat == 0, f"kv_repeat={self.kv_repeat} does not divide num_heads={heads}; use a divisor"
+        )
+        for name, choices in (
+            ("gating", ("none", *ACTIVATIONS)),
+            ("norm", tuple(NORM_KINDS)),
+            ("positional_embedding", tuple(POSITIONAL_KINDS)),
+            ("precision", PRECISIONS),
+            ("remat_policy", (None, *REMAT_POLICIES)),
+        ):
+            value = getattr(self, name)
+            require(value in choices, f"{name}={value!r}: must be one of {', '.join(map(str, choices))}")
+        if POSITIONAL_KINDS[self.positional_embedding] is not None:
+            width = self.dim // heads
+            require(
+                width % 2 == 0, f"head width {width} = {self.dim}/{heads} is odd: rotary positions need an even one"
+            )
+        if self.positional_embedding.startswith("sin"):
+            require(
+                self.dim % 2 == 0 and self.dim >= 4,
+                f"dim={self.dim}: sinusoidal positions need an even dim of 4 or more",
+            )
+        require(
+            self.context is None or (isinstance(self.context, int) and self.context >= 1),
+            f"context={self.context!r}: must be None or a positive whole number",
+        )
+        for name in ("dtype", "param_dtype"):
+            value = getattr(self, name)
+            require(value in ("float32", "bfloat16", "float16"), f"{name}={value!r}: use float32, bfloat16 or float16")
+
+
+class LayerScale(nn.Module):
+    """Learnt factor per channel on a branch (CaiT, arXiv 2103.17239). Parameter `scale [D]`."""
+
+    dim: int
+    initial: float
+    param_dtype: str = "float32"
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
+        init = nn.with_logical_partitioning(nn.initializers.constant(self.initial), ("norm",))
+        return x * self.param("scale", init, (self.dim,), jnp.dtype(self.param_dtype)).astype(x.dtype)
+
+
+class TransformerLayer(nn.Module):
+    """`x + Attn(norm(x))`, then `x + MLP(norm(x))`, each branch optionally scaled per channel."""
+
+    config: TransformerConfig
+    block: int = 1
+    ring: str = "exact"
+
+    def setup(self) -> None:
+        c = self.config
+        self.norm1 = Norm(c.dim, c.norm, c.param_dtype)
+        self.attention = make_attention(c, self.block, self.ring)
+        self.norm2 = Norm(c.dim, c.norm, c.param_dtype)
+        self.mlp = MLP(c.dim, c.hidden_dim, c.gating, "truncated_normal", c.dtype, c.param_dtype, c.precision)
+        if c.layer_scale is not None:
+            self.layer_scale_1 = LayerScale(c.dim, c.layer_scale, c.param_dtype)
+            self.layer_scale_2 = LayerScale(c.dim, c.layer_scale, c.param_dtype)
+
+    def _scale(self, number: int, x: Array) -> Array:
+        if self.config.layer_scale is None:
+            return x
+        return self.layer_scale_1(x) if number == 1 else self.layer_scale_2(x)
+
+    def __call__(self, x: Float[Array, "B T D"]) -> tuple[Array, None]:
+        """Returns `(y, None)`, the carry form that `nn.scan` wants."""
+        x = nn.with_logical_constraint(x, ("batch", "time", "embed_act"))
+        x = x + self._scale(1, self.attention(self.norm1(x)))
+        x = x + self._scale(2, self.mlp(self.norm2(x)))
+        return nn.with_logical_constraint(x, ("batch", "time", "embed_act")), None
+
+    def step(self, cache: dict[str, Array], x: Array, offset_B: Array, active_B: Array | None) -> tuple[Any, Array]:
+        cache, update = self.attention.attend_cached(cache, self.norm1(x), offset_B, active_B)
+        x = x + self._scale(1, update)
+        return cache, x + self._scale(2, self.mlp(self.norm2(x)))
+
+
+def make_attention(c: TransformerConfig, block: int, ring: str) -> Attention:
+    """The attention layer that `config` describes."""
+    return Attention(
+        dim=c.dim,
+        num_heads=c.num_heads,
+        kv_repeat=c.kv_repeat,
+        context=c.context,
+        causal=c.causal,
+        rotary=POSITIONAL_KINDS[c.positional_embedding],
+        max_period=c.max_period,
+        block=block,
+        ring=ring,
+        dtype=c.dtype,
+        param_dtype=c.param_dtype,
+        precision=c.precision,
+    )
+
+
+class Transformer(nn.Module):
+    """The stack, without a final norm: `[B, T, D] -> [B, T, D]` in the compute dtype.
+
+    Parameters are `layers_0 ..` or, with `scan_layers`, `layers` with a leading layer axis. Streaming state:
+    `offset [B]` and, per layer, a ring cache (`layers`, a tuple). `block` positions arrive together.
+    """
+
+    config: TransformerConfig
+    block: int = 1
+    ring: str = "exact"
+    scan_layers: bool = False
+
+    def setup(self) -> None:
+        c = self.config
+        require(self.ring in RINGS, f"ring={self.ring!r}: must be one of {', '.join(RINGS)}")
+        layer = TransformerLayer
+        if c.remat_policy is not None:
+            layer = nn.remat(layer, policy=REMAT_POLICIES[c.remat_policy], prevent_cse=not self.scan_layers)
+        if self.scan_layers:
+            layer = nn.scan(
+                layer,
+                variable_axes={"params": 0},
+                split_rngs={"params": True},
+                length=c.num_layers,
+                metadata_params={nn.PARTITION_NAME: "layers"},
+            )
+            self.layers = layer(c, self.block, self.ring)
+        else:
+            self.layers = [layer(c, self.block, self.ring) for _ in range(c.num_layers)]
+
+    @property
+    def block_size(self) -> int:
+        return self.block
+
+    @property
+    def output_ratio(self) -> Fraction:
+        return Fraction(1)
+
+    @property
+    def receptive_field(self) -> int | None:
+        """Input positions that can reach an output: each layer adds its window."""
+        c = self.config
+        return None if c.context is None or not c.causal else c.num_layers * (c.context - 1) + 1
+
+    def _embed_positions(self, x: Array, positions: Array) -> Array:
+        c = self.config
+        x = x.astype(jnp.dtype(c.dtype))
+        if c.positional_embedding.startswith("sin"):
+            x = x + c.positional_scale * rope.sinusoid(positions, c.dim, c.max_period).astype(x.dtype)
+        return x
+
+    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        x = self._embed_positions(x, jnp.arange(x.shape[1]))
+        if self.scan_layers:
+            return self.layers(x)[0] if self.config.num_layers else x
+        for layer in self.layers:
+            x, _ = layer(x)
+        return x
+
+    @nn.nowrap
+    def init_state(self, batch_size: int) -> dict[str, Any]:
+        attention = make_attention(self.config, self.block, self.ring)
+        return {
+            "offset": jnp.zeros((batch_size,), jnp.int32),
+            "layers": tuple(attention.init_cache(batch_size) for _ in range(self.config.num_layers)),
+        }
+
+    def step(
+        self, state: dict[str, Any], x: Float[Array, "B T D"], active: Bool[Array, " B"] | None = None
+    ) -> tuple[dict[str, Any], Float[Array, "B T D"]]:
+        offset = state["offset"]
+        x = self._embed_positions(x, offset[:, None] + jnp.arange(x.shape[1]))
+        caches = []
+        for i, cache in enumerate(state["layers"]):
+            cache, x = self._layer_step(i, cache, x, offset, active)
+            caches.append(cache)
+        return {"offset": advance(offset, x.shape[1], active), "layers": tuple(caches)}, x
+
+    def _layer_step(self, i: int, cache: Any, x: Array, offset: Array, active: Array | None) -> tuple[Any, Array]:
+        if not self.scan_layers:
+            return self.layers[i].step(cache, x, offset, active)
+        # Right but slow: slices the stacked parameters. Inference unstacks them before jit.
+        params = jax.tree.map(lambda leaf: leaf[i], nn.meta.unbox(self.layers.variables["params"]))
+        layer = TransformerLayer(self.config, self.block, self.ring, parent=None)
+        return layer.apply({"params": params}, cache, x, offset, active, method="step")
+
+    @nn.nowrap
+    def reset(self, state: dict[str, Any], rows: Bool[Array, " B"]) -> dict[str, Any]:
+        return {**state, "offset": jnp.where(rows, 0, state["offset"])}
