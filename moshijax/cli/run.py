@@ -1,0 +1,51 @@
+"""`moshijax run`: a recorded call played through an exported artifact."""
+
+from __future__ import annotations
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from moshijax.export.manifest import PLATFORMS
+
+
+@click.command()
+@click.argument("artifact", type=click.Path())
+@click.option("--user", required=True, type=click.Path(), help="Recording of the user.")
+@click.option("--out", type=click.Path(), help="Stereo WAV to write: left the model, right the user.")
+@click.option("--text-out", type=click.Path(), help="JSON to write: text, words with times, tokens, frame timings.")
+@click.option("--as-heard", is_flag=True, help="Add the delay of a live call to the model's channel.")
+@click.option("--channel", type=click.Choice(["left", "right"]), help="The user's channel in a stereo recording.")
+@click.option("--tail", "tail_seconds", default=0.0, show_default=True, help="Seconds of silence after the recording.")
+@click.option("--seed", default=0, show_default=True, help="Seed of all sampling.")
+@click.option("--temperature", type=float, help="Audio temperature; 0 is greedy. Default: the artifact's.")
+@click.option("--text-temperature", type=float, help="Text temperature; 0 is greedy.")
+@click.option("--top-k", type=int, help="Audio top-k; 0 is off.")
+@click.option("--text-top-k", type=int, help="Text top-k; 0 is off.")
+@click.option("--pad-bonus", type=float, help="Added to the text logit of PAD: above 0 the model says less.")
+@click.option("--batch", type=int, help="Which of the artifact's batch sizes to run. Default: the smallest.")
+@click.option("--platform", type=click.Choice(PLATFORMS), help="Where to run. Default: what jax finds here.")
+def command(artifact: str, user: str, out: str | None, **options) -> None:
+    """Play a recorded user channel through ARTIFACT, frame by frame, as a live call would.
+
+    Writes the call as stereo audio and prints the model's words with their times and how the steps kept up with real
+    time. The same without click and rich: python -m moshijax.export.runtime ARTIFACT --user IN.wav --out OUT.wav
+
+    \b
+    Example:
+      moshijax run runs/first/artifact --user question.wav --out reply.wav --text-out reply.json
+    """
+    from moshijax.export import call
+    from moshijax.export.runtime import SAMPLING_INPUTS
+
+    sampling = {name: value for name in SAMPLING_INPUTS if (value := options.pop(name)) is not None}
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("loading", total=None)
+
+        def progress(done: int, total: int) -> None:
+            bar.update(task, description="playing", completed=done, total=total)
+
+        result = call.run(artifact, user, out, sampling=sampling, progress=progress, **options)
+    for line in call.report_lines(result):
+        click.echo(line)

@@ -1,0 +1,103 @@
+"""The artifact on disk: `artifact.json`, what it promises about the other files, and the checks that it keeps them.
+
+Imported by the builder and by the runtime: only the standard library and `moshijax.errors` here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from moshijax.errors import ConfigError, DataError
+
+FORMAT = "moshijax-artifact"
+SCHEMA_VERSION = 1
+MANIFEST = "artifact.json"
+WEIGHTS = "weights.safetensors"
+TEXT_PIECES = "text_pieces.json"
+
+# The jax versions that programs of this schema were run on: from the first, before the second.
+TRIED_JAX = ("0.10.2", "0.13")
+
+PLATFORMS = ("cpu", "cuda", "tpu")
+
+
+def program_file(program: str, platform: str, batch: int) -> str:
+    """File name of one exported program, for example `step.cpu.b1.jaxexp`."""
+    return f"{program}.{platform}.b{batch}.jaxexp"
+
+
+def file_record(path: Path) -> dict[str, Any]:
+    """Size and sha256 of one file, as `artifact.json` lists it."""
+    with path.open("rb") as file:
+        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+
+
+def read(artifact: str | Path) -> dict[str, Any]:
+    """Read `artifact.json` of the directory `artifact`.
+
+    Raises: ConfigError if the path is not an artifact directory; DataError if `artifact.json` is damaged or of
+    another schema.
+    """
+    artifact = Path(artifact)
+    path = artifact / MANIFEST
+    if not artifact.exists():
+        raise ConfigError(
+            f"no artifact at {artifact}: the path does not exist; `moshijax export SRC ARTIFACT` writes one"
+        )
+    if not path.is_file():
+        raise ConfigError(
+            f"{artifact} is not an artifact directory (it holds no {MANIFEST}); `moshijax export` writes one"
+        )
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise DataError(f"{path} is damaged ({error}); copy the artifact again or export it anew") from None
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise DataError(f"{path} does not describe a {FORMAT}; give the directory that `moshijax export` wrote")
+    if manifest.get("schema_version") != SCHEMA_VERSION:
+        raise DataError(
+            f"{path} has schema version {manifest.get('schema_version')!r}, this moshijax reads {SCHEMA_VERSION}; "
+            "export again from the training run with this version of moshijax"
+        )
+    return manifest
+
+
+def check_file(artifact: Path, manifest: dict[str, Any], name: str, digest: bool = True) -> Path:
+    """The path of a listed file after its size and, with `digest`, its sha256 were found right. Raises: DataError."""
+    path = artifact / name
+    expected = manifest["files"].get(name)
+    if expected is None:
+        raise DataError(f"{name} is not listed in {artifact / MANIFEST}; export the artifact anew")
+    if not path.is_file():
+        raise DataError(f"{path} is missing; copy the artifact again, all {len(manifest['files']) + 1} files of it")
+    size = path.stat().st_size
+    if size < expected["bytes"]:
+        raise DataError(
+            f"{path} is incomplete: expected {expected['bytes']} bytes, got {size}; copy the artifact again"
+        )
+    if size != expected["bytes"] or (digest and file_record(path)["sha256"] != expected["sha256"]):
+        raise DataError(
+            f"{path} differs from what was exported (sha256 {expected['sha256'][:12]}..., {expected['bytes']} bytes, in "
+            f"{MANIFEST}); copy the artifact again or export it anew"
+        )
+    return path
+
+
+def version_tuple(version: str) -> tuple[int, ...]:
+    """Leading numbers of a version: '0.10.2' -> (0, 10, 2); pre-release suffixes are dropped."""
+    match = re.match(r"\d+(\.\d+)*", version)
+    return tuple(int(part) for part in match.group().split(".")) if match else ()
+
+
+def check_jax(artifact: Path, manifest: dict[str, Any], version: str) -> None:
+    """Refuse a jax outside the range the artifact was tried on, and say how to rebuild it. Raises: ConfigError."""
+    first, before = manifest["jax"]["tried"]
+    if not version_tuple(first) <= version_tuple(version) < version_tuple(before):
+        raise ConfigError(
+            f"jax {version} is outside the range {artifact} was tried on (>= {first}, < {before}); rebuild it from itself "
+            f"with a moshijax for this jax: moshijax export {artifact} {artifact}-new"
+        )
