@@ -52,7 +52,7 @@ def _read_soundfile(path: Path) -> tuple[np.ndarray, int]:
         import soundfile
     except ImportError:
         raise MoshijaxError(
-            f"{path} is not a 16-bit PCM WAV and soundfile is not installed to read it: pip install soundfile, or convert it"
+            f"{path} is not a 16-bit PCM WAV, other formats need soundfile: pip install soundfile, or convert it"
         ) from None
     try:
         return soundfile.read(path, dtype="float32", always_2d=True)
@@ -89,7 +89,7 @@ def resample(audio: Float[np.ndarray, " N"], rate: int, to_rate: int) -> Float[n
 
 
 def write(path: str | Path, audio: Float[np.ndarray, "N channels"], sample_rate: int) -> None:
-    """Write 16-bit PCM WAV; samples outside [-1, 1] are clipped. Raises: MoshijaxError if the file cannot be written."""
+    """Write 16-bit PCM WAV; samples outside [-1, 1] are clipped. Raises: MoshijaxError if that fails."""
     path = Path(path)
     data = (np.clip(audio, -1.0, 1.0) * 32767.0).round().astype("<i2")
     partial = path.with_name(path.name + ".partial")

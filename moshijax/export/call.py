@@ -67,10 +67,10 @@ def play(
     prompts: Sequence[np.ndarray | None] | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> tuple[list[Call], Timing]:
-    """Play any number of calls, `program.batch` of them at a time; a row is given to the next call as soon as it is free.
+    """Play any number of calls, `program.batch` at a time; a free row is given to the next call at once.
 
-    waveforms: each call's user channel at the program's sample rate, any length > 0; padded with silence to whole frames,
-    after `tail_seconds` of silence in which the model may still answer. seeds: one per call (default 0, 1, ...).
+    waveforms: each call's user channel at the program's sample rate, any length > 0; padded with silence to whole
+    frames, after `tail_seconds` of silence in which the model may still answer. seeds: one per call (default 0, 1, ...).
     sampling: one mapping for all calls, or one per call. progress is told (frames done, frames in all).
     A call's result does not depend on the others in the batch. Returns the calls in order, and the step times.
     Raises: ConfigError if the artifact takes no audio.
@@ -155,7 +155,7 @@ def _whole_frames(waveform: np.ndarray, tail: int, size: int) -> np.ndarray:
 def words_of(program: Program, tokens: Iterable[int]) -> list[tuple[str, float, float]]:
     """Words with their start and end in seconds of grid time, from one text token per frame.
 
-    A piece that begins with the SentencePiece word mark starts a word; PAD, EPAD, BOS, EOS and UNGENERATED carry no text.
+    A piece that begins with the SentencePiece word mark starts a word; PAD, EPAD, BOS, EOS and UNGENERATED are no text.
     """
     frame = program.frame_size / program.sample_rate
     special = set(program.manifest["text"]["special"].values())
@@ -191,7 +191,7 @@ def stereo(program: Program, call: Call, as_heard: bool = False) -> Float[np.nda
 
 
 def transcript(program: Program, call: Call) -> dict:
-    """The model's text as JSON values: text, words with times in seconds, and the token of every frame that is not PAD."""
+    """The model's text as JSON values: text, words with times in seconds, and every token that is not PAD."""
     words = words_of(program, call.text_tokens)
     pad = program.manifest["text"]["special"]["pad"]
     tokens = [
@@ -224,8 +224,8 @@ def run(
 ) -> dict:
     """Play one recording through an artifact, frame by frame, and write the stereo call and its text.
 
-    Returns {"transcript", "timing", "frames", "out"}: what `moshijax run` prints. batch: the program to use (default: the
-    smallest in the artifact). Raises: ConfigError, DataError, MoshijaxError as `runtime.load`, `audio.read` and `play`.
+    Returns {"transcript", "timing", "frames", "out"}: what `moshijax run` prints. batch: the program to use (default:
+    the smallest in the artifact). Raises: ConfigError, DataError, MoshijaxError as `runtime.load`, `audio.read` and `play`.
     """
     manifest = runtime.manifests.read(artifact)
     for path in filter(None, (out, text_out)):
@@ -306,7 +306,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             platform=options.platform,
         )
     except MoshijaxError as error:
-        print(f"error: {error}", file=sys.stderr)
+        sys.stderr.write(f"error: {error}\n")
         return error.exit_code
-    print("\n".join(report_lines(result)))
+    sys.stdout.write("\n".join(report_lines(result)) + "\n")
     return 0

@@ -81,7 +81,7 @@ def check_file(artifact: Path, manifest: dict[str, Any], name: str, digest: bool
         )
     if size != expected["bytes"] or (digest and file_record(path)["sha256"] != expected["sha256"]):
         raise DataError(
-            f"{path} differs from what was exported (sha256 {expected['sha256'][:12]}..., {expected['bytes']} bytes, in "
+            f"{path} differs from what was exported ({expected['bytes']} bytes, sha256 {expected['sha256'][:12]}... in "
             f"{MANIFEST}); copy the artifact again or export it anew"
         )
     return path
@@ -98,6 +98,6 @@ def check_jax(artifact: Path, manifest: dict[str, Any], version: str) -> None:
     first, before = manifest["jax"]["tried"]
     if not version_tuple(first) <= version_tuple(version) < version_tuple(before):
         raise ConfigError(
-            f"jax {version} is outside the range {artifact} was tried on (>= {first}, < {before}); rebuild it from itself "
-            f"with a moshijax for this jax: moshijax export {artifact} {artifact}-new"
+            f"jax {version} is outside the range {artifact} was tried on (>= {first}, < {before}); rebuild it from "
+            f"itself with a moshijax for this jax: moshijax export {artifact} {artifact}-new"
         )

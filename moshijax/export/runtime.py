@@ -90,8 +90,8 @@ def load(artifact: str | Path, batch: int, platform: str | None = None, verify: 
         )
     if batch not in manifest["batches"]:
         raise ConfigError(
-            f"{artifact} was made for batch sizes {', '.join(map(str, manifest['batches']))}, not for {batch}; rebuild it "
-            f"from itself: moshijax export {artifact} {artifact}-b{batch} --batch {batch}"
+            f"{artifact} was made for batch sizes {', '.join(map(str, manifest['batches']))}, not for {batch}; rebuild "
+            f"it from itself: moshijax export {artifact} {artifact}-b{batch} --batch {batch}"
         )
     return Program(artifact, manifest, batch, platform, verify)
 
@@ -231,7 +231,7 @@ class Program:
         return self._step_rows(*args, active=active)
 
     def check_sampling(self, sampling: Mapping[str, float]) -> dict[str, float]:
-        """The artifact's sampling defaults updated by `sampling`, every value within its limits. Raises: ConfigError."""
+        """The artifact's sampling defaults updated by `sampling`, all within their limits. Raises: ConfigError."""
         for name in sampling:
             if name not in SAMPLING_INPUTS:
                 near = difflib.get_close_matches(name, SAMPLING_INPUTS, n=1)
