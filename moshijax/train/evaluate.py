@@ -1,0 +1,64 @@
+"""Evaluation inside a run. Evaluators come from outside; the loss on held-out batches is the built-in one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from moshijax.train.experiment import ExperimentConfig
+from moshijax.train.feed import put
+from moshijax.train.metrics import Interval
+from moshijax.train.state import StatePlan
+from moshijax.train.steps import LOSS, batch_shardings, with_rows
+from moshijax.train.task import Source, Task
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What an evaluator sees: steps done, the model's config, and its parameters (the running average, if kept)."""
+
+    step: int
+    model_config: Any
+    params: Any
+    model_state: Any
+
+
+Evaluator = Callable[[Snapshot], Mapping[str, float]]
+
+
+class HeldOutLoss:
+    """Evaluator: the losses of the audio steps on held-out batches 0, 1, ..., without gradients."""
+
+    def __init__(self, task: Task, experiment: ExperimentConfig, plan: StatePlan, source: Source, mesh: Mesh) -> None:
+        self._source, self._count = source, experiment.eval_batches
+        first = source.batch(0)
+        self._where = batch_shardings(first, mesh, 1)
+        names: list[str] = []
+
+        def losses(params: Any, model_state: Any, batch: Mapping[str, jax.Array]) -> jax.Array:
+            denominators = task.denominators("eval", batch)
+            parts = task.loss("eval", params, model_state, with_rows(batch), denominators, jax.random.key(0))
+            sums = {LOSS: (parts.loss, 1.0), **parts.sums}
+            names[:] = list(sums)
+            return jnp.stack([jnp.stack([jnp.asarray(x, jnp.float32) for x in pair]) for pair in sums.values()])
+
+        replicated = NamedSharding(mesh, PartitionSpec())
+        where = plan.shardings
+        jitted = jax.jit(losses, in_shardings=(where.params, where.model_state, self._where), out_shardings=replicated)
+        abstract = {k: jax.ShapeDtypeStruct(np.shape(x), x.dtype, sharding=self._where[k]) for k, x in first.items()}
+        self._run = jitted.lower(plan.abstract.params, plan.abstract.model_state, abstract).compile()
+        self._names = tuple(names)
+
+    def __call__(self, snapshot: Snapshot) -> dict[str, float]:
+        interval = Interval()
+        for n in range(self._count):
+            packed = self._run(snapshot.params, snapshot.model_state, put(self._source.batch(n), self._where))
+            pairs = zip(self._names, jax.device_get(packed), strict=True)
+            interval.add("eval", {name: (float(a), float(b)) for name, (a, b) in pairs})
+        return interval.means()

@@ -1,0 +1,310 @@
+"""The training loop: one fixed order, written once.
+
+For n = start, start + 1, ...: stop if a signal asked for it; maybe evaluate; maybe checkpoint; dispatch step n; log step
+n - 1. The device always has the next step before the host looks at the last one, and nothing else makes the host wait.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from moshijax.errors import MoshijaxError, Stopped
+from moshijax.train import run_dir as files
+from moshijax.train import sharding
+from moshijax.train.checkpoint import Checkpointer, load_run
+from moshijax.train.evaluate import Evaluator, HeldOutLoss, Snapshot
+from moshijax.train.experiment import ExperimentConfig
+from moshijax.train.feed import Fed, Feed
+from moshijax.train.flops import peak_flops
+from moshijax.train.metrics import Interval, Writer, readable
+from moshijax.train.run_dir import RunDir
+from moshijax.train.signals import StopSignal
+from moshijax.train.state import StatePlan, TrainState, plan_state
+from moshijax.train.steps import NONFINITE, Program, batch_shardings, compile_step
+
+log = logging.getLogger(__name__)
+
+MAX_NONFINITE = 3
+PREFIX = {"audio": "train", "text": "train_text"}
+
+# Called after every logged step with (steps done, all steps, values of the line or {} between lines).
+Progress = Callable[[int, int, Mapping[str, float]], None]
+
+
+@dataclass
+class _Clock:
+    """Wall time of an interval without the first step after a start, evaluations and checkpoints."""
+
+    running: float = 0.0
+    waited: float = 0.0
+    steps: int = 0
+    flops: float = 0.0
+    amounts: dict[str, float] = field(default_factory=dict)
+    _since: float | None = None
+
+    def pause(self) -> None:
+        self._since = None
+
+    def step(self, program: Program, waited: float, amounts: Mapping[str, float]) -> None:
+        now = time.perf_counter()
+        if self._since is not None:
+            self.running += now - self._since
+            self.waited += waited
+            self.steps += 1
+            self.flops += program.flops
+            for name, amount in amounts.items():
+                self.amounts[name] = self.amounts.get(name, 0.0) + amount
+        self._since = now
+
+    def values(self, steps_left: int, peak: float) -> dict[str, float]:
+        """Rates of the interval, and a fresh start."""
+        if not self.steps or not self.running:
+            return {}
+        found = {f"throughput/{name}": amount / self.running for name, amount in self.amounts.items()}
+        found |= {
+            "throughput/mfu": self.flops / self.running / peak,
+            "time/step": self.running / self.steps,
+            "time/data_wait_share": self.waited / self.running,
+            "time/left": steps_left * self.running / self.steps,
+        }
+        self.running, self.waited, self.steps, self.flops, self.amounts = 0.0, 0.0, 0, 0.0, {}
+        return found
+
+
+@dataclass
+class _Run:
+    """One process's part of a run: what the loop needs, put together before the first step."""
+
+    experiment: ExperimentConfig
+    files: RunDir
+    plan: StatePlan
+    programs: dict[str, Program]
+    checkpointer: Checkpointer
+    writer: Writer
+    evaluators: Sequence[Evaluator]
+    progress: Progress
+    interval: Interval
+    peak: float
+    clock: _Clock = field(default_factory=_Clock)
+    bad: list[dict[str, Any]] = field(default_factory=list)
+
+    def save(self, state: TrainState, step: int) -> None:
+        self.checkpointer.save(state, step, {"step": step, "interval": self.interval.save()})
+        self.clock.pause()
+
+    def evaluate(self, state: TrainState, step: int) -> None:
+        config = self.experiment.task.model_config()
+        snapshot = Snapshot(step, config, state.ema or state.params, state.model_state)
+        values: dict[str, float] = {}
+        for evaluator in self.evaluators:
+            values |= evaluator(snapshot)
+        if values:
+            self.writer.write(step, values)
+            log.info("step %d  %s", step, "  ".join(f"{name} {value:.4g}" for name, value in values.items()))
+        self.clock.pause()
+
+    def logged(self, step: int, fed: Fed, packed: jax.Array) -> None:
+        """Take in the metrics of a step (this waits for it).
+
+        Raises:
+          _NonFinite: it was the third non-finite step in a row.
+        """
+        program, experiment = self.programs[fed.program], self.experiment
+        sums = program.unpack(packed)
+        done = step + 1
+        in_a_row = int(sums.pop(NONFINITE)[0])
+        amounts = experiment.task.amounts(fed.program, fed.batch)
+        self.clock.step(program, fed.waited, amounts)
+        if in_a_row:
+            self.bad = [*self.bad, {"step": step, "program": fed.program, "batch": fed.index}][-MAX_NONFINITE:]
+            log.warning(
+                "step %d was not finite: update skipped (batch %d of the %s data)", step, fed.index, fed.program
+            )
+            self.interval.add("skipped", {"steps": (1.0, 1.0)})
+            if in_a_row >= MAX_NONFINITE:
+                raise _NonFinite
+        else:
+            self.interval.add(PREFIX[fed.program], sums)
+        values: dict[str, float] = {}
+        if done % experiment.log_every == 0 or done == experiment.steps:
+            values = self.interval.means() | self.clock.values(experiment.steps - done, self.peak)
+            self.interval.clear()
+            self.writer.write(done, values)
+            log.info("%s", readable(done, experiment.steps, values))
+        self.progress(done, experiment.steps, values)
+
+
+class _NonFinite(Exception):
+    """Too many non-finite steps in a row."""
+
+
+def train(
+    experiment: ExperimentConfig,
+    run_dir: str | Path,
+    *,
+    evaluators: Sequence[Evaluator] = (),
+    recipe: str | None = None,
+    progress: Progress = lambda done, steps, values: None,
+) -> None:
+    """Train, or go on where the run directory's last complete checkpoint is.
+
+    Args:
+      evaluators: run every `eval_every` steps and at the end, besides the loss on `eval_data`.
+      recipe: gin text of the whole experiment, kept in the run directory.
+
+    Raises:
+      ConfigError: an impossible experiment, or a run directory of another one.
+      DataError: data or a checkpoint that cannot be used.
+      Stopped: SIGTERM or SIGINT; a checkpoint of the last step boundary is complete.
+      MoshijaxError: three non-finite steps in a row, or a full disk.
+    """
+    run = RunDir(Path(run_dir))
+    with StopSignal() as stop, contextlib.ExitStack() as stack:
+        mesh = sharding.make_mesh(experiment.mesh)
+        stack.enter_context(sharding.context(mesh))
+        task = experiment.task
+        plan = plan_state(task, experiment, mesh)
+        sources = task.sources(experiment)
+        batches = {program: sources[program].batch(0) for program in plan.optimizers}
+        where = {program: batch_shardings(batch, mesh, experiment.microbatches) for program, batch in batches.items()}
+        run.claim(experiment, (task.kind, task.model_config()), recipe)
+        task.save_assets(experiment, run.path)
+        checkpointer = stack.enter_context(contextlib.closing(Checkpointer(run, experiment.keep_checkpoints)))
+        programs = {p: compile_step(task, experiment, plan, p, batch, mesh) for p, batch in batches.items()}
+        state, start, interval = _first_state(experiment, plan, checkpointer)
+        if start >= experiment.steps:
+            log.info("%s is complete: %d steps done", run.path, start)
+            return
+        if "eval" in sources:
+            evaluators = [HeldOutLoss(task, experiment, plan, sources["eval"], mesh), *evaluators]
+        writer = stack.enter_context(contextlib.closing(Writer(run.metrics, run.path / files.TENSORBOARD, start)))
+        peak = peak_flops(jax.devices()[0]) * jax.device_count()
+        feed = Feed(sources, where, experiment.text_ratio, start, experiment.steps)
+        stack.enter_context(contextlib.closing(feed))
+        _describe(run, state, programs, start)
+        whole = _Run(
+            experiment, run, plan, programs, checkpointer, writer, evaluators, progress, Interval(interval), peak
+        )
+        with jax.transfer_guard("disallow"):
+            _loop(whole, state, start, feed, stop)
+
+
+def _loop(run: _Run, state: TrainState, start: int, feed: Feed, stop: StopSignal) -> None:
+    experiment = run.experiment
+    pending: tuple[int, Fed, jax.Array] | None = None
+
+    def settle() -> None:
+        nonlocal pending
+        last, pending = pending, None
+        if last is not None:
+            run.logged(*last)
+
+    try:
+        for step in range(start, experiment.steps):
+            if stop.requested(step):
+                settle()
+                _stop(run, state, step, start, stop)
+            if step > start and step % experiment.eval_every == 0 and run.evaluators:
+                settle()
+                run.evaluate(state, step)
+            if step > start and step % experiment.checkpoint_every == 0:
+                settle()
+                run.save(state, step)
+            fed = feed.get(step)
+            with jax.profiler.StepTraceAnnotation(fed.program, step_num=step):
+                state, packed = run.programs[fed.program].run(state, fed.batch)
+            settle()
+            pending = (step, fed, packed)
+        settle()
+    except _NonFinite:
+        _stop_non_finite(run, state)
+    run.save(state, experiment.steps)
+    if run.evaluators:
+        run.evaluate(state, experiment.steps)
+    run.checkpointer.wait()
+
+
+def _stop(run: _Run, state: TrainState, step: int, start: int, stop: StopSignal) -> None:
+    name = stop.name or "preemption"
+    if step == start:
+        raise Stopped(f"stopped by {name} before the first step; the same command starts again")
+    run.save(state, step)
+    run.checkpointer.wait()
+    raise Stopped(f"stopped by {name} after {step} steps, which are saved; the same command continues")
+
+
+def _stop_non_finite(run: _Run, state: TrainState) -> None:
+    done = int(jax.device_get(state.step))
+    run.save(state, done)
+    run.checkpointer.wait()
+    files.write_json(run.files.path / files.NONFINITE, run.bad)
+    named = ", ".join(f"{b['step']} ({b['program']} batch {b['batch']})" for b in run.bad)
+    raise MoshijaxError(
+        f"steps {named} were not finite, {MAX_NONFINITE} in a row; the last good parameters are saved and the batches "
+        f"written to {run.files.path / files.NONFINITE}; look at them, or lower the learning rate in a new run"
+    )
+
+
+def _first_state(
+    experiment: ExperimentConfig, plan: StatePlan, checkpointer: Checkpointer
+) -> tuple[TrainState, int, Mapping[str, Any] | None]:
+    """State, steps done and saved log sums: of the run's last checkpoint, else of `init_from`, else fresh."""
+    latest = checkpointer.latest()
+    if latest is not None:
+        state, meta = checkpointer.restore(latest, plan.abstract)
+        return state, latest, meta["interval"]
+    state = plan.create(experiment.seed)
+    if experiment.init_from is not None:
+        state = _with_parameters_of(experiment.init_from, state, plan)
+    return state, 0, None
+
+
+def _with_parameters_of(source: str, state: TrainState, plan: StatePlan) -> TrainState:
+    from moshijax.train.checkpoint import _raise_on_mismatch
+
+    kind, _, found, _ = load_run(source)
+    model = {"params": found["params"], "model_state": found["codebooks"]} if kind == "codec" else {"params": found}
+    model.setdefault("model_state", {})
+    _raise_on_mismatch(Path(source), {"params": state.params, "model_state": state.model_state}, model)
+    params = jax.device_put(model["params"], plan.shardings.params)
+    ema = jax.device_put(model["params"], plan.shardings.params) if state.ema else {}
+    model_state = jax.device_put(model["model_state"], plan.shardings.model_state)
+    return state.replace(params=params, model_state=model_state, ema=ema)
+
+
+def _describe(run: RunDir, state: TrainState, programs: Mapping[str, Program], start: int) -> None:
+    count = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    log.info("%s: %.3g M parameters, %s at step %d", run.path, count / 1e6, "resumed" if start else "starting", start)
+    for name, program in programs.items():
+        log.info(
+            "%s step: %.3g GFLOP, %.0f MB of temporary memory", name, program.flops / 1e9, program.memory_bytes / 1e6
+        )
+
+
+@contextlib.contextmanager
+def progress_bar(description: str) -> Iterator[Progress]:
+    """A bar on the terminal for `train(progress=...)`; nothing where the output is no terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield lambda done, steps, values: None
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
+    with Progress(*columns, TimeRemainingColumn(), TextColumn("{task.fields[loss]}"), console=console) as bar:
+        task = bar.add_task(description, total=None, loss="")
+
+        def update(done: int, steps: int, values: Mapping[str, float]) -> None:
+            loss = {"loss": f"loss {values['train/loss']:.3f}"} if "train/loss" in values else {}
+            bar.update(task, completed=done, total=steps, **loss)
+
+        yield update

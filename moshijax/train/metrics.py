@@ -1,0 +1,120 @@
+"""What a run reports: sums over a log interval, one JSON line and one readable line each, and TensorBoard."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+log = logging.getLogger(__name__)
+
+
+class Interval:
+    """Weighted means over the steps since the last line. It is saved with a checkpoint, so that the numbers of a
+    resumed run are those of one that never stopped."""
+
+    def __init__(self, saved: Mapping[str, Any] | None = None) -> None:
+        self._sums: dict[str, list[float]] = {name: list(pair) for name, pair in (saved or {}).items()}
+
+    def add(self, prefix: str, sums: Mapping[str, tuple[float, float]]) -> None:
+        for name, (numerator, denominator) in sums.items():
+            total = self._sums.setdefault(f"{prefix}/{name}", [0.0, 0.0])
+            total[0] += numerator
+            total[1] += denominator
+
+    def means(self) -> dict[str, float]:
+        """Name -> mean; a metric without any weight (no such target in the interval) is left out."""
+        return {name: a / b for name, (a, b) in self._sums.items() if b}
+
+    def save(self) -> dict[str, list[float]]:
+        return {name: list(pair) for name, pair in self._sums.items()}
+
+    def clear(self) -> None:
+        self._sums.clear()
+
+
+class Writer:
+    """metrics.jsonl and TensorBoard event files of a run. Lines after the step at which a run resumes are dropped
+    first: they will be written again."""
+
+    def __init__(self, metrics: Path, tensorboard: Path, step: int) -> None:
+        self._path = metrics
+        _drop_later(metrics, step)
+        self._file = metrics.open("a", encoding="utf-8")
+        self._board = _tensorboard(tensorboard, step)
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """One line {"step": ..., name: value, ...}; values that are not finite become null."""
+        plain = {name: float(f"{value:.7g}") if math.isfinite(value) else None for name, value in values.items()}
+        self._file.write(json.dumps({"step": step, **plain}) + "\n")
+        self._file.flush()
+        if self._board is not None:
+            for name, value in values.items():
+                self._board.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        self._file.close()
+        if self._board is not None:
+            self._board.close()
+
+
+def _drop_later(path: Path, step: int) -> None:
+    """Keep the complete lines up to a step."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line + "\n")
+        except (ValueError, KeyError):  # cut off by a kill
+            continue
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text("".join(kept), encoding="utf-8")
+    os.replace(partial, path)
+
+
+def _tensorboard(path: Path, step: int) -> Any:
+    try:
+        from tensorboardX import SummaryWriter
+    except ModuleNotFoundError:
+        log.warning("package 'tensorboardX' is not installed, so no TensorBoard files: pip install tensorboardX")
+        return None
+    return SummaryWriter(str(path), purge_step=step + 1 if step else None, flush_secs=30)
+
+
+def read_metrics(path: str | Path) -> list[dict[str, Any]]:
+    """The lines of a metrics.jsonl, oldest first; a line cut off by a kill is left out."""
+    found = []
+    for line in Path(path).read_text(encoding="utf-8").splitlines():
+        try:
+            found.append(json.loads(line))
+        except ValueError:
+            continue
+    return found
+
+
+def readable(step: int, steps: int, values: Mapping[str, float]) -> str:
+    """The line a person reads."""
+    parts = [f"step {step}/{steps}"]
+    for name, label in (("train/loss", "loss"), ("train_text/loss", "text-only loss"), ("train/grad_norm", "grad")):
+        if name in values:
+            parts.append(f"{label} {values[name]:.4g}")
+    if "train/learning_rate" in values:
+        parts.append(f"lr {values['train/learning_rate']:.2e}")
+    if "time/step" in values:
+        parts.append(f"{1000 * values['time/step']:.0f} ms/step")
+    if "throughput/audio_seconds" in values:
+        parts.append(f"{values['throughput/audio_seconds']:.0f} s audio/s")
+    if "throughput/mfu" in values:
+        parts.append(f"mfu {100 * values['throughput/mfu']:.0f} %")
+    if "time/data_wait_share" in values:
+        parts.append(f"data wait {100 * values['time/data_wait_share']:.0f} %")
+    if "time/left" in values:
+        left = int(values["time/left"])
+        parts.append(f"left {left // 3600}:{left // 60 % 60:02d}:{left % 60:02d}")
+    return "  ".join(parts)

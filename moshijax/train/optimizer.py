@@ -1,0 +1,81 @@
+"""From an `OptimizerConfig` to an optax transformation over the parameters that one program owns."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from moshijax.errors import ConfigError
+from moshijax.train.experiment import OptimizerConfig, ParameterGroup
+
+REST = "rest"
+FROZEN = "frozen"
+
+
+def learning_rate(config: OptimizerConfig, step: jax.Array, steps: int) -> jax.Array:
+    """Rate at a global step [] int32 of a run of `steps` steps; float32."""
+    step = jnp.asarray(step, jnp.float32)
+    warmup = jnp.minimum(1.0, (step + 1) / config.warmup_steps) if config.warmup_steps else jnp.float32(1)
+    start = max(config.warmup_steps, config.decay_start * steps)
+    progress = jnp.clip((step - start) / max(1.0, steps - start), 0.0, 1.0)
+    if config.decay == "cosine":
+        progress = 0.5 - 0.5 * jnp.cos(math.pi * progress)
+    elif config.decay == "constant":
+        progress = jnp.zeros_like(progress)
+    return config.learning_rate * warmup * (1 - progress * (1 - config.final_scale))
+
+
+def group_of(config: OptimizerConfig, path: str) -> ParameterGroup:
+    """The first group whose pattern matches the path, else the rest."""
+    for group in config.groups:
+        if re.search(group.pattern, path):
+            return group
+    return ParameterGroup(name=REST, pattern="")
+
+
+def owned_paths(config: OptimizerConfig, paths: Sequence[str]) -> tuple[str, ...]:
+    """The paths that are not frozen.
+
+    Raises:
+      ConfigError: a group matches no parameter.
+    """
+    for group in config.groups:
+        if not any(re.search(group.pattern, path) for path in paths):
+            raise ConfigError(
+                f"parameter group {group.name!r} matches none of {len(paths)} parameters with pattern {group.pattern!r}, "
+                f"for example {paths[0]!r}"
+            )
+    return tuple(path for path in paths if not group_of(config, path).frozen)
+
+
+def _scale_by_rate(config: OptimizerConfig, scale: float, steps: int) -> optax.GradientTransformationExtraArgs:
+    """Multiplies by minus the learning rate at the global step, which comes as an extra argument."""
+
+    def update(updates, state, params=None, *, step, **_):
+        rate = -scale * learning_rate(config, step, steps)
+        return jax.tree.map(lambda u: (rate * u).astype(u.dtype), updates), state
+
+    return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
+
+
+def make_optimizer(config: OptimizerConfig, paths: Sequence[str], steps: int) -> optax.GradientTransformationExtraArgs:
+    """AdamW over a flat dict {path: array} of the owned parameters; `update` needs the keyword `step`."""
+
+    def adamw(group: ParameterGroup) -> optax.GradientTransformation:
+        decay = config.weight_decay if group.weight_decay is None else group.weight_decay
+        return optax.chain(
+            optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps),
+            optax.add_decayed_weights(decay) if decay else optax.identity(),
+            _scale_by_rate(config, group.learning_rate_scale, steps),
+        )
+
+    groups = {path: group_of(config, path) for path in paths}
+    by_name = {group.name: adamw(group) for group in groups.values()}
+    labels = {path: group.name for path, group in groups.items()}
+    clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm is not None else optax.identity()
+    return optax.with_extra_args_support(optax.chain(clip, optax.partition(by_name, labels)))

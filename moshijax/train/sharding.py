@@ -1,0 +1,148 @@
+"""From the logical axes that models name to the mesh axes of a run, by one table."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+from flax.core import meta
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from moshijax.errors import ConfigError
+from moshijax.train.experiment import MeshConfig
+
+# Logical axis -> mesh axes. Parameters are stored over `fsdp` along the model width and over `tensor` along heads,
+# hidden units and vocabulary entries; activations lie over `data` x `fsdp` along the batch.
+RULES: tuple[tuple[str, str | tuple[str, ...] | None], ...] = (
+    ("batch", ("data", "fsdp")),
+    ("heads", "tensor"),
+    ("kv_heads", "tensor"),
+    ("mlp", "tensor"),
+    ("vocab", "tensor"),
+    ("embed", "fsdp"),
+    ("layers", None),
+    ("steps", None),
+    ("head_dim", None),
+    ("time", None),
+)
+
+
+def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Mesh:
+    """Mesh over `devices` (default: all) with axes data, fsdp and tensor, of axis type Auto."""
+    devices = devices or jax.devices()
+    shape = config.shape(len(devices))
+    return jax.make_mesh(tuple(shape.values()), tuple(shape), axis_types=(AxisType.Auto,) * len(shape), devices=devices)
+
+
+def _axes(logical: str | None, rules: Mapping[str, Any], name: str) -> tuple[str, ...]:
+    if logical is None:
+        return ()
+    if logical not in rules:
+        raise ConfigError(
+            f"{name} names the logical axis {logical!r}, for which there is no rule; known: {', '.join(rules)}"
+        )
+    mapped = rules[logical]
+    return () if mapped is None else (mapped,) if isinstance(mapped, str) else tuple(mapped)
+
+
+def spec_of(
+    name: str,
+    shape: tuple[int, ...],
+    logical_axes: tuple[str | None, ...],
+    mesh: Mesh,
+    rules: tuple[tuple[str, Any], ...] = RULES,
+) -> PartitionSpec:
+    """Partition of one array.
+
+    Args:
+      name: path of the array, for messages.
+      shape: its sizes; `logical_axes` has one name (or None) for each.
+
+    Raises:
+      ConfigError: two dimensions fall on one mesh axis, a dimension does not divide by its devices (both numbers are
+        named), or a logical axis has no rule.
+    """
+    table, used, parts = dict(rules), {}, []
+    if len(logical_axes) != len(shape):
+        raise ConfigError(f"{name} has shape {shape} but {len(logical_axes)} logical axes {logical_axes}")
+    for size, logical in zip(shape, logical_axes, strict=True):
+        axes = tuple(axis for axis in _axes(logical, table, name) if mesh.shape[axis] > 1)
+        for axis in axes:
+            if axis in used:
+                raise ConfigError(
+                    f"{name}: logical axes {used[axis]!r} and {logical!r} both map to mesh axis {axis!r}; change the rules"
+                )
+            used[axis] = logical
+        count = math.prod(mesh.shape[axis] for axis in axes)
+        if size % count:
+            raise ConfigError(
+                f"{name}: dimension {logical!r} of size {size} does not divide by the {count} devices of mesh axis "
+                f"{'x'.join(axes)!r}; change the mesh or the size"
+            )
+        parts.append(axes if len(axes) > 1 else axes[0] if axes else None)
+    return PartitionSpec(*parts)
+
+
+def path_of(keys: tuple[Any, ...]) -> str:
+    """Slash-separated name of a leaf from its key path."""
+    return "/".join(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in keys)
+
+
+def unboxed(tree: Any) -> Any:
+    """The arrays (or shapes) of a tree without the boxes of logical axis names; adds no sharding constraint."""
+
+    def one(leaf: Any) -> Any:
+        return leaf.value if isinstance(leaf, meta.AxisMetadata) else leaf
+
+    return jax.tree.map(one, tree, is_leaf=lambda x: isinstance(x, meta.AxisMetadata))
+
+
+def shardings_of(boxed: Any, mesh: Mesh, rules: tuple[tuple[str, Any], ...] = RULES) -> Any:
+    """Shardings of an abstract tree whose leaves may be boxed with logical axis names; same tree, unboxed.
+
+    Leaves without names are replicated.
+    """
+
+    def one(keys: tuple[Any, ...], leaf: Any) -> NamedSharding:
+        if isinstance(leaf, meta.AxisMetadata):
+            spec = spec_of(path_of(keys), leaf.value.shape, tuple(leaf.names), mesh, rules)
+            return NamedSharding(mesh, spec)
+        return NamedSharding(mesh, PartitionSpec())
+
+    return jax.tree_util.tree_map_with_path(one, boxed, is_leaf=lambda x: isinstance(x, meta.AxisMetadata))
+
+
+def like_parameters(tree: Any, parameters: Mapping[str, NamedSharding], mesh: Mesh) -> Any:
+    """Shardings of a tree, such as an optimiser state, that holds copies of parameters under their flat paths.
+
+    Args:
+      tree: abstract tree; somewhere on the way to a copy stands a dict keyed by parameter path.
+      parameters: parameter path -> its sharding.
+    """
+
+    def one(keys: tuple[Any, ...], leaf: Any) -> NamedSharding:
+        for key in keys:
+            found = parameters.get(getattr(key, "key", None))
+            if found is not None and leaf.ndim == len(found.spec):
+                return found
+        return NamedSharding(mesh, PartitionSpec())
+
+    return jax.tree_util.tree_map_with_path(one, tree)
+
+
+def batch_sharding(name: str, shape: tuple[int, ...], mesh: Mesh) -> NamedSharding:
+    """Rows of a batch lie over data x fsdp."""
+    return NamedSharding(mesh, spec_of(f"batch[{name!r}]", shape, ("batch",) + (None,) * (len(shape) - 1), mesh))
+
+
+def context(mesh: Mesh, rules: tuple[tuple[str, Any], ...] = RULES) -> Any:
+    """Context in which models are traced: the mesh and the rule table for their activation constraints."""
+    from contextlib import ExitStack
+
+    stack = ExitStack()
+    stack.enter_context(jax.set_mesh(mesh))
+    stack.enter_context(nn.logical_axis_rules(rules))
+    return stack

@@ -1,0 +1,137 @@
+"""Everything a training run carries from step to step, as one pytree."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from flax.traverse_util import flatten_dict
+from jax.sharding import Mesh
+
+from moshijax.errors import ConfigError
+from moshijax.train import sharding
+from moshijax.train.experiment import ExperimentConfig
+from moshijax.train.optimizer import make_optimizer, owned_paths
+from moshijax.train.task import Task
+
+
+@flax.struct.dataclass
+class TrainState:
+    """State of a run.
+
+    Attributes:
+      step: [] int32, steps done; also the number of the next step.
+      params: parameters, unboxed.
+      model_state: what is learnt without gradients, such as codebooks; {} where there is none.
+      opt_states: program name -> optimiser state over the parameters that the program owns.
+      ema: running average of `params`, or {}.
+      nonfinite: [] int32, non-finite steps in a row up to now.
+    """
+
+    step: jax.Array
+    params: Any
+    model_state: Any
+    opt_states: dict[str, Any]
+    ema: Any
+    nonfinite: jax.Array
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """Optimiser of one program: the flat paths that it owns and the transformation over them."""
+
+    paths: tuple[str, ...]
+    transform: optax.GradientTransformationExtraArgs
+
+
+def make_optimizers(task: Task, experiment: ExperimentConfig) -> dict[str, Optimizer]:
+    """One optimiser per program.
+
+    Raises:
+      ConfigError: a parameter group matches nothing, or a program trains nothing.
+    """
+    abstract = sharding.unboxed(jax.eval_shape(task.init, jax.random.key(0))[0])
+    found = {}
+    for program, config in experiment.program_optimizers.items():
+        paths = [path for path in flatten_dict(abstract, sep="/") if task.owns(program, path)]
+        if not paths:
+            raise ConfigError(f"{program} steps train no parameter; set text_ratio = 0 or add parameters for them")
+        owned = owned_paths(config, paths)
+        if not owned:
+            raise ConfigError(f"every parameter of the {program} steps is frozen; leave one group free")
+        found[program] = Optimizer(owned, make_optimizer(config, owned, experiment.steps))
+    return found
+
+
+def make_init(task: Task, experiment: ExperimentConfig, optimizers: Mapping[str, Optimizer]) -> Any:
+    """Function key -> TrainState whose parameters are boxed with logical axis names."""
+
+    def init(key: jax.Array) -> TrainState:
+        boxed, model_state = task.init(key)
+        params = sharding.unboxed(boxed)
+        flat = flatten_dict(params, sep="/")
+        return TrainState(
+            step=jnp.zeros((), jnp.int32),
+            params=boxed,
+            model_state=model_state,
+            opt_states={name: o.transform.init({p: flat[p] for p in o.paths}) for name, o in optimizers.items()},
+            ema=jax.tree.map(jnp.array, params) if experiment.ema_decay is not None else {},
+            nonfinite=jnp.zeros((), jnp.int32),
+        )
+
+    return init
+
+
+def state_shardings(abstract: TrainState, mesh: Mesh) -> TrainState:
+    """Shardings of a boxed abstract state: parameters by the rule table, optimiser states and average like them."""
+    params = sharding.shardings_of(abstract.params, mesh)
+    flat = flatten_dict(params, sep="/")
+    replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    return TrainState(
+        step=replicated,
+        params=params,
+        model_state=sharding.shardings_of(abstract.model_state, mesh),
+        opt_states=sharding.like_parameters(abstract.opt_states, flat, mesh),
+        ema=params if abstract.ema else {},
+        nonfinite=replicated,
+    )
+
+
+@dataclass(frozen=True)
+class StatePlan:
+    """How the state of a run looks before anything is allocated: shapes and shardings, and the init function."""
+
+    init: Any
+    abstract: TrainState  # of jax.ShapeDtypeStruct with shardings, unboxed
+    optimizers: dict[str, Optimizer]
+
+    @property
+    def shardings(self) -> TrainState:
+        return jax.tree.map(lambda leaf: leaf.sharding, self.abstract)
+
+    def create(self, seed: int) -> TrainState:
+        """A new state, made where it will live; no copy on the host."""
+        init = jax.jit(lambda key: sharding.unboxed(self.init(key)), out_shardings=self.shardings)
+        return init(jax.random.key(seed))
+
+
+def plan_state(task: Task, experiment: ExperimentConfig, mesh: Mesh) -> StatePlan:
+    """Shapes and shardings of the state of a run, checked against the mesh.
+
+    Raises:
+      ConfigError: see `make_optimizers` and `moshijax.train.sharding.spec_of`.
+    """
+    optimizers = make_optimizers(task, experiment)
+    init = make_init(task, experiment, optimizers)
+    boxed = jax.eval_shape(init, jax.random.key(0))
+    abstract = jax.tree.map(
+        lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
+        sharding.unboxed(boxed),
+        state_shardings(boxed, mesh),
+    )
+    return StatePlan(init, abstract, optimizers)

@@ -1,0 +1,83 @@
+"""A task of two matrices and a counter, to test the trainer without a speech model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from moshijax.train.task import LossParts
+
+
+@dataclass(frozen=True)
+class SmallModel:
+    width: int = 16
+    hidden: int = 32
+
+
+@dataclass(frozen=True)
+class SmallData:
+    rows: int = 8
+    seed: int = 0
+    bad_from: int = -1  # batches bad_from, bad_from + 1, ... below bad_to hold a NaN
+    bad_to: int = -1
+
+    def batch(self, n: int) -> dict[str, np.ndarray]:
+        random = np.random.default_rng([self.seed, n])
+        x = random.standard_normal((self.rows, 16), np.float32)
+        if self.bad_from <= n < self.bad_to:
+            x[0, 0] = np.nan
+        weight = (random.random((self.rows, 16)) < 0.7).astype(np.float32)
+        return {"x": x, "y": np.roll(x, 1, axis=1) * 2, "weight": weight}
+
+
+@dataclass(frozen=True)
+class SmallTask:
+    model: SmallModel = SmallModel()
+    kind = "small"
+
+    def model_config(self):
+        return self.model
+
+    def sources(self, experiment):
+        found = {"audio": experiment.data, "text": experiment.text_data, "eval": experiment.eval_data}
+        return {name: source for name, source in found.items() if source is not None}
+
+    def save_assets(self, experiment, run_dir):
+        pass
+
+    def amounts(self, program, batch):
+        return {"frames": float(batch["x"].size)}
+
+    def init(self, key):
+        one, two = jax.random.split(key)
+        width, hidden = self.model.width, self.model.hidden
+        params = {
+            "first": {"kernel": nn.LogicallyPartitioned(jax.random.normal(one, (hidden, width)) / 4, ("mlp", "embed"))},
+            "second": {
+                "kernel": nn.LogicallyPartitioned(jax.random.normal(two, (width, hidden)) / 6, ("embed", "mlp"))
+            },
+        }
+        return params, {"seen": jnp.zeros((width,))}
+
+    def owns(self, program, path):
+        return program != "text" or path.startswith("first")
+
+    def denominators(self, program, batch):
+        return {"weight": batch["weight"].sum()}
+
+    def loss(self, program, params, model_state, batch, denominators, key):
+        keys = jax.vmap(lambda row: jax.random.fold_in(key, row))(batch["row"])
+        noise = jax.vmap(lambda k: jax.random.normal(k, (self.model.width,)))(keys)
+        x = batch["x"] + 0.1 * noise
+        hidden = nn.with_logical_constraint(jnp.tanh(x @ params["first"]["kernel"].T), ("batch", "mlp"))
+        y = hidden @ params["second"]["kernel"].T
+        numerator = (batch["weight"] * (y - batch["y"]) ** 2).sum()
+        sums = {"error": (numerator, batch["weight"].sum())}
+        return LossParts(numerator / denominators["weight"], sums, {"seen": x.sum(0)})
+
+    def update_model_state(self, model_state, statistics, key, step):
+        return {"seen": 0.9 * model_state["seen"] + statistics["seen"]}, {}
