@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 
 from moshijax.errors import ConfigError
+from moshijax.nn.projection import linear, uniform
 from moshijax.nn.streaming import State, keep_frozen, select_rows, whole_blocks
 
 if TYPE_CHECKING:
@@ -39,22 +40,6 @@ def rows_from_kernel(kernel: Float[Array, "k I O"]) -> Float[Array, "O kI"]:
 def rows_from_transposed_kernel(kernel: Float[Array, "I k O"]) -> Float[Array, "kO I"]:
     """The ``kernel_rows`` form of a `TransposedConv` kernel (not depthwise)."""
     return kernel.reshape(kernel.shape[0], -1).T
-
-
-def times_rows(x: Float[Array, "... I"], rows: Float[Array, "O I"]) -> Float[Array, "... O"]:
-    """``x @ rows.T``. Up to 4 vectors are multiplied one by one: on CPU a matvec reads an [out, in] matrix at memory speed."""
-    flat = x.reshape(-1, x.shape[-1])
-    if flat.shape[0] <= 4:
-        y = jnp.stack([jnp.matmul(rows, v, precision=HIGHEST) for v in flat])
-    else:
-        y = jnp.einsum("ni,oi->no", flat, rows, precision=HIGHEST)
-    return y.reshape(*x.shape[:-1], -1)
-
-
-def _uniform(fan_in: int):
-    """Kaiming-uniform with a = sqrt(5), the customary start of convolutions: bound 1 / sqrt(fan in)."""
-    bound = fan_in**-0.5
-    return lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -bound, bound)
 
 
 class CausalConv(nn.Module):
@@ -122,10 +107,10 @@ class CausalConv(nn.Module):
             self.kernel_rows = None
             fan_in = self.kernel_size * self.in_features // self.groups
             shape = (self.kernel_size, self.in_features // self.groups, self.features)
-            self.kernel = self.param("kernel", _uniform(fan_in), shape, jnp.float32)
+            self.kernel = self.param("kernel", uniform(fan_in), shape, jnp.float32)
         if self.use_bias:
             fan_in = self.kernel_size * self.in_features // self.groups
-            self.bias = self.param("bias", _uniform(fan_in), (self.features,), jnp.float32)
+            self.bias = self.param("bias", uniform(fan_in), (self.features,), jnp.float32)
 
     def _correlate(self, padded: Array) -> Array:
         """No padding: ``padded`` already has ``left_padding`` steps in front."""
@@ -146,7 +131,7 @@ class CausalConv(nn.Module):
             taps = [
                 padded[:, j : j + last : self.stride] for j in range(0, self.kernel_size * self.dilation, self.dilation)
             ]
-            y = times_rows(jnp.concatenate(taps, axis=-1), self.kernel_rows)
+            y = linear(jnp.concatenate(taps, axis=-1), self.kernel_rows)
         return y + self.bias if self.use_bias else y
 
     def __call__(self, x: Float[Array, "B L I"]) -> Float[Array, "B M O"]:
@@ -231,12 +216,12 @@ class TransposedConv(nn.Module):
         if self.has_variable("params", "kernel_rows"):
             self.kernel_rows = self.get_variable("params", "kernel_rows")
         elif self.depthwise:
-            self.kernel = self.param("kernel", _uniform(fan_in), (self.kernel_size, self.in_features), jnp.float32)
+            self.kernel = self.param("kernel", uniform(fan_in), (self.kernel_size, self.in_features), jnp.float32)
         else:
             shape = (self.in_features, self.kernel_size, self.features)
-            self.kernel = self.param("kernel", _uniform(fan_in), shape, jnp.float32)
+            self.kernel = self.param("kernel", uniform(fan_in), shape, jnp.float32)
         if self.use_bias:
-            self.bias = self.param("bias", _uniform(fan_in), (self.features,), jnp.float32)
+            self.bias = self.param("bias", uniform(fan_in), (self.features,), jnp.float32)
 
     def _spread(self, x: Float[Array, "B L I"]) -> Float[Array, "B L+ S O"]:
         """All contributions, added where they overlap, without bias: ``L + ceil(overlap / stride)`` groups of stride steps."""
@@ -244,7 +229,7 @@ class TransposedConv(nn.Module):
         if self.depthwise:
             taps = x[:, :, None, :] * self.kernel
         elif self.kernel_rows is not None:
-            taps = times_rows(x, self.kernel_rows).reshape(*x.shape[:2], self.kernel_size, self.features)
+            taps = linear(x, self.kernel_rows).reshape(*x.shape[:2], self.kernel_size, self.features)
         else:
             kernel = self.kernel.reshape(self.in_features, -1)
             taps = jnp.einsum("bli,ik->blk", x, kernel, precision=HIGHEST)

@@ -97,46 +97,46 @@ class Pointwise(nn.Module):
 
 
 class Chain(nn.Module):
-    """Streaming layers one after the other; parameters under ``layers_0``, ``layers_1``, ..."""
+    """Streaming layers one after the other; parameters under ``parts_0``, ``parts_1``, ..."""
 
-    layers: tuple[Any, ...]
+    parts: tuple[Any, ...]
 
     def __call__(self, x: Array) -> Array:
-        for layer in self.layers:
+        for layer in self.parts:
             x = layer(x)
         return x
 
     def step(self, state: State, x: Array, active: Array | None = None) -> tuple[State, Array]:
         new = []
-        for layer, layer_state in zip(self.layers, state, strict=True):
+        for layer, layer_state in zip(self.parts, state, strict=True):
             layer_state, x = layer.step(layer_state, x, active)
             new.append(layer_state)
         return tuple(new), x
 
     @nn.nowrap
     def init_state(self, batch_size: int) -> State:
-        return tuple(layer.init_state(batch_size) for layer in self.layers)
+        return tuple(layer.init_state(batch_size) for layer in self.parts)
 
     @nn.nowrap
     def reset(self, state: State, rows: Array) -> State:
-        return tuple(layer.reset(s, rows) for layer, s in zip(self.layers, state, strict=True))
+        return tuple(layer.reset(s, rows) for layer, s in zip(self.parts, state, strict=True))
 
     @property
     def block_size(self) -> int:
         block, ratio = 1, Fraction(1)
-        for layer in self.layers:
+        for layer in self.parts:
             block *= (block * ratio / layer.block_size).denominator
             ratio *= layer.output_ratio
         return block
 
     @property
     def output_ratio(self) -> Fraction:
-        return math.prod((layer.output_ratio for layer in self.layers), start=Fraction(1))
+        return math.prod((layer.output_ratio for layer in self.parts), start=Fraction(1))
 
     @property
     def receptive_field(self) -> int | None:
         lookback, ratio = 0, Fraction(1)  # input steps before the first one of the current block
-        for layer in self.layers:
+        for layer in self.parts:
             if layer.receptive_field is None:
                 return None
             lookback += math.ceil((layer.receptive_field - layer.block_size) / ratio)

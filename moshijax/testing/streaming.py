@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -76,7 +77,7 @@ def check_streaming(
     x = noise(batch_size, length, *features)
     if not isinstance(variables, dict) and hasattr(variables, "dtype"):
         init_key, jitter_key = jax.random.split(variables)
-        variables = jittered(jax.jit(layer.init)(init_key, x), jitter_key)
+        variables = jittered(nn.meta.unbox(jax.jit(layer.init)(init_key, x)), jitter_key)
 
     whole = jax.jit(lambda variables, x: layer.apply(variables, x))
     step = jax.jit(lambda variables, state, x: layer.apply(variables, state, x, method="step"))
