@@ -10,7 +10,6 @@ from moshijax.errors import MoshijaxError
 EXTRA_OF = {
     "array_record": "data",
     "grain": "data",
-    "msgpack": "data",
     "sentencepiece": "data",
     "soundfile": "data",
     "soxr": "data",

@@ -5,8 +5,11 @@ from __future__ import annotations
 import errno
 import importlib
 import importlib.util
+import os
 import sys
+import tempfile
 from collections.abc import Sequence
+from pathlib import Path
 
 import click
 
@@ -30,6 +33,7 @@ COMMANDS = (
     "doctor",
 )
 
+# No space left, quota exceeded, file size limit.
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -54,6 +58,16 @@ def cli() -> None:
     Example:
       moshijax quickstart --run-dir runs/first
     """
+
+
+def writable(folder: Path) -> bool:
+    """Whether a file can be made in `folder`, which is made too if need be."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return True
+    except OSError:
+        return False
 
 
 def fail(message: object, exit_code: int) -> int:
@@ -89,7 +103,16 @@ def run(arguments: Sequence[str]) -> int:
         raise
 
 
+def drop_unwritable_cache() -> None:
+    """Say once, at the start, that compiled programs will not be kept; jax says it at every compilation."""
+    folder = os.environ.get("JAX_COMPILATION_CACHE_DIR", "")
+    if folder and "://" not in folder and not writable(Path(folder)):
+        del os.environ["JAX_COMPILATION_CACHE_DIR"]
+        click.echo(f"warning: JAX_COMPILATION_CACHE_DIR={folder} is not writable; nothing is cached", err=True)
+
+
 def main() -> None:
+    drop_unwritable_cache()
     sys.exit(run(sys.argv[1:]))
 
 

@@ -1,0 +1,140 @@
+"""The command group: exit codes, one-line errors, help, and what is imported when."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import sys
+
+import click
+import pytest
+
+import moshijax
+from moshijax.cli import main
+from moshijax.errors import ConfigError, DataError, MoshijaxError, Stopped
+
+
+def shell(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", "moshijax.cli.main", *arguments],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **environment},
+    )
+
+
+@pytest.fixture
+def failing(monkeypatch):
+    """Make `moshijax doctor` raise what the test wants, to see what becomes of it."""
+
+    def install(error: BaseException) -> None:
+        @click.command()
+        def command() -> None:
+            raise error
+
+        monkeypatch.setattr(main.Commands, "get_command", lambda self, ctx, name: command)
+
+    return install
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (MoshijaxError("it broke"), 1),
+        (ConfigError("steps is 0; it must be at least 1"), 2),
+        (DataError("call.wav is mono; give stereo"), 3),
+        (Stopped("stopped at step 7; the same command resumes"), 75),
+    ],
+)
+def test_each_error_has_its_exit_code_and_one_line(cli, failing, error, code) -> None:
+    failing(error)
+    assert cli("doctor") == (code, "", f"error: {error}\n")
+
+
+def test_a_message_of_several_lines_becomes_one(cli, failing) -> None:
+    failing(DataError("two\n  lines"))
+    assert cli("doctor") == (3, "", "error: two lines\n")
+
+
+def test_control_c_is_resumable(cli, failing) -> None:
+    failing(KeyboardInterrupt())
+    code, out, err = cli("doctor")
+    assert code == 75 and out == "" and err.strip().startswith("error: interrupted")
+
+
+def test_a_full_disk_is_one_line_with_the_file(cli, failing) -> None:
+    failing(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/data/shard-00001"))
+    code, _, err = cli("doctor")
+    assert code == 1 and "no space left" in err and "/data/shard-00001" in err and err.count("\n") == 1
+
+
+def test_a_missing_optional_package_names_its_extra(cli, failing) -> None:
+    failing(ModuleNotFoundError("No module named 'soundfile'", name="soundfile"))
+    assert cli("doctor") == (1, "", "error: package 'soundfile' is not installed: pip install 'moshijax[data]'\n")
+
+
+def test_a_bug_keeps_its_traceback(cli, failing) -> None:
+    failing(ZeroDivisionError("a bug"))
+    with pytest.raises(ZeroDivisionError):
+        cli("doctor")
+    failing(ModuleNotFoundError("No module named 'moshijax.nope'", name="moshijax.nope"))
+    with pytest.raises(ModuleNotFoundError):
+        cli("doctor")
+
+
+def test_bad_usage_is_one_line_and_code_2(cli) -> None:
+    for arguments in (["nonsense"], ["doctor", "--nonsense"], ["doctor", "extra"]):
+        code, out, err = cli(*arguments)
+        assert code == 2 and out == "" and err.startswith("error: ") and err.count("\n") == 1
+
+
+def test_version_and_help_in_a_process_of_their_own() -> None:
+    done = shell("--version")
+    assert (done.returncode, done.stdout.strip()) == (0, f"moshijax, version {moshijax.__version__}")
+    done = shell("--help")
+    assert done.returncode == 0 and "doctor" in done.stdout and done.stderr == ""
+    assert shell("doctor", "--nonsense").returncode == 2
+
+
+def every_command(command: click.Command, path: tuple[str, ...] = ()):
+    if isinstance(command, click.Group):
+        context = click.Context(command)
+        for name in command.list_commands(context):
+            yield from every_command(command.get_command(context, name), (*path, name))
+    else:
+        yield path, command
+
+
+@pytest.mark.parametrize(
+    ("path", "command"), [pytest.param(*pair, id=" ".join(pair[0])) for pair in every_command(main.cli)]
+)
+def test_every_command_has_help_with_an_example_and_says_what_its_options_do(path, command) -> None:
+    text = command.get_help(click.Context(command, info_name=" ".join(path)))
+    assert "Example" in text and f"moshijax {' '.join(path)}" in text
+    silent = [p.name for p in command.params if isinstance(p, click.Option) and not p.help and not p.hidden]
+    assert not silent, f"options without help: {silent}"
+
+
+def test_a_command_that_is_not_built_does_not_appear(cli, monkeypatch) -> None:
+    monkeypatch.setattr(main, "COMMANDS", ("doctor", "teleport"))
+    assert "teleport" not in cli("--help")[1]
+    code, _, err = cli("teleport")
+    assert code == 2 and "teleport" in err
+
+
+def test_a_cache_folder_that_is_not_writable_is_said_once_and_not_used(tmp_path) -> None:
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    done = shell("--version", JAX_COMPILATION_CACHE_DIR=str(blocked / "cache"))
+    assert done.returncode == 0
+    assert done.stderr.count("not writable") == 1
+
+
+def test_help_imports_no_jax() -> None:
+    code = (
+        "import sys; from moshijax.cli.main import run; run(['--help']); "
+        "print(sorted({'jax', 'flax', 'grain', 'gin', 'matplotlib'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.strip().endswith("[]"), done.stdout[-300:]
