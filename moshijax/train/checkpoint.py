@@ -33,8 +33,8 @@ def _space_errors(path: Path) -> Iterator[None]:
         if not full and not any(words in text for words in NO_SPACE_WORDS):
             raise
         raise MoshijaxError(
-            f"no space left for a checkpoint in {path}; free some and run the same command again: the run continues from "
-            "its last complete checkpoint"
+            f"no space left for a checkpoint in {path}; free some and run the same command again: the run continues "
+            "from its last complete checkpoint"
         ) from error
 
 
@@ -49,7 +49,7 @@ def _leaves(tree: Any) -> dict[str, Any]:
     return {path_of(keys): leaf for keys, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
 
 
-def _raise_on_mismatch(where: Path, expected: Any, found: Any) -> None:
+def raise_on_mismatch(where: Path, expected: Any, found: Any) -> None:
     """List every leaf in which a checkpoint is not what the run needs."""
     wanted, there = _leaves(expected), _leaves(found)
     lines = [f"{name} is missing" for name in wanted if name not in there]
@@ -60,7 +60,7 @@ def _raise_on_mismatch(where: Path, expected: Any, found: Any) -> None:
     if lines:
         more = f" and {len(lines) - SHOWN_MISMATCHES} more" if len(lines) > SHOWN_MISMATCHES else ""
         raise DataError(
-            f"checkpoint {where} does not fit: {'; '.join(lines[:SHOWN_MISMATCHES])}{more}; use the recipe it was made by"
+            f"{where} does not fit: {'; '.join(lines[:SHOWN_MISMATCHES])}{more}; use the recipe it was made by"
         )
 
 
@@ -80,13 +80,17 @@ class Checkpointer:
         """Steps done at the newest complete checkpoint, or None."""
         return self._manager.latest_step()
 
+    def steps(self) -> list[int]:
+        """Steps done at every complete checkpoint."""
+        return list(self._manager.all_steps())
+
     def save(self, state: TrainState, step: int, meta: Mapping[str, Any]) -> None:
         """Start saving; the state may be donated right after. A step that is there already is left as it is.
 
         Raises:
           MoshijaxError: the disk is full, now or when the previous checkpoint was written.
         """
-        if step in self._manager.all_steps():
+        if step in self.steps():
             return
         items = {name: ocp.args.StandardSave(tree) for name, tree in _parts(state).items()}
         with _space_errors(self.path):
@@ -101,7 +105,7 @@ class Checkpointer:
         wanted = _parts(abstract)
         metadata = self._manager.item_metadata(step)
         for name, tree in wanted.items():
-            _raise_on_mismatch(self.path / str(step) / name, tree, metadata[name].tree)
+            raise_on_mismatch(self.path / str(step) / name, tree, metadata[name].tree)
         items = {name: ocp.args.StandardRestore(tree) for name, tree in wanted.items()}
         found = self._manager.restore(step, args=ocp.args.Composite(**items, meta=ocp.args.JsonRestore()))
         state = TrainState(
@@ -157,7 +161,7 @@ def load_run(run_dir: str | Path, step: int | None = None) -> tuple[str, Any, An
     checkpointer = Checkpointer(run)
     try:
         found = checkpointer.latest() if step is None else step
-        if found is None or found not in checkpointer._manager.all_steps():
+        if found is None or found not in checkpointer.steps():
             wanted = "complete checkpoint" if step is None else f"checkpoint of step {step}"
             raise DataError(f"{run.path} has no {wanted}; train it first: moshijax train RECIPE --run-dir {run.path}")
         model = checkpointer.restore_model(found)

@@ -28,8 +28,8 @@ PEAK_FLOPS = (
 def count_flops(function: Any, *arguments: Any) -> float:
     """FLOPs of every contraction and convolution that `function(*arguments)` runs: 2 per multiply-add.
 
-    Arguments may be abstract. The body of a scan counts once per iteration, of branches the dearest one counts, the body
-    of a while loop once.
+    Arguments may be abstract. The body of a scan counts once per iteration, the body of a while loop once, and of
+    branches the dearest one.
     """
     return _count(jax.make_jaxpr(function)(*arguments).jaxpr)
 

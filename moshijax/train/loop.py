@@ -1,7 +1,7 @@
 """The training loop: one fixed order, written once.
 
-For n = start, start + 1, ...: stop if a signal asked for it; maybe evaluate; maybe checkpoint; dispatch step n; log step
-n - 1. The device always has the next step before the host looks at the last one, and nothing else makes the host wait.
+For n = start, start + 1, ...: stop if a signal asked for it; maybe evaluate; maybe checkpoint; dispatch step n; log
+step n - 1. The device always has the next step before the host looks at the last one, and nothing else makes it wait.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import jax
 from moshijax.errors import MoshijaxError, Stopped
 from moshijax.train import run_dir as files
 from moshijax.train import sharding
-from moshijax.train.checkpoint import Checkpointer, load_run
+from moshijax.train.checkpoint import Checkpointer, load_run, raise_on_mismatch
 from moshijax.train.evaluate import Evaluator, HeldOutLoss, Snapshot
 from moshijax.train.experiment import ExperimentConfig
 from moshijax.train.feed import Fed, Feed
@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 MAX_NONFINITE = 3
 PREFIX = {"audio": "train", "text": "train_text"}
 
-# Called after every logged step with (steps done, all steps, values of the line or {} between lines).
+# Called after every step with (steps done, all steps, values of the line or {} between lines).
 Progress = Callable[[int, int, Mapping[str, float]], None]
 
 
@@ -178,11 +178,11 @@ def train(
         run.claim(experiment, (task.kind, task.model_config()), recipe)
         task.save_assets(experiment, run.path)
         checkpointer = stack.enter_context(contextlib.closing(Checkpointer(run, experiment.keep_checkpoints)))
+        if (checkpointer.latest() or 0) >= experiment.steps:
+            log.info("%s is complete: %d steps done", run.path, experiment.steps)
+            return
         programs = {p: compile_step(task, experiment, plan, p, batch, mesh) for p, batch in batches.items()}
         state, start, interval = _first_state(experiment, plan, checkpointer)
-        if start >= experiment.steps:
-            log.info("%s is complete: %d steps done", run.path, start)
-            return
         if "eval" in sources:
             evaluators = [HeldOutLoss(task, experiment, plan, sources["eval"], mesh), *evaluators]
         writer = stack.enter_context(contextlib.closing(Writer(run.metrics, run.path / files.TENSORBOARD, start)))
@@ -268,12 +268,10 @@ def _first_state(
 
 
 def _with_parameters_of(source: str, state: TrainState, plan: StatePlan) -> TrainState:
-    from moshijax.train.checkpoint import _raise_on_mismatch
-
     kind, _, found, _ = load_run(source)
     model = {"params": found["params"], "model_state": found["codebooks"]} if kind == "codec" else {"params": found}
     model.setdefault("model_state", {})
-    _raise_on_mismatch(Path(source), {"params": state.params, "model_state": state.model_state}, model)
+    raise_on_mismatch(Path(source), {"params": state.params, "model_state": state.model_state}, model)
     params = jax.device_put(model["params"], plan.shardings.params)
     ema = jax.device_put(model["params"], plan.shardings.params) if state.ema else {}
     model_state = jax.device_put(model["model_state"], plan.shardings.model_state)

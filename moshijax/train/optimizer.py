@@ -47,8 +47,8 @@ def owned_paths(config: OptimizerConfig, paths: Sequence[str]) -> tuple[str, ...
     for group in config.groups:
         if not any(re.search(group.pattern, path) for path in paths):
             raise ConfigError(
-                f"parameter group {group.name!r} matches none of {len(paths)} parameters with pattern {group.pattern!r}, "
-                f"for example {paths[0]!r}"
+                f"parameter group {group.name!r}: pattern {group.pattern!r} matches none of {len(paths)} parameters; "
+                f"one is called {paths[0]!r}"
             )
     return tuple(path for path in paths if not group_of(config, path).frozen)
 

@@ -73,7 +73,7 @@ def spec_of(
         for axis in axes:
             if axis in used:
                 raise ConfigError(
-                    f"{name}: logical axes {used[axis]!r} and {logical!r} both map to mesh axis {axis!r}; change the rules"
+                    f"{name}: logical axes {used[axis]!r} and {logical!r} both map to mesh axis {axis!r}; change a rule"
                 )
             used[axis] = logical
         count = math.prod(mesh.shape[axis] for axis in axes)
