@@ -1,0 +1,49 @@
+"""The shipped recipes: each loads, says what it is for, and resolves to the config that is on record."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from moshijax import config, shipped
+
+GOLDEN = Path(__file__).parent / "golden"
+RECIPES = sorted(shipped.folder("experiments").rglob("*.gin"))
+NAMES = [str(path.relative_to(shipped.folder("experiments"))) for path in RECIPES]
+UPDATE = "MOSHIJAX_UPDATE_GOLDEN"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_resolved_config_is_the_one_on_record(name) -> None:
+    """A change here is a change of an experiment: look at the difference, then update with MOSHIJAX_UPDATE_GOLDEN=1."""
+    text = config.dump(config.load(name))
+    golden = GOLDEN / name
+    if UPDATE in os.environ:
+        golden.parent.mkdir(parents=True, exist_ok=True)
+        golden.write_text(text)
+    assert golden.exists(), f"no {golden}; run again with {UPDATE}=1"
+    assert text == golden.read_text(), f"{name} resolves to another config; if that is meant, run again with {UPDATE}=1"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_resolved_config_loads_back_equal(name, tmp_path) -> None:
+    made = config.load(name)
+    (tmp_path / "resolved.gin").write_text(config.dump(made))
+    assert config.load(tmp_path / "resolved.gin") == made
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_recipe_opens_with_its_command_hardware_time_and_result(name) -> None:
+    lines = (shipped.folder("experiments") / name).read_text().splitlines()
+    head = "\n".join(
+        line for line in lines[: next(i for i, line in enumerate([*lines, ""]) if not line.startswith("#"))]
+    )
+    assert f"moshijax train {name}" in head, "the first comment gives the command"
+    for word in ("hardware", "time", "result"):
+        assert word in head.lower(), f"the first comment says nothing of {word}"
+
+
+def test_no_record_outlives_its_recipe() -> None:
+    assert sorted(str(path.relative_to(GOLDEN)) for path in GOLDEN.rglob("*.gin")) == NAMES
