@@ -70,7 +70,7 @@ def play(
     """Play any number of calls, `program.batch` at a time; a free row is given to the next call at once.
 
     waveforms: each call's user channel at the program's sample rate, any length > 0; padded with silence to whole
-    frames, after `tail_seconds` of silence in which the model may still answer. seeds: one per call (default 0, 1, ...).
+    frames, after `tail_seconds` of silence for a late answer. seeds: one per call (default 0, 1, ..).
     sampling: one mapping for all calls, or one per call. progress is told (frames done, frames in all).
     A call's result does not depend on the others in the batch. Returns the calls in order, and the step times.
     Raises: ConfigError if the artifact takes no audio.
@@ -225,7 +225,7 @@ def run(
     """Play one recording through an artifact, frame by frame, and write the stereo call and its text.
 
     Returns {"transcript", "timing", "frames", "out"}: what `moshijax run` prints. batch: the program to use (default:
-    the smallest in the artifact). Raises: ConfigError, DataError, MoshijaxError as `runtime.load`, `audio.read` and `play`.
+    the smallest in the artifact). Raises: ConfigError, DataError, MoshijaxError as `runtime.load` and `audio.read`.
     """
     manifest = runtime.manifests.read(artifact)
     for path in filter(None, (out, text_out)):

@@ -17,7 +17,7 @@ import itertools
 import json
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, overload
@@ -389,13 +389,6 @@ def split_seed(seed: int) -> np.ndarray:
     if not 0 <= seed < 2**64:
         raise ConfigError(f"seed {seed} must be at least 0 and below 2**64")
     return np.array([seed >> 32, seed & 0xFFFFFFFF], np.uint32)
-
-
-def text_of(program: Program, tokens: Sequence[int]) -> str:
-    """The text of a sequence of text tokens; padding and special ids are skipped."""
-    from moshijax.export.call import words_of
-
-    return " ".join(word for word, _, _ in words_of(program, tokens))
 
 
 if __name__ == "__main__":
