@@ -17,6 +17,7 @@ from functools import cache
 
 import numpy as np
 
+from moshijax import optional
 from moshijax.data.synthesis.dialogue import Voice
 from moshijax.errors import DataError, MoshijaxError
 
@@ -63,12 +64,7 @@ class Speech:
 
 @cache
 def _paths() -> tuple[str, str]:
-    try:
-        import espeakng_loader
-    except ImportError as error:
-        raise MoshijaxError(
-            "espeak-ng is not installed: `data synthesize` needs it; run pip install 'moshijax[synth]'"
-        ) from error
+    espeakng_loader = optional.load("espeakng_loader")
     return str(espeakng_loader.get_library_path()), str(espeakng_loader.get_data_path())
 
 

@@ -1,4 +1,4 @@
-"""One dialogue to a two-channel recording and its sidecar, with speech placed, overlapped and interrupted as written."""
+"""One dialogue to a two-channel recording and its sidecar, with overlaps and interruptions as written."""
 
 from __future__ import annotations
 

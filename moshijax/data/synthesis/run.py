@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from moshijax import optional
 from moshijax.data.synthesis.dialogue import Dialogue, dialogue_to_dict
 from moshijax.errors import DataError, MoshijaxError
 
@@ -79,8 +80,7 @@ def _finished(audio: Path, fingerprint: str) -> dict[str, Any] | None:
         content = json.loads(sidecar.read_text(encoding="utf-8"))
         if content["source"]["recipe"] != fingerprint:
             return None
-        import soundfile
-
+        soundfile = optional.load("soundfile")
         return {"duration": soundfile.info(audio).duration, "words": len(content["alignments"])}
     except (OSError, ValueError, KeyError, TypeError, RuntimeError):
         return None

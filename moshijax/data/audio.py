@@ -1,0 +1,118 @@
+"""Reading recordings: what a file is, its samples at a wanted rate, whole or in pieces."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from moshijax import optional
+from moshijax.errors import DataError
+
+_SMALLEST_FILE = 64  # bytes; a WAV header alone takes 44
+_BLOCK_SECONDS = 10.0
+_REMEDY = {
+    ".sph": "convert it with sph2pipe",
+    ".mp4": "convert it with ffmpeg",
+    ".m4a": "convert it with ffmpeg",
+    ".aac": "convert it with ffmpeg",
+    ".webm": "convert it with ffmpeg",
+}
+
+
+@dataclass(frozen=True)
+class AudioInfo:
+    """What the header says: samples per channel, their rate in Hz, number of channels, container and coding."""
+
+    num_samples: int
+    sample_rate: int
+    channels: int
+    format: str
+
+    @property
+    def duration(self) -> float:
+        return self.num_samples / self.sample_rate
+
+
+def probe(path: Path) -> AudioInfo:
+    """Reads the header. DataError names the path, what is wrong with it and what to do."""
+    soundfile = optional.load("soundfile")
+    try:
+        size = path.stat().st_size
+    except OSError as error:
+        raise DataError(f"recording {path} cannot be read: {error.strerror}") from error
+    if size < _SMALLEST_FILE:
+        raise DataError(f"recording {path} has {size} bytes: it holds no audio; remove it from the manifest")
+    try:
+        info = soundfile.info(path)
+    except (soundfile.LibsndfileError, RuntimeError) as error:
+        raise unreadable(path, error) from error
+    return AudioInfo(info.frames, info.samplerate, info.channels, f"{info.format} {info.subtype}")
+
+
+def unreadable(path: Path, error: Exception) -> DataError:
+    reason = str(error).split(": ", 1)[-1].strip().rstrip(".")
+    remedy = _REMEDY.get(path.suffix.lower(), "replace it, or convert it to WAV")
+    return DataError(f"recording {path} is not readable audio ({reason}): {remedy}")
+
+
+def channel_map(info: AudioInfo, path: Path, channels: tuple[int, int] | None) -> tuple[int, int]:
+    """Which channels are the model's and the user's. DataError for a mono file, or more than two without a map."""
+    if channels is not None:
+        if max(channels) >= info.channels or min(channels) < 0 or channels[0] == channels[1]:
+            raise DataError(
+                f"recording {path} has {info.channels} channels, not {channels[0]} and {channels[1]}: correct --channels"
+            )
+        return channels
+    if info.channels == 1:
+        raise DataError(f"recording {path} is mono: record two channels, left the model's speaker, right the user's")
+    if info.channels > 2:
+        raise DataError(f"recording {path} has {info.channels} channels: name two with --channels MODEL,USER")
+    return (0, 1)
+
+
+def blocks(
+    path: Path, sample_rate: int, channels: tuple[int, int] = (0, 1), block_seconds: float = _BLOCK_SECONDS
+) -> Iterator[np.ndarray]:
+    """Pieces [n, 2] float32 of a recording, resampled to `sample_rate`; memory does not grow with its length."""
+    soundfile, soxr = optional.load("soundfile"), optional.load("soxr")
+    try:
+        with soundfile.SoundFile(path) as file:
+            resampler = None
+            if file.samplerate != sample_rate:
+                resampler = soxr.ResampleStream(file.samplerate, sample_rate, 2, dtype="float32", quality="HQ")
+            size = max(1, round(block_seconds * file.samplerate))
+            expected, found = file.frames, 0
+            while True:
+                block = file.read(size, dtype="float32", always_2d=True)[:, list(channels)]
+                found += len(block)
+                last = len(block) < size
+                if resampler is not None:
+                    block = resampler.resample_chunk(np.ascontiguousarray(block), last=last)
+                if len(block):
+                    yield block
+                if last:
+                    break
+    except (soundfile.LibsndfileError, RuntimeError) as error:
+        raise unreadable(path, error) from error
+    if found < expected:
+        raise DataError(f"recording {path} breaks off after {found} of {expected} samples: copy it again")
+
+
+def read(path: Path, sample_rate: int, channels: tuple[int, int] = (0, 1)) -> np.ndarray:
+    """The whole recording, [N, 2] float32 at `sample_rate`."""
+    pieces = list(blocks(path, sample_rate, channels, block_seconds=60.0))
+    return np.concatenate(pieces) if pieces else np.zeros((0, 2), np.float32)
+
+
+def read_window(path: Path, start: int, length: int) -> np.ndarray:
+    """Samples start .. start + length of every channel, [<= length, C] float32 at the file's own rate."""
+    soundfile = optional.load("soundfile")
+    try:
+        with soundfile.SoundFile(path) as file:
+            file.seek(min(start, file.frames))
+            return file.read(length, dtype="float32", always_2d=True)
+    except (soundfile.LibsndfileError, RuntimeError) as error:
+        raise unreadable(path, error) from error

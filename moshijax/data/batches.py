@@ -1,0 +1,86 @@
+"""Batches by number: batch n is a function of the data's hash, a seed and n, whatever the hosts or threads."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+
+from moshijax import optional
+from moshijax.errors import ConfigError
+
+
+def import_grain() -> Any:
+    """grain, with absl's flags marked as parsed (its worker threads read one)."""
+    grain = optional.load("grain")
+    from absl import flags
+
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()
+    return grain
+
+
+def fold_seed(*parts: Any) -> int:
+    """A 32-bit seed from any printable values, equal in every process."""
+    return int.from_bytes(hashlib.sha256("\n".join(map(str, parts)).encode()).digest()[:4], "little")
+
+
+class BatchSource:
+    """Batches of a Grain `MapDataset` whose elements are dicts of equally shaped numpy arrays.
+
+    The dataset is infinite (shuffled anew in every epoch) and index-addressable, so `batch(n)` costs the same for
+    every n and a resumed run needs no state but n.
+    """
+
+    def __init__(self, dataset: Any, batch_size: int, items: int):
+        if batch_size < 1:
+            raise ConfigError(f"batch_size is {batch_size}: use at least 1")
+        self._dataset = dataset
+        self.batch_size = batch_size
+        self.items = items  # elements of one epoch
+
+    def batch(self, n: int, rows: slice = slice(None)) -> dict[str, np.ndarray]:
+        """Batch n >= 0, or some of its rows (a process of many asks only for its own)."""
+        numbers = range(n * self.batch_size, (n + 1) * self.batch_size)[rows]
+        elements: Sequence[Mapping[str, np.ndarray]] = [self._dataset[i] for i in numbers]
+        return {name: np.stack([element[name] for element in elements]) for name in elements[0]}
+
+    def iterate(
+        self, start: int = 0, rows: slice = slice(None), threads: int = 2, ahead: int = 4
+    ) -> Iterator[dict[str, np.ndarray]]:
+        """Batches start, start + 1, ... in order, made ahead by threads."""
+        with ThreadPoolExecutor(threads, thread_name_prefix="data") as pool:
+            waiting = [pool.submit(self.batch, start + i, rows) for i in range(ahead)]
+            n = start + ahead
+            try:
+                while True:
+                    yield waiting.pop(0).result()
+                    waiting.append(pool.submit(self.batch, n, rows))
+                    n += 1
+            finally:
+                for future in waiting:
+                    future.cancel()
+
+
+def process_rows(batch_size: int, process: int, processes: int) -> slice:
+    """The rows of a batch that one process of many feeds to its devices."""
+    if batch_size % processes:
+        raise ConfigError(f"batch_size {batch_size} does not divide among {processes} processes: make it a multiple")
+    share = batch_size // processes
+    return slice(process * share, (process + 1) * share)
+
+
+def shuffled(source: Sequence, seed: int, draw: Any) -> Any:
+    """An infinite dataset: every epoch a fresh permutation of `source`; `draw(element, rng)` makes the element."""
+    grain = import_grain()
+    return grain.MapDataset.source(source).seed(seed).shuffle().repeat().random_map(draw)
+
+
+def mixed(datasets: Sequence[Any], weights: Sequence[float]) -> Any:
+    """One dataset that draws from several in exact proportion to their weights."""
+    if len(datasets) == 1:
+        return datasets[0]
+    return import_grain().MapDataset.mix(list(datasets), weights=list(weights))

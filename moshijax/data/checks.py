@@ -1,0 +1,274 @@
+"""Is a recording fit to train on? Every finding has a name, is counted, and names the file.
+
+Findings either reject an item or flag it; `--strict` turns flags into rejections.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from moshijax.data import audio
+from moshijax.data.manifest import Item
+from moshijax.data.transcript import SPEAKERS, UnknownSpeaker, Word, parse_alignments, read_sidecar
+from moshijax.errors import DataError
+
+_ENVELOPE_SECONDS = 0.02
+_SPEECH = 10 ** (-45 / 20)  # RMS of 20 ms above which a channel is not silent
+_CLIPPED_SHARE = 1e-3
+_CLIP = 0.999
+_DC = 0.05
+_SAME = 0.98
+_SWAPPED = 4.0  # amplitude ratio
+_LATE = 0.5  # seconds
+
+
+@dataclass(frozen=True)
+class CheckRules:
+    """How items are judged.
+
+    Attributes:
+        frame_seconds: tolerance of the manifest's duration.
+        channels: (model, user) channel numbers of files with more than two; None: left and right of two.
+        speakers: label in the sidecar -> 'model' or 'user'.
+        min_score: alignment scores below it count as low; an item with more than a fifth of them is rejected.
+        strict: flagged items are rejected too.
+    """
+
+    frame_seconds: float = 0.08
+    channels: tuple[int, int] | None = None
+    speakers: Mapping[str, str] = field(default_factory=lambda: dict(SPEAKERS))
+    min_score: float = 0.0
+    strict: bool = False
+
+
+@dataclass
+class CheckedItem:
+    """An item with what was found: `rejected` is None or the reason; `flags` count repairs and doubts."""
+
+    item: Item
+    info: audio.AudioInfo | None = None
+    channels: tuple[int, int] = (0, 1)
+    words: list[Word] = field(default_factory=list)
+    flags: Counter[str] = field(default_factory=Counter)
+    rejected: str | None = None
+    kind: str | None = None  # of the rejection
+
+
+def check_header(item: Item, rules: CheckRules) -> CheckedItem:
+    """Judges what can be known without decoding: header, channels, duration, transcript.
+
+    Raises UnknownSpeaker, which stops the job; every other finding is in the result.
+    """
+    checked = CheckedItem(item)
+    stage = "unreadable"
+    try:
+        info = checked.info = audio.probe(item.audio)
+        stage = "channels"
+        checked.channels = audio.channel_map(info, item.audio, rules.channels)
+        stage = "no_audio"
+        if info.num_samples == 0:
+            raise DataError(f"recording {item.audio} holds no samples: remove it from the manifest")
+        if item.duration is not None and abs(item.duration - info.duration) > rules.frame_seconds:
+            checked.flags["duration_mismatch"] += 1
+        stage = "transcript"
+        content = read_sidecar(item.sidecar)
+        words, counts = parse_alignments(content["alignments"], info.duration, rules.speakers, rules.min_score)
+    except UnknownSpeaker as error:
+        raise UnknownSpeaker(f"{item.sidecar}: {error}") from error
+    except DataError as error:
+        message = str(error)
+        named = str(item.audio) in message or str(item.sidecar) in message
+        checked.rejected, checked.kind = message if named else f"{item.sidecar}: {message}", stage
+        return checked
+    checked.words = words
+    checked.flags.update(counts)
+    if not words:
+        checked.flags["no_words"] += 1
+    if counts["low_score"] > 0.2 * max(1, len(words)):
+        checked.kind = "low_score"
+        checked.rejected = f"{item.sidecar}: {counts['low_score']} of {len(words)} words score below {rules.min_score}"
+    return checked
+
+
+@dataclass
+class SignalStatistics:
+    """Running figures of a two-channel signal, fed block by block."""
+
+    sample_rate: int
+    num_samples: int = 0
+    clipped: int = 0
+    bad: int = 0
+    total: np.ndarray = field(default_factory=lambda: np.zeros(2))
+    moments: np.ndarray = field(default_factory=lambda: np.zeros((2, 2)))
+    envelope: list[np.ndarray] = field(default_factory=list)
+    _rest: np.ndarray = field(default_factory=lambda: np.zeros((2, 0), np.float32))
+
+    def add(self, block: np.ndarray) -> None:
+        """block [n, 2] float32."""
+        self.num_samples += len(block)
+        signal = np.ascontiguousarray(block.T)  # [2, n]: the passes below are over whole channels
+        peak = max(signal.max(initial=0.0), -signal.min(initial=0.0))
+        if not np.isfinite(peak):
+            finite = np.isfinite(signal)
+            self.bad += int((~finite).any(axis=0).sum())
+            signal = np.where(finite, signal, 0.0)
+        if peak >= _CLIP:
+            self.clipped += int((np.abs(signal) >= _CLIP).sum())
+        self.total += signal.sum(axis=1)
+        self.moments += signal @ signal.T
+        signal = np.concatenate([self._rest, signal], axis=1)
+        step = round(_ENVELOPE_SECONDS * self.sample_rate)
+        count = signal.shape[1] // step
+        pieces = signal[:, : count * step].reshape(2, count, step)
+        self.envelope.append(np.sqrt(np.einsum("cns,cns->nc", pieces, pieces) / step))
+        self._rest = signal[:, count * step :]
+
+    def levels(self) -> np.ndarray:
+        """RMS of every 20 ms of both channels, [frames, 2]."""
+        return np.concatenate(self.envelope) if self.envelope else np.zeros((0, 2), np.float32)
+
+    def findings(self, words: list[Word]) -> tuple[Counter[str], str | None, str | None]:
+        """Flags, and the kind and text of a rejection."""
+        flags: Counter[str] = Counter()
+        if self.bad:
+            return flags, "not_finite", f"{self.bad} samples are NaN or infinite: write the recording again"
+        count = max(1, self.num_samples)
+        power = np.diag(self.moments) / count
+        if self.clipped > _CLIPPED_SHARE * 2 * count:
+            flags["clipped"] += 1
+        if np.abs(self.total / count).max() > _DC:
+            flags["dc_offset"] += 1
+        levels = self.levels()
+        loud = (levels > _SPEECH).any(axis=0) if len(levels) else np.zeros(2, bool)
+        if words and not loud.any():
+            return flags, "silent", "both channels are silent but the transcript has words: check the recording"
+        flags["silent_channel"] += int((~loud).sum())
+        if power.min() > 0 and self.moments[0, 1] / count / np.sqrt(power.prod()) > _SAME:
+            return flags, "same_channels", "both channels carry the same signal: record the speakers apart"
+        if _swapped(levels, words):
+            return flags, "swapped", "words of one speaker sound on the other's channel: swap them with --channels 1,0"
+        flags["drift"] += _drift(levels, words)
+        return +flags, None, None
+
+
+def _active(levels: np.ndarray, words: Iterable[Word], column: int) -> float:
+    pieces = [levels[int(w.start / _ENVELOPE_SECONDS) : int(w.end / _ENVELOPE_SECONDS) + 1, column] for w in words]
+    pieces = [piece for piece in pieces if len(piece)]
+    return float(np.sqrt(np.mean(np.square(np.concatenate(pieces))))) if pieces else 0.0
+
+
+def _swapped(levels: np.ndarray, words: list[Word]) -> bool:
+    """True when every speaker that has words is much louder, during them, on the other's channel."""
+    answers = []
+    for column, speaker in enumerate(("model", "user")):
+        own = [word for word in words if word.speaker == speaker]
+        if own and len(levels):
+            right, wrong = _active(levels, own, column), _active(levels, own, 1 - column)
+            answers.append(wrong > _SPEECH and wrong > _SWAPPED * right)
+    return bool(answers) and all(answers)
+
+
+def _drift(levels: np.ndarray, words: list[Word]) -> int:
+    """Channels whose first word and first sound are more than half a second apart, the word being early."""
+    drifts = 0
+    for column, speaker in enumerate(("model", "user")):
+        own = [word for word in words if word.speaker == speaker]
+        sounds = np.flatnonzero(levels[:, column] > _SPEECH) if len(levels) else []
+        if own and len(sounds):
+            drifts += sounds[0] * _ENVELOPE_SECONDS - own[0].start > _LATE
+    return drifts
+
+
+def apply_findings(checked: CheckedItem, statistics: SignalStatistics) -> None:
+    flags, kind, reason = statistics.findings(checked.words)
+    checked.flags.update(flags)
+    if kind is not None:
+        checked.kind, checked.rejected = kind, f"recording {checked.item.audio}: {reason}"
+
+
+# Doubts and repairs that `strict` turns into rejections; the rest are ordinary properties of good data.
+_HARMLESS = {"no_words", "silent_channel", "unsorted", "empty_word"}
+
+
+def apply_strictness(checked: CheckedItem, rules: CheckRules) -> None:
+    doubts = sorted(name for name in checked.flags if name not in _HARMLESS)
+    if rules.strict and checked.rejected is None and doubts:
+        checked.kind = doubts[0]
+        checked.rejected = f"recording {checked.item.audio} is flagged {', '.join(doubts)}, and --strict refuses flags"
+
+
+@dataclass
+class Report:
+    """Counts over a set: items, usable ones, their seconds and words, flags (items each), rejections by kind."""
+
+    items: int = 0
+    usable: int = 0
+    seconds: float = 0.0
+    words: int = 0
+    flags: Counter[str] = field(default_factory=Counter)
+    kinds: Counter[str] = field(default_factory=Counter)
+    rejected: list[tuple[str, str]] = field(default_factory=list)
+    flagged: dict[str, str] = field(default_factory=dict)  # first item of every flag
+
+    def add(self, checked: CheckedItem) -> None:
+        self.items += 1
+        for name in checked.flags:
+            self.flags[name] += 1
+            self.flagged.setdefault(name, checked.item.id)
+        if checked.rejected is not None:
+            self.kinds[checked.kind or "rejected"] += 1
+            self.rejected.append((checked.item.id, checked.rejected))
+        else:
+            self.usable += 1
+            self.seconds += checked.info.duration
+            self.words += len(checked.words)
+
+    def merge(self, other: Report) -> None:
+        for name in ("items", "usable", "seconds", "words"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.flags.update(other.flags)
+        self.kinds.update(other.kinds)
+        self.rejected += other.rejected
+        self.flagged = {**other.flagged, **self.flagged}
+
+    def to_json(self) -> dict:
+        return {**vars(self), "flags": dict(self.flags), "kinds": dict(self.kinds)}
+
+    @classmethod
+    def from_json(cls, data: dict) -> Report:
+        rejected = [(name, reason) for name, reason in data["rejected"]]
+        return cls(**{**data, "flags": Counter(data["flags"]), "kinds": Counter(data["kinds"]), "rejected": rejected})
+
+    def require_usable(self, where: str | Path, strict: bool = False) -> None:
+        """DataError when nothing is usable, or when strict and anything was rejected."""
+        if self.items and not self.usable:
+            raise DataError(f"none of the {self.items} items of {where} is usable; the first: {self.rejected[0][1]}")
+        if strict and self.rejected:
+            raise DataError(
+                f"{len(self.rejected)} of {self.items} items of {where} are rejected; the first: {self.rejected[0][1]}"
+            )
+
+
+def validate(items: Iterable[Item], rules: CheckRules, progress=None) -> Report:
+    """Checks every item, signal included, with bounded memory. `progress()` is called after each."""
+    report = Report()
+    for item in items:
+        checked = check_header(item, rules)
+        if checked.rejected is None:
+            statistics = SignalStatistics(checked.info.sample_rate)
+            try:
+                for block in audio.blocks(item.audio, checked.info.sample_rate, checked.channels):
+                    statistics.add(block)
+                apply_findings(checked, statistics)
+            except DataError as error:
+                checked.kind, checked.rejected = "unreadable", str(error)
+        apply_strictness(checked, rules)
+        report.add(checked)
+        if progress is not None:
+            progress()
+    return report

@@ -1,0 +1,99 @@
+"""A codec as data preparation uses it: batches of recordings of many lengths, long ones piece by piece."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from moshijax.data.records import digest, tree_digest
+from moshijax.errors import ConfigError
+
+_FRAMES_AT_ONCE = 3000  # of all rows of one call together
+_BLOCK_FRAMES = 50  # of a long recording per step
+
+
+class CodecEncoder:
+    """Encodes with `moshijax.codec`; float32, so that codes do not depend on what shares a batch.
+
+    Args:
+        config, params: of the codec.
+        num_codebooks: how many to keep; None: all.
+    """
+
+    def __init__(self, config: Any, params: Any, num_codebooks: int | None = None):
+        from moshijax import codec
+
+        if num_codebooks is not None and not 1 <= num_codebooks <= config.num_codebooks:
+            raise ConfigError(f"num_codebooks is {num_codebooks}: this codec has 1 to {config.num_codebooks}")
+        self._codec, self._config = codec, config
+        self.sample_rate, self.frame_size = config.sample_rate, config.frame_size
+        self.num_codebooks = num_codebooks or config.num_codebooks
+        self.sha256 = digest(repr(config), tree_digest(params))
+        self._params = codec.inference_layout(config, params)
+        self._step: Any = None
+
+    @classmethod
+    def load(cls, path: str | Path, num_codebooks: int | None = None) -> CodecEncoder:
+        """From a published file, a directory, or a run (`moshijax.weights.load_mimi`)."""
+        from moshijax import weights
+
+        return cls(*weights.load_mimi(path), num_codebooks=num_codebooks)
+
+    def encode(self, waveforms: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Waveforms [N_i] float32 -> codes [Q, ceil(N_i / frame_size)] int32, in the same order."""
+        frames = [-(-len(waveform) // self.frame_size) for waveform in waveforms]
+        codes: list[np.ndarray] = [np.zeros((self.num_codebooks, 0), np.int32)] * len(waveforms)
+        groups: dict[int, list[int]] = {}
+        for number, count in enumerate(frames):
+            if count:
+                groups.setdefault(_round_up(count), []).append(number)
+        for length, members in sorted(groups.items()):
+            rows = max(1, min(16, _FRAMES_AT_ONCE // length))
+            for first in range(0, len(members), rows):
+                chosen = members[first : first + rows]
+                batch = np.zeros((rows, length * self.frame_size), np.float32)
+                lengths = np.zeros(rows, np.int32)
+                for row, number in enumerate(chosen):
+                    batch[row, : len(waveforms[number])] = waveforms[number]
+                    lengths[row] = len(waveforms[number])
+                out = np.asarray(
+                    self._codec.encode(self._config, self._params, batch, self.num_codebooks, lengths_B=lengths)
+                )
+                for row, number in enumerate(chosen):
+                    codes[number] = out[row, :, : frames[number]]
+        return codes
+
+    def encode_blocks(self, blocks: Iterator[np.ndarray]) -> np.ndarray:
+        """Blocks [n, 2] float32 of one recording -> codes [2, Q, ceil(N / frame_size)]; memory does not grow with N."""
+        import jax
+
+        if self._step is None:
+            step = partial(self._codec.encode_step, self._config, num_codebooks=self.num_codebooks)
+            self._step = jax.jit(lambda params, state, pcm: step(params, state, pcm), donate_argnums=1)
+        state = self._codec.init_encoder_state(self._config, 2)
+        size = _BLOCK_FRAMES * self.frame_size
+        pending, total, codes = np.zeros((0, 2), np.float32), 0, []
+        for block in blocks:
+            total += len(block)
+            pending = np.concatenate([pending, block])
+            while len(pending) >= size:
+                state, out = self._step(self._params, state, np.ascontiguousarray(pending[:size].T))
+                codes.append(np.asarray(out))
+                pending = pending[size:]
+        if len(pending):
+            last = np.zeros((2, size), np.float32)
+            last[:, : len(pending)] = pending.T
+            codes.append(np.asarray(self._step(self._params, state, last)[1]))
+        if not codes:
+            return np.zeros((2, self.num_codebooks, 0), np.int32)
+        return np.concatenate(codes, axis=-1)[..., : -(-total // self.frame_size)]
+
+
+def _round_up(frames: int) -> int:
+    """The next of 1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, ...: few lengths, at most a quarter wasted."""
+    unit = max(1, 1 << max(0, (frames - 1).bit_length() - 3))
+    return -(-frames // unit) * unit

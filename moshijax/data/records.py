@@ -1,0 +1,187 @@
+"""Shards of records: ArrayRecord files that appear only when complete, and the `dataset.json` that binds them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from moshijax import optional
+from moshijax.errors import DataError, MoshijaxError
+
+FORMAT_VERSION = 1
+INDEX = "dataset.json"
+
+
+def shard_name(index: int, count: int) -> str:
+    return f"shard-{index:05d}-of-{count:05d}.arrayrecord"
+
+
+def pack(record: dict[str, Any]) -> bytes:
+    """msgpack with numpy arrays as {"dtype", "shape", "data"} (little endian)."""
+
+    def default(value: Any) -> Any:
+        if isinstance(value, np.ndarray):
+            value = value.astype(value.dtype.newbyteorder("<"), copy=False)
+            return {"dtype": value.dtype.str, "shape": list(value.shape), "data": value.tobytes()}
+        if isinstance(value, np.generic):
+            return value.item()
+        raise TypeError(f"{type(value).__name__} cannot be stored in a record")
+
+    return optional.load("msgpack").packb(record, default=default)
+
+
+def unpack(data: bytes) -> dict[str, Any]:
+    def hook(value: dict) -> Any:
+        if value.keys() == {"dtype", "shape", "data"}:
+            return np.frombuffer(value["data"], value["dtype"]).reshape(value["shape"])
+        return value
+
+    return optional.load("msgpack").unpackb(data, object_hook=hook)
+
+
+def write_atomic(path: Path, content: bytes | str) -> None:
+    """Writes a file that appears complete or not at all."""
+    temporary = path.with_name(f".{path.name}.part")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, content: Any) -> None:
+    write_atomic(path, json.dumps(content, indent=2, ensure_ascii=False, sort_keys=True) + "\n")
+
+
+def write_shard(path: Path, records: Iterable[dict[str, Any]]) -> int:
+    """Writes records to one shard, which appears only when complete. Returns their number."""
+    writer_module = optional.load("array_record.python.array_record_module")
+    temporary = path.with_name(f".{path.name}.part")
+    count = 0
+    try:
+        writer = writer_module.ArrayRecordWriter(str(temporary), "group_size:1")
+        try:
+            for record in records:
+                writer.write(pack(record))
+                count += 1
+        finally:
+            writer.close()
+        _check_complete(temporary, count)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    return count
+
+
+def _check_complete(path: Path, count: int) -> None:
+    """The writer reports no full disk: what was written is read back before it is given its name."""
+    reader_module = optional.load("array_record.python.array_record_module")
+    try:
+        reader = reader_module.ArrayRecordReader(str(path))
+        found = reader.num_records()
+        if found:
+            reader.read([found - 1])
+        reader.close()
+    except (RuntimeError, ValueError, IndexError, OSError) as error:
+        raise MoshijaxError(f"{path} is incomplete after writing ({error}): is the disk full?") from error
+    if found != count:
+        raise MoshijaxError(f"{path} holds {found} of {count} records after writing: is the disk full?")
+
+
+def read_index(folder: str | Path) -> dict[str, Any]:
+    """The `dataset.json` of a prepared data set. DataError when it is unfinished or of another format."""
+    folder = Path(folder)
+    path = folder / INDEX
+    if not path.exists():
+        begun = sorted(p.name for p in folder.glob("*.arrayrecord")) if folder.is_dir() else []
+        if begun or (folder / "prepare.json").exists():
+            raise DataError(
+                f"data set {folder} is unfinished ({len(begun)} shards, no {INDEX}): run the same `data prepare` again"
+            )
+        raise DataError(f"{folder} holds no {INDEX}: make it with `moshijax data prepare`")
+    try:
+        index = json.loads(path.read_text(encoding="utf-8"))
+        version = index["format_version"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path} cannot be read ({error}): prepare the data set again") from error
+    if version != FORMAT_VERSION:
+        raise DataError(f"{path} has format version {version}, this code reads {FORMAT_VERSION}: prepare it again")
+    return index
+
+
+class RecordSource(Sequence):
+    """Random access to the records of a data set: `source[i]` is a dict. Opens shards when first read.
+
+    Raises DataError when a shard that `dataset.json` lists is missing or shorter than it says.
+    """
+
+    def __init__(self, folder: str | Path, index: dict[str, Any] | None = None):
+        self.folder = Path(folder)
+        self.index = read_index(folder) if index is None else index
+        self.shards = [(self.folder / shard["file"], shard["records"]) for shard in self.index["shards"]]
+        for path, _ in self.shards:
+            if not path.exists():
+                raise DataError(f"shard {path} is missing: copy it again, or run `data prepare` again")
+        self._length = sum(count for _, count in self.shards)
+        self._source: Any = None
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_source": None}
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        if not 0 <= index < self._length:
+            raise IndexError(index)
+        if self._source is None:
+            module = optional.load("array_record.python.array_record_data_source")
+            full = [str(path) for path, count in self.shards if count]
+            try:
+                source = module.ArrayRecordDataSource(full)
+                found = len(source)
+            except (RuntimeError, ValueError, OSError) as error:
+                raise DataError(f"a shard of {self.folder} cannot be read ({error}): copy it again") from error
+            if found != self._length:
+                raise DataError(f"{self.folder} holds {found} records, {INDEX} says {self._length}: copy it again")
+            self._source = source
+        try:
+            return unpack(self._source[index])
+        except (RuntimeError, ValueError) as error:
+            raise DataError(f"record {index} of {self.folder} cannot be read ({error}): copy it again") from error
+
+
+def digest(*parts: Any) -> str:
+    """sha256 over a JSON form of values: the same for equal values in any process."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+
+
+def tree_digest(tree: Any) -> str:
+    """sha256 over names, shapes, dtypes and bytes of a nested dict of arrays."""
+    state = hashlib.sha256()
+
+    def add(prefix: str, value: Any) -> None:
+        if isinstance(value, dict):
+            for key in sorted(value):
+                add(f"{prefix}/{key}", value[key])
+        elif isinstance(value, list | tuple):
+            for number, part in enumerate(value):
+                add(f"{prefix}/{number}", part)
+        else:
+            array = np.ascontiguousarray(np.asarray(value))
+            state.update(f"{prefix} {array.dtype} {array.shape}".encode())
+            state.update(array.view(np.uint8).reshape(-1).data if array.size else b"")
+
+    add("", tree)
+    return state.hexdigest()

@@ -1,0 +1,202 @@
+"""Phonetic features that the codec's semantic level is distilled from, kept in shards beside the recordings.
+
+A teacher turns a recording into features [2, T50, F] at 50 Hz. Ours reads the phonemes and their times in the sidecar;
+one that runs a speech model on the samples plugs in the same way and is read by the same code.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import unicodedata
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from moshijax.data import records
+from moshijax.data.checks import CheckRules, Report, check_header
+from moshijax.data.manifest import Item, Manifest
+from moshijax.data.transcript import read_sidecar
+from moshijax.errors import DataError
+
+INDEX = "teacher.json"
+RATE = 50
+
+
+class Teacher(Protocol):
+    """kind, dim, and what it computes: features [2, ceil(duration * 50), dim] float32 of a recording."""
+
+    kind: str
+    dim: int
+
+    def features(self, item: Item, duration: float, speakers: dict[str, str]) -> np.ndarray: ...
+
+
+# Articulation of the symbols of English speech. Consonants: place (0 lips .. 1 glottis), manner, voice.
+# Vowels: height, backness, rounding.
+_MANNERS = ("stop", "affricate", "fricative", "nasal", "approximant", "tap")
+_CONSONANTS = {
+    "p": (0.0, "stop", 0), "b": (0.0, "stop", 1), "m": (0.0, "nasal", 1), "f": (0.15, "fricative", 0),
+    "v": (0.15, "fricative", 1), "θ": (0.3, "fricative", 0), "ð": (0.3, "fricative", 1), "t": (0.45, "stop", 0),
+    "d": (0.45, "stop", 1), "n": (0.45, "nasal", 1), "s": (0.45, "fricative", 0), "z": (0.45, "fricative", 1),
+    "ɾ": (0.45, "tap", 1), "l": (0.45, "approximant", 1), "ɫ": (0.5, "approximant", 1), "ɹ": (0.5, "approximant", 1),
+    "r": (0.5, "approximant", 1), "ʃ": (0.55, "fricative", 0), "ʒ": (0.55, "fricative", 1),
+    "tʃ": (0.55, "affricate", 0), "dʒ": (0.55, "affricate", 1), "j": (0.65, "approximant", 1), "k": (0.8, "stop", 0),
+    "ɡ": (0.8, "stop", 1), "g": (0.8, "stop", 1), "ŋ": (0.8, "nasal", 1), "x": (0.8, "fricative", 0),
+    "w": (0.4, "approximant", 1), "h": (1.0, "fricative", 0), "ʔ": (1.0, "stop", 0),
+}  # fmt: skip
+_VOWELS = {
+    "i": (1.0, 0.0, 0), "ɪ": (0.85, 0.1, 0), "ᵻ": (0.85, 0.3, 0), "e": (0.7, 0.0, 0), "ɛ": (0.4, 0.1, 0),
+    "æ": (0.2, 0.1, 0), "a": (0.0, 0.3, 0), "ɐ": (0.2, 0.5, 0), "ə": (0.5, 0.5, 0), "ɚ": (0.5, 0.55, 0),
+    "ɜ": (0.45, 0.5, 0), "ʌ": (0.35, 0.7, 0), "ɑ": (0.0, 0.9, 0), "ɒ": (0.05, 1.0, 1), "ɔ": (0.35, 1.0, 1),
+    "o": (0.7, 1.0, 1), "ʊ": (0.85, 0.85, 1), "u": (1.0, 1.0, 1), "y": (1.0, 0.0, 1),
+}  # fmt: skip
+_SYMBOLS = ("silence", *_CONSONANTS, *_VOWELS, "other")
+_ARTICULATION = 4 + len(_MANNERS) + 4
+_SMOOTHING = np.array([0.25, 0.5, 0.25], np.float32)
+
+
+def _parts(symbol: str) -> list[str]:
+    """A phoneme's sounds in order: a diphthong has two, a length mark or stress none of its own."""
+    text = unicodedata.normalize("NFC", symbol).strip("ˈˌ")
+    if text in _CONSONANTS:
+        return [text]
+    parts = [c for c in text if c in _CONSONANTS or c in _VOWELS]
+    return parts or ["other"]
+
+
+def _vector(symbol: str) -> np.ndarray:
+    """One-hot symbol and articulation, equally long parts, so that near sounds have near vectors."""
+    vector = np.zeros(len(_SYMBOLS) + _ARTICULATION, np.float32)
+    vector[_SYMBOLS.index(symbol)] = 1.0
+    body = vector[len(_SYMBOLS) :]
+    if symbol in _CONSONANTS:
+        place, manner, voice = _CONSONANTS[symbol]
+        body[0], body[1], body[2] = 1.0, math.cos(math.pi * place), math.sin(math.pi * place)
+        body[3] = voice
+        body[4 + _MANNERS.index(manner)] = 1.0
+    elif symbol in _VOWELS:
+        height, back, rounded = _VOWELS[symbol]
+        body[3] = 1.0
+        body[-4:] = 1.0, 2 * height - 1, 2 * back - 1, rounded
+    norm = np.linalg.norm(body)
+    if norm:
+        body /= norm
+    return vector
+
+
+class PhonemeTeacher:
+    """Features from the sidecar's phonemes: one-hot symbol and articulation, smoothed over 60 ms."""
+
+    kind = "phonemes"
+    dim = len(_SYMBOLS) + _ARTICULATION
+
+    def __init__(self) -> None:
+        self._vectors = {symbol: _vector(symbol) for symbol in _SYMBOLS}
+
+    def features(self, item: Item, duration: float, speakers: dict[str, str]) -> np.ndarray:
+        content = read_sidecar(item.sidecar)
+        if not isinstance(content.get("phonemes"), list):
+            raise DataError(f'{item.sidecar} has no list "phonemes" of [symbol, [start, end], speaker]')
+        frames = math.ceil(duration * RATE - 1e-6)
+        features = np.zeros((2, frames, self.dim), np.float32)
+        features[:] = self._vectors["silence"]
+        try:
+            for symbol, (start, end), label in content["phonemes"]:
+                channel = 0 if speakers[label] == "model" else 1
+                parts = _parts(symbol)
+                edges = np.linspace(start, end, len(parts) + 1) * RATE
+                for part, a, b in zip(parts, edges[:-1], edges[1:], strict=True):
+                    first = max(0, round(a))
+                    features[channel, first : max(round(b), first + 1)] = self._vectors[part]
+        except (ValueError, TypeError, KeyError) as error:
+            raise DataError(
+                f"{item.sidecar} has a phoneme that is not [symbol, [start, end], speaker]: {error}"
+            ) from error
+        padded = np.pad(features, ((0, 0), (1, 1), (0, 0)), mode="edge") if frames else features
+        return sum(w * padded[:, i : i + frames] for i, w in enumerate(_SMOOTHING)) if frames else features
+
+
+TEACHERS: dict[str, Callable[[], Teacher]] = {"phonemes": PhonemeTeacher}
+
+
+def compute_features(
+    manifest: Manifest,
+    out_dir: str | Path | None = None,
+    kind: str = "phonemes",
+    rules: CheckRules | None = None,
+    shard_items: int = 512,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[dict[str, Any], Report]:
+    """Writes `teacher.json` and shards of {id, features float16 [2, T50, F]} (default: `teacher/` beside the manifest).
+
+    Raises:
+        DataError: an unknown kind, no usable item, or (strict) a rejected one.
+    """
+    if kind not in TEACHERS:
+        raise DataError(f"teacher {kind!r} is not known: use one of {', '.join(TEACHERS)}")
+    rules = rules or CheckRules()
+    teacher = TEACHERS[kind]()
+    out_dir = Path(out_dir) if out_dir is not None else manifest.path.parent / "teacher"
+    out_dir.mkdir(parents=True, exist_ok=True)
+    (out_dir / INDEX).unlink(missing_ok=True)
+    report, shards, ids = Report(), [], {}
+    count = math.ceil(len(manifest.items) / shard_items)
+
+    def content(items: tuple[Item, ...]):
+        for item in items:
+            checked = check_header(item, rules)
+            features = None
+            if checked.rejected is None:
+                try:
+                    features = teacher.features(item, checked.info.duration, dict(rules.speakers))
+                except DataError as error:
+                    checked.kind, checked.rejected = "teacher", str(error)
+            report.add(checked)
+            if features is not None:
+                ids[item.id] = len(ids)
+                yield {"id": item.id, "features": features.astype(np.float16)}
+            if progress is not None:
+                progress(report.items, len(manifest.items))
+
+    for number in range(count):
+        items = manifest.items[number * shard_items : (number + 1) * shard_items]
+        path = out_dir / records.shard_name(number, count)
+        shards.append({"file": path.name, "records": records.write_shard(path, content(items))})
+    report.require_usable(manifest.path, strict=rules.strict)
+    index = {
+        "format_version": records.FORMAT_VERSION,
+        "kind": teacher.kind,
+        "dim": teacher.dim,
+        "rate": RATE,
+        "manifest_sha256": manifest.sha256,
+        "shards": shards,
+        "ids": list(ids),
+    }
+    records.write_json(out_dir / INDEX, index)
+    return index, report
+
+
+class TeacherFeatures:
+    """Features by item id. DataError when they are unfinished or belong to another manifest."""
+
+    def __init__(self, folder: str | Path, manifest_sha256: str | None = None):
+        folder = Path(folder)
+        try:
+            index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise DataError(f"{folder} holds no complete {INDEX} ({error}): run `moshijax data teacher`") from error
+        if manifest_sha256 is not None and index["manifest_sha256"] != manifest_sha256:
+            raise DataError(f"teacher features {folder} belong to another manifest: run `moshijax data teacher` again")
+        self.kind, self.dim, self.rate = index["kind"], index["dim"], index["rate"]
+        self._source = records.RecordSource(folder, index)
+        self._numbers = {name: number for number, name in enumerate(index["ids"])}
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._numbers
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        """[2, T50, F] float16."""
+        return self._source[self._numbers[name]]["features"]

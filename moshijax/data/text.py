@@ -1,0 +1,139 @@
+"""Text tokens: SentencePiece unigram models in Moshi's id layout (EPAD 0, BOS 1, EOS 2, PAD 3)."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import unicodedata
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from pathlib import Path
+
+from moshijax import optional
+from moshijax.errors import ConfigError, DataError
+from moshijax.lm.tokens import BOS, EOS, EPAD, PAD
+
+
+class Tokenizer:
+    """A SentencePiece model. Word texts are NFC-normalised; ids below 4 are special and never come from `encode`.
+
+    Attributes:
+        model: the serialised model, bytes.
+        sha256: of `model`; binds prepared text to it.
+        pieces: the string of every id, in order ("▁" stands for a space).
+    """
+
+    def __init__(self, model: bytes):
+        spm = optional.load("sentencepiece")
+        try:
+            self._processor = spm.SentencePieceProcessor(model_proto=model)
+        except RuntimeError as error:
+            raise DataError(
+                f"this is not a SentencePiece model ({error}): give the tokenizer.model of a run"
+            ) from error
+        ids = (self._processor.unk_id(), self._processor.bos_id(), self._processor.eos_id(), self._processor.pad_id())
+        if ids != (EPAD, BOS, EOS, PAD):
+            raise DataError(
+                f"the tokenizer has unk, bos, eos, pad = {ids}; {(EPAD, BOS, EOS, PAD)} are needed: "
+                "train it with moshijax.data.text.train_tokenizer"
+            )
+        self.model = model
+        self.sha256 = hashlib.sha256(model).hexdigest()
+        self.pieces = tuple(self._processor.id_to_piece(i) for i in range(self._processor.vocab_size()))
+        self._encode = lru_cache(maxsize=100_000)(self._encode_uncached)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Tokenizer:
+        path = Path(path)
+        path = path / "tokenizer.model" if path.is_dir() else path
+        try:
+            return cls(path.read_bytes())
+        except OSError as error:
+            raise DataError(
+                f"tokenizer {path} cannot be read ({error.strerror}): give a SentencePiece model"
+            ) from error
+
+    def save(self, path: str | Path) -> None:
+        path = Path(path)
+        temporary = path.with_name(f".{path.name}.part")
+        temporary.write_bytes(self.model)
+        temporary.replace(path)
+
+    def __getstate__(self) -> bytes:
+        return self.model
+
+    def __setstate__(self, model: bytes) -> None:
+        self.__init__(model)
+
+    @property
+    def vocab_size(self) -> int:
+        return len(self.pieces)
+
+    def _encode_uncached(self, text: str) -> tuple[int, ...]:
+        ids = tuple(self._processor.encode(unicodedata.normalize("NFC", text)))
+        if EPAD in ids:
+            raise DataError(f"{text!r} has characters that the tokenizer lacks: train it with byte_fallback")
+        return ids
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text, or of one word (each word is tokenised alone, as on the grid), without BOS."""
+        return list(self._encode(text))
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Text of ids; special ids and negative ones are left out."""
+        return self._processor.decode([int(i) for i in ids if int(i) > PAD])
+
+
+def train_tokenizer(
+    texts: Iterable[str], vocab_size: int, byte_fallback: bool = True, seed_sentencepiece_size: int = 1_000_000
+) -> Tokenizer:
+    """Trains a unigram model on texts (any number of words each): digits split, NFC, nothing else changed.
+
+    A small corpus may give fewer pieces than `vocab_size`; with `byte_fallback`, 256 of them are bytes, so that any
+    text can be written. The same texts give the same model.
+
+    Raises:
+        ConfigError: vocab_size is too small for the special ids, bytes and characters; DataError: no text.
+    """
+    spm = optional.load("sentencepiece")
+    lines = [unicodedata.normalize("NFC", " ".join(text.split())) for text in texts]
+    lines = [line for line in lines if line]
+    if not lines:
+        raise DataError("there is no text to train a tokenizer on: give at least one sentence")
+    characters = len(set("".join(lines))) + 1
+    smallest = 4 + 256 * byte_fallback + characters
+    if vocab_size < smallest:
+        raise ConfigError(
+            f"vocab_size is {vocab_size}, but 4 special ids, {256 * byte_fallback} bytes and {characters} characters "
+            f"need {smallest}: raise it"
+        )
+    model = io.BytesIO()
+    try:
+        spm.SentencePieceTrainer.train(
+            sentence_iterator=iter(lines),
+            model_writer=model,
+            model_type="unigram",
+            vocab_size=vocab_size,
+            hard_vocab_limit=False,
+            split_digits=True,
+            byte_fallback=byte_fallback,
+            character_coverage=1.0,
+            normalization_rule_name="identity",
+            unk_id=EPAD,
+            bos_id=BOS,
+            eos_id=EOS,
+            pad_id=PAD,
+            unk_surface="",
+            num_threads=1,
+            seed_sentencepiece_size=seed_sentencepiece_size,
+            max_sentence_length=65536,
+            minloglevel=2,
+        )
+    except RuntimeError as error:
+        raise ConfigError(f"SentencePiece cannot train with vocab_size {vocab_size}: {error}") from error
+    return Tokenizer(model.getvalue())
+
+
+def words_of(manifest_words: Iterable[Sequence]) -> list[str]:
+    """Texts to train on from word lists: the words of each item joined by spaces."""
+    return [" ".join(word.text for word in words) for words in manifest_words]
