@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -74,14 +75,13 @@ def _convolution(eqn: Any) -> float:
     return 2.0 * math.prod(eqn.outvars[0].aval.shape) * per_output / eqn.params["batch_group_count"]
 
 
-def peak_flops(device: jax.Device) -> float:
-    """Peak FLOP/s of one device: from the table, or for a CPU the rate of a float32 matrix product, measured now."""
-    kind = device.device_kind.lower()
-    for part, peak in PEAK_FLOPS:
-        if device.platform != "cpu" and part in kind:
-            return peak
+def peak_flops(devices: Sequence[jax.Device]) -> float:
+    """Peak FLOP/s of some devices together: from the table, NaN for an unknown kind. For CPU devices, which share one
+    machine, the rate of a float32 matrix product, measured now."""
+    device = devices[0]
     if device.platform != "cpu":
-        return math.nan
+        kind = device.device_kind.lower()
+        return len(devices) * next((peak for part, peak in PEAK_FLOPS if part in kind), math.nan)
     size = 1024
     matrix = jax.device_put(jnp.ones((size, size), jnp.float32), device)
     product = jax.jit(lambda a: a @ a)

@@ -125,9 +125,7 @@ class _Run:
         self.clock.step(program, fed.waited, amounts)
         if in_a_row:
             self.bad = [*self.bad, {"step": step, "program": fed.program, "batch": fed.index}][-MAX_NONFINITE:]
-            log.warning(
-                "step %d was not finite: update skipped (batch %d of the %s data)", step, fed.index, fed.program
-            )
+            log.warning("step %d was not finite: update skipped (%s batch %d)", step, fed.program, fed.index)
             self.interval.add("skipped", {"steps": (1.0, 1.0)})
             if in_a_row >= MAX_NONFINITE:
                 raise _NonFinite
@@ -169,6 +167,7 @@ def train(
     run = RunDir(Path(run_dir))
     with StopSignal() as stop, contextlib.ExitStack() as stack:
         mesh = sharding.make_mesh(experiment.mesh)
+        peak = peak_flops(jax.devices())
         stack.enter_context(sharding.context(mesh))
         task = experiment.task
         plan = plan_state(task, experiment, mesh)
@@ -186,7 +185,6 @@ def train(
         if "eval" in sources:
             evaluators = [HeldOutLoss(task, experiment, plan, sources["eval"], mesh), *evaluators]
         writer = stack.enter_context(contextlib.closing(Writer(run.metrics, run.path / files.TENSORBOARD, start)))
-        peak = peak_flops(jax.devices()[0]) * jax.device_count()
         feed = Feed(sources, where, experiment.text_ratio, start, experiment.steps)
         stack.enter_context(contextlib.closing(feed))
         _describe(run, state, programs, start)

@@ -117,7 +117,7 @@ def make_step(task: Task, experiment: ExperimentConfig, plan: StatePlan, program
         parts, grads = loss_and_gradients(
             task, program, owned, merge, state.model_state, batch, loss_key, experiment.microbatches
         )
-        grad_norm = optax.global_norm(grads)
+        grad_norm = optax.tree.norm(grads)
         finite = jnp.isfinite(parts.loss) & jnp.isfinite(grad_norm)
 
         def keep(new: Any, old: Any) -> Any:

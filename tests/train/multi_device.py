@@ -1,0 +1,139 @@
+"""Bodies of the tests that need several devices; each runs in a process of its own (see devices.py)."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from moshijax.errors import ConfigError
+from moshijax.train import sharding
+from moshijax.train.checkpoint import Checkpointer
+from moshijax.train.experiment import ExperimentConfig, MeshConfig, OptimizerConfig
+from moshijax.train.feed import put
+from moshijax.train.loop import train
+from moshijax.train.metrics import read_metrics
+from moshijax.train.run_dir import RunDir
+from moshijax.train.state import plan_state
+from moshijax.train.steps import batch_shardings, compile_step, loss_and_gradients, program_key
+from tests.train.small_task import SmallData, SmallTask
+
+MESHES = (
+    MeshConfig(data=8),
+    MeshConfig(data=1, fsdp=8),
+    MeshConfig(data=1, tensor=8),
+    MeshConfig(data=2, fsdp=2, tensor=2),
+    MeshConfig(data=4, fsdp=1, tensor=2),
+)
+SMALL = ExperimentConfig(
+    task=SmallTask(),
+    data=SmallData(),
+    text_data=SmallData(seed=1),
+    text_ratio=0.3,
+    optimizer=OptimizerConfig(learning_rate=1e-2),
+    steps=12,
+    log_every=1,
+    checkpoint_every=6,
+)
+
+
+def loss_and_gradients_on(experiment, program, mesh_config, devices):
+    """Loss and gradients of the first batch of a program on some devices, as host arrays."""
+    mesh = sharding.make_mesh(mesh_config, devices)
+    task = experiment.task
+    batch = task.sources(experiment)[program].batch(0)
+    with sharding.context(mesh):
+        plan = plan_state(task, experiment, mesh)
+        state = plan.create(experiment.seed)
+        where = batch_shardings(batch, mesh, experiment.microbatches)
+
+        def run(params, model_state, batch):
+            key = program_key(experiment.seed, program, 0)
+            count = experiment.microbatches
+            parts, grads = loss_and_gradients(task, program, params, lambda p: p, model_state, batch, key, count)
+            return parts.loss, grads
+
+        jitted = jax.jit(run, out_shardings=(None, plan.shardings.params))
+        return jax.device_get(jitted(state.params, state.model_state, put(batch, where)))
+
+
+def relative(one, two):
+    """Largest difference of two trees, relative to the largest value of each leaf."""
+    pairs = zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True)
+    return max(float(np.abs(a - b).max() / max(np.abs(b).max(), 1e-30)) for a, b in pairs)
+
+
+def compare_meshes(experiment, programs, meshes=MESHES, tolerance=1e-5):
+    for program in programs:
+        one = loss_and_gradients_on(experiment, program, MeshConfig(), jax.devices()[:1])
+        for mesh in meshes:
+            error = relative(loss_and_gradients_on(experiment, program, mesh, jax.devices()), one)
+            print(program, mesh, f"{error:.1e}")
+            assert error <= tolerance, (program, mesh, error)
+
+
+def small_agrees_with_one_device():
+    compare_meshes(SMALL, ("audio", "text"))
+    compare_meshes(dataclasses.replace(SMALL, data=SmallData(rows=16), microbatches=2), ("audio",), MESHES[:1])
+
+
+def count_constraints(lowered) -> int:
+    return len(re.findall(r"sharding_constraint|@Sharding", lowered.as_text()))
+
+
+def small_has_its_constraints():
+    """The model of the small task has one activation constraint; it must reach the compiled step."""
+    mesh = sharding.make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
+    with sharding.context(mesh):
+        plan = plan_state(SMALL.task, SMALL, mesh)
+        program = compile_step(SMALL.task, SMALL, plan, "audio", SMALL.data.batch(0), mesh)
+    assert count_constraints(program.lowered) >= 1
+    assert plan.abstract.params["first"]["kernel"].sharding.spec == jax.sharding.PartitionSpec("tensor", "fsdp")
+    moments = [leaf for leaf in jax.tree.leaves(plan.abstract.opt_states["audio"]) if leaf.shape == (32, 16)]
+    assert len(moments) == 2 and all(m.sharding.spec == jax.sharding.PartitionSpec("tensor", "fsdp") for m in moments)
+
+
+def trains_like_one_device(one_device_run, folder):
+    """A run of a one-device process, again on 8 devices."""
+    for number, mesh in enumerate(MESHES[2:4]):
+        run_dir = Path(folder) / str(number)
+        train(dataclasses.replace(SMALL, mesh=mesh), run_dir)
+        ours, theirs = (read_metrics(Path(path) / "metrics.jsonl") for path in (run_dir, one_device_run))
+        for a, b in zip(ours, theirs, strict=True):
+            for name in a.keys() & {"train/loss", "train_text/loss", "train/grad_norm", "train/error"}:
+                np.testing.assert_allclose(a[name], b[name], rtol=1e-5)
+
+
+def restores_a_checkpoint_of_one_device(run_dir):
+    """Bit-equal values on any topology, laid out as the mesh says."""
+    checkpointer = Checkpointer(RunDir(Path(run_dir)))
+    found = []
+    for mesh_config in MESHES[1:4:2]:
+        mesh = sharding.make_mesh(mesh_config)
+        with sharding.context(mesh):
+            plan = plan_state(SMALL.task, SMALL, mesh)
+            state, _ = checkpointer.restore(12, plan.abstract)
+        jax.tree.map(
+            lambda leaf, where: leaf.sharding.is_equivalent_to(where, leaf.ndim) or 1 / 0, state, plan.shardings
+        )
+        found.append(jax.device_get(state))
+    for other in found[1:]:
+        jax.tree.map(np.testing.assert_array_equal, found[0], other)
+
+
+def writes_a_checkpoint(run_dir):
+    train(dataclasses.replace(SMALL, mesh=MeshConfig(data=2, fsdp=2, tensor=2)), run_dir)
+
+
+def refuses_what_does_not_divide():
+    mesh = sharding.make_mesh(MeshConfig(data=1, fsdp=8))
+    try:
+        batch_shardings({"x": np.zeros((12, 3))}, mesh, 1)
+    except ConfigError as error:
+        assert "size 12 does not divide by the 8 devices of mesh axis 'data'" in str(error) or "12" in str(error)
+        assert "8" in str(error)
+    else:
+        raise AssertionError("12 rows on 8 devices were accepted")

@@ -1,0 +1,227 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+
+import jax
+import numpy as np
+import pytest
+
+from moshijax.errors import ConfigError, DataError, MoshijaxError, Stopped
+from moshijax.train import sharding
+from moshijax.train.checkpoint import Checkpointer
+from moshijax.train.experiment import ExperimentConfig, OptimizerConfig, ParameterGroup
+from moshijax.train.loop import train
+from moshijax.train.metrics import read_metrics
+from moshijax.train.run_dir import RunDir
+from moshijax.train.state import plan_state
+from tests.train.small_task import SmallData, SmallModel, SmallTask
+
+EXPERIMENT = ExperimentConfig(
+    task=SmallTask(),
+    data=SmallData(),
+    text_data=SmallData(seed=1),
+    text_ratio=0.3,
+    eval_data=SmallData(seed=2),
+    optimizer=OptimizerConfig(learning_rate=1e-2),
+    ema_decay=0.9,
+    steps=40,
+    log_every=8,
+    checkpoint_every=10,
+    eval_every=20,
+    keep_checkpoints=10,
+)
+
+
+def state_at(run_dir, step, experiment=EXPERIMENT):
+    mesh = sharding.make_mesh(experiment.mesh)
+    checkpointer = Checkpointer(RunDir(run_dir))
+    with sharding.context(mesh):
+        state, _ = checkpointer.restore(step, plan_state(experiment.task, experiment, mesh).abstract)
+    checkpointer.close()
+    return jax.device_get(state)
+
+
+def assert_bit_equal(one, two):
+    def check(keys, a, b):
+        assert np.asarray(a).tobytes() == np.asarray(b).tobytes(), jax.tree_util.keystr(keys)
+
+    jax.tree_util.tree_map_with_path(check, one, two)
+
+
+def numbers(run_dir):
+    """Lines of the metrics without what depends on the clock."""
+    lines = read_metrics(run_dir / "metrics.jsonl")
+    return [{k: v for k, v in line.items() if not k.startswith(("time/", "throughput/"))} for line in lines]
+
+
+def at_step(step, action):
+    def progress(done, steps, values):
+        if done == step:
+            action()
+
+    return progress
+
+
+@pytest.fixture(scope="module")
+def whole_run(tmp_path_factory):
+    run_dir = tmp_path_factory.mktemp("whole") / "run"
+    train(EXPERIMENT, run_dir)
+    return run_dir
+
+
+def test_the_loss_falls_and_the_run_directory_is_complete(whole_run):
+    lines = [line for line in numbers(whole_run) if "train/loss" in line]
+    assert [line["step"] for line in lines] == [8, 16, 24, 32, 40]
+    assert lines[-1]["train/loss"] < 0.8 * lines[0]["train/loss"]
+    assert [line["step"] for line in numbers(whole_run) if "eval/loss" in line] == [20, 40]
+    assert (whole_run / "config.json").exists() and (whole_run / "model.json").exists()
+    assert list((whole_run / "tensorboard").glob("events*"))
+
+
+class Crash(Exception):
+    pass
+
+
+def crash():
+    raise Crash
+
+
+@pytest.mark.parametrize("step", [3, 14, 20, 33])
+def test_resumed_equals_never_stopped(whole_run, run_dir, step):
+    with pytest.raises(Crash):
+        train(EXPERIMENT, run_dir, progress=at_step(step, crash))
+    train(EXPERIMENT, run_dir)
+    assert_bit_equal(state_at(whole_run, 40), state_at(run_dir, 40))
+    assert numbers(run_dir) == numbers(whole_run)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_at_the_next_boundary_and_resume_is_exact(whole_run, run_dir, number):
+    handlers = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)]
+    with pytest.raises(Stopped, match="after 1[78] steps") as stopped:
+        train(EXPERIMENT, run_dir, progress=at_step(16, lambda: os.kill(os.getpid(), number)))
+    assert stopped.value.exit_code == 75
+    assert handlers == [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)]
+    train(EXPERIMENT, run_dir)
+    assert_bit_equal(state_at(whole_run, 40), state_at(run_dir, 40))
+    assert numbers(run_dir) == numbers(whole_run)
+
+
+def test_a_signal_before_the_first_step_saves_nothing(run_dir):
+    class Killer(SmallTask):
+        def save_assets(self, experiment, run_dir):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Stopped, match="before the first step"):
+        train(dataclasses.replace(EXPERIMENT, task=Killer()), run_dir)
+    assert list((run_dir / "checkpoints").iterdir()) == []
+
+
+def test_a_complete_run_is_left_alone(whole_run):
+    before = (whole_run / "metrics.jsonl").read_bytes()
+    train(EXPERIMENT, whole_run)
+    assert (whole_run / "metrics.jsonl").read_bytes() == before
+
+
+def test_text_steps_leave_other_parameters_bit_equal(run_dir):
+    experiment = dataclasses.replace(
+        EXPERIMENT, text_ratio=1.0, steps=7, text_optimizer=OptimizerConfig(weight_decay=0.5), checkpoint_every=5
+    )
+    train(experiment, run_dir)
+    start = jax.device_get(plan_state(experiment.task, experiment, sharding.make_mesh(experiment.mesh)).create(0))
+    end = state_at(run_dir, 7, experiment)
+    assert end.params["second"]["kernel"].tobytes() == start.params["second"]["kernel"].tobytes()
+    assert not np.array_equal(end.params["first"]["kernel"], start.params["first"]["kernel"])
+    assert list(end.opt_states) == ["text"]
+
+
+def test_frozen_groups_stay_and_have_no_moments(run_dir):
+    frozen = OptimizerConfig(groups=(ParameterGroup("second", "^second/", frozen=True),))
+    experiment = dataclasses.replace(EXPERIMENT, text_ratio=0.0, optimizer=frozen, steps=5)
+    train(experiment, run_dir)
+    plan = plan_state(experiment.task, experiment, sharding.make_mesh(experiment.mesh))
+    start, end = jax.device_get(plan.create(0)), state_at(run_dir, 5, experiment)
+    assert end.params["second"]["kernel"].tobytes() == start.params["second"]["kernel"].tobytes()
+    assert not any("second" in jax.tree_util.keystr(k) for k, _ in jax.tree_util.tree_leaves_with_path(end.opt_states))
+
+
+def test_non_finite_steps_change_nothing_but_the_step(run_dir, caplog):
+    data = SmallData(bad_from=3, bad_to=5)
+    experiment = dataclasses.replace(EXPERIMENT, data=data, text_ratio=0.0, steps=8, checkpoint_every=1)
+    train(experiment, run_dir)
+    before, after = state_at(run_dir, 3, experiment), state_at(run_dir, 5, experiment)
+    assert after.step == 5 and after.nonfinite == 2
+    assert_bit_equal(before, after.replace(step=before.step, nonfinite=before.nonfinite))
+    assert state_at(run_dir, 8, experiment).nonfinite == 0
+    assert [r.getMessage() for r in caplog.records if "not finite" in r.getMessage()] == [
+        "step 3 was not finite: update skipped (audio batch 3)",
+        "step 4 was not finite: update skipped (audio batch 4)",
+    ]
+    assert numbers(run_dir)[0]["skipped/steps"] == 1.0
+
+
+def test_three_non_finite_steps_in_a_row_stop_the_run(run_dir):
+    experiment = dataclasses.replace(EXPERIMENT, data=SmallData(bad_from=5, bad_to=9), text_ratio=0.0)
+    with pytest.raises(MoshijaxError, match=r"steps 5 \(audio batch 5\), 6 \(audio batch 6\), 7 \(audio batch 7\)"):
+        train(experiment, run_dir)
+    assert [bad["batch"] for bad in json.loads((run_dir / "nonfinite.json").read_text())] == [5, 6, 7]
+    saved = Checkpointer(RunDir(run_dir))
+    last = saved.latest()
+    saved.close()
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state_at(run_dir, last, experiment).params))
+
+
+def test_another_recipe_is_refused_with_the_differences(whole_run):
+    other = dataclasses.replace(EXPERIMENT, seed=1, optimizer=OptimizerConfig(learning_rate=2e-2), log_every=1)
+    with pytest.raises(ConfigError) as error:
+        train(other, whole_run)
+    assert "optimizer.learning_rate is 0.01 there, 0.02 here; seed is 0 there, 1 here;" in str(error.value)
+    assert "log_every" not in str(error.value)
+
+
+def test_mismatched_leaves_are_listed(whole_run):
+    other = dataclasses.replace(EXPERIMENT, task=SmallTask(SmallModel(hidden=48)))
+    with pytest.raises(DataError) as error:
+        state_at(whole_run, 40, other)
+    assert "params/first/kernel has shape (32, 16) there, (48, 16) here" in str(error.value)
+    assert "params/second/kernel has shape (16, 32) there, (16, 48) here" in str(error.value)
+
+
+def test_microbatches_change_only_rounding(run_dir, tmp_path):
+    experiment = dataclasses.replace(EXPERIMENT, steps=10, checkpoint_every=10)
+    train(experiment, run_dir)
+    train(dataclasses.replace(experiment, microbatches=4), tmp_path / "split")
+    one, four = state_at(run_dir, 10, experiment), state_at(tmp_path / "split", 10, experiment)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-6), one.params, four.params)
+    np.testing.assert_allclose(one.model_state["seen"], four.model_state["seen"], rtol=1e-5, atol=1e-5)
+    with pytest.raises(ConfigError, match="8 rows does not divide by microbatches = 3"):
+        train(dataclasses.replace(experiment, microbatches=3), tmp_path / "three")
+
+
+def test_init_from_copies_the_parameters(whole_run, run_dir):
+    pytest.importorskip("orbax.checkpoint")
+    with pytest.raises(DataError, match="kind 'small'"):  # only real models can be read by name
+        train(dataclasses.replace(EXPERIMENT, init_from=str(whole_run)), run_dir)
+
+
+def test_each_step_compiles_once(run_dir):
+    compiled = []
+
+    def listen(event, duration, **_):
+        if event == "/jax/core/compile/backend_compile_duration":
+            compiled.append(event)
+
+    counts = []
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    train(EXPERIMENT, run_dir, progress=lambda done, steps, values: counts.append(len(compiled)))
+    assert len(compiled) > 0 and counts[2] == counts[-1]
+
+
+def test_golden_first_steps(whole_run):
+    """If a change of the trainer is meant to change these numbers, replace them by the ones that pytest prints."""
+    line = numbers(whole_run)[0]
+    golden = {"train/loss": 3.4311, "train/grad_norm": 2.0358, "train_text/loss": 3.6009}
+    assert {name: round(line[name], 4) for name in golden} == golden

@@ -1,0 +1,57 @@
+from __future__ import annotations
+
+import jax
+import pytest
+from jax.sharding import AbstractMesh, PartitionSpec
+
+from moshijax.errors import ConfigError
+from moshijax.train import sharding
+from moshijax.train.loop import train
+from moshijax.train.metrics import read_metrics
+from tests.train.devices import run_on_devices
+from tests.train.multi_device import SMALL
+
+HERE = "tests.train.multi_device"
+MESH = AbstractMesh((2, 2, 2), ("data", "fsdp", "tensor"))
+
+
+def test_losses_and_gradients_agree_with_one_device():
+    run_on_devices(8, f"{HERE}:small_agrees_with_one_device")
+
+
+def test_the_lowered_step_keeps_the_sharding_constraints():
+    run_on_devices(8, f"{HERE}:small_has_its_constraints")
+
+
+def test_a_run_on_8_devices_is_the_run_on_one_and_reads_its_checkpoints(tmp_path):
+    train(SMALL, tmp_path / "one")
+    run_on_devices(8, f"{HERE}:trains_like_one_device", tmp_path / "one", tmp_path)
+    run_on_devices(8, f"{HERE}:restores_a_checkpoint_of_one_device", tmp_path / "one")
+
+
+def test_a_run_of_8_devices_goes_on_with_one(tmp_path):
+    import dataclasses
+
+    run_on_devices(8, f"{HERE}:writes_a_checkpoint", tmp_path / "eight")
+    # The same recipe on another mesh: the last checkpoint is taken away, so that the run has steps left.
+    import shutil
+
+    shutil.rmtree(tmp_path / "eight" / "checkpoints" / "12")
+    train(dataclasses.replace(SMALL), tmp_path / "eight")
+    assert read_metrics(tmp_path / "eight" / "metrics.jsonl")[-1]["step"] == 12
+
+
+def test_rows_that_do_not_divide_are_refused():
+    run_on_devices(8, f"{HERE}:refuses_what_does_not_divide")
+
+
+def test_rules_map_and_refuse():
+    assert sharding.spec_of("w", (8, 16), ("mlp", "embed"), MESH) == PartitionSpec("tensor", "fsdp")
+    assert sharding.spec_of("x", (8, 3), ("batch", None), MESH) == PartitionSpec(("data", "fsdp"), None)
+    with pytest.raises(ConfigError, match="w: dimension 'mlp' of size 7 does not divide by the 2 devices"):
+        sharding.spec_of("w", (7, 16), ("mlp", "embed"), MESH)
+    with pytest.raises(ConfigError, match="'heads' and 'mlp' both map to mesh axis 'tensor'"):
+        sharding.spec_of("w", (8, 8), ("heads", "mlp"), MESH)
+    with pytest.raises(ConfigError, match="logical axis 'mpl', for which there is no rule"):
+        sharding.spec_of("w", (8,), ("mpl",), MESH)
+    assert jax.device_count() == 1
