@@ -1,0 +1,117 @@
+"""Weights and inputs that are functions of a seed and a tensor name, so that fixtures need not store them.
+
+The fixture maker (`tools/make_reference_fixtures.py`, run beside PyTorch) and the tests call the same functions. Every
+value is built from `numpy.random.RandomState` bytes with exact float32 arithmetic: the same bits on every machine.
+Only numpy is needed (and safetensors to write a file).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import zlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+FIXTURES = Path(__file__).parent / "fixtures"
+
+
+def uniform(random: np.random.RandomState, shape: Sequence[int]) -> np.ndarray:
+    """Float32 values in (-1, 1), built from raw bytes: exact and fast."""
+    count = math.prod(shape)
+    words = np.frombuffer(random.bytes(4 * count), dtype="<u4")
+    values = (words >> np.uint32(8)).astype(np.float32)
+    values += np.float32(0.5)
+    values *= np.float32(2.0**-23)
+    values -= np.float32(1.0)
+    return values.reshape(shape)
+
+
+def tensor(name: str, shape: Sequence[int], seed: int) -> np.ndarray:
+    """The float32 tensor `name` of the model `seed`; its scale follows from its published name and its shape.
+
+    Scales keep activations near one, make layer scales, biases and positions visible in the outputs, and give greedy
+    decoding something to choose from.
+    """
+    random = np.random.RandomState([seed, zlib.crc32(name.encode())])
+    noise = uniform(random, shape)
+    unit = noise * np.float32(math.sqrt(3.0))  # unit variance
+    if name.endswith("_codebook._initialized"):
+        return np.ones(shape, np.float32)
+    if name.endswith("_codebook.cluster_usage"):
+        usage = noise + np.float32(1.0)
+        usage[0] = 0.0  # a dead code: exercises the lower bound of the division
+        return usage
+    if name.endswith("_codebook.embedding_sum"):
+        return unit * np.float32(0.3)
+    if name.endswith(".scale"):
+        return np.float32(0.5) + np.float32(0.15) * unit
+    if name.endswith(".alpha") or (re.search(r"norm", name) and name.endswith(".weight")):
+        return np.float32(1.0) + np.float32(0.15) * unit
+    if name.endswith(".bias"):
+        return np.float32(0.1) * unit
+    if re.search(r"(^|\.)(depformer_)?(text_)?emb(\.\d+)?\.weight$", name):
+        return np.float32(0.5) * unit
+    gain = 1.5
+    if name.startswith(("text_linear.", "extra_heads.")):
+        gain = 3.0
+    if len(shape) == 3:
+        if "convtr" in name:  # [in, out, kernel], kernel twice the stride: two taps reach an output sample
+            fan_in = 2 * (1 if shape[1] == 1 and shape[0] > 1 and "upsample" in name else shape[0])
+        else:
+            fan_in = shape[1] * shape[2]
+        gain = 1.0
+        if "block.3" in name:  # the branch of a residual block
+            gain = 0.7
+        if "input_proj" in name:
+            gain = 0.3
+    else:
+        fan_in = shape[-1]
+    return unit * np.float32(gain / math.sqrt(fan_in))
+
+
+def fill(shapes: Mapping[str, Sequence[int]], seed: int) -> dict[str, np.ndarray]:
+    """All tensors of a model: `{name: shape}` to `{name: float32 array}`."""
+    return {name: tensor(name, shape, seed) for name, shape in shapes.items()}
+
+
+def frame(seed: int, size: int) -> np.ndarray:
+    """`size` float32 samples of coloured noise with a loudness of its own."""
+    random = np.random.RandomState([seed, size])
+    noise = uniform(random, (size + 8,))
+    mixture = uniform(random, (9,))
+    loudness = np.float32(0.05) + np.float32(0.35) * (uniform(random, (1,)) + np.float32(1.0))
+    signal = sum((mixture[i] * noise[i : i + size] for i in range(9)), np.zeros(size, np.float32))
+    return (signal * (loudness / np.float32(2.0))).astype(np.float32)
+
+
+def clip(frame_seeds: Sequence[int], size: int) -> np.ndarray:
+    """Waveform `[N]`, one seed per frame of `size` samples (the maker picks the seeds frame by frame)."""
+    return np.concatenate([frame(int(seed), size) for seed in frame_seeds])
+
+
+def tokens(seed: int, shape: Sequence[int], high: int) -> np.ndarray:
+    """int64 ids in [0, high)."""
+    random = np.random.RandomState([seed, high])
+    words = np.frombuffer(random.bytes(4 * math.prod(shape)), dtype="<u4").astype(np.int64)
+    return (words % high).reshape(shape)
+
+
+def load_fixture(name: str) -> tuple[dict, dict[str, np.ndarray]]:
+    """`(description, arrays)` of the fixture `name`; the keys are listed in tests/parity/README.md."""
+    description = json.loads((FIXTURES / f"{name}.json").read_text())
+    with np.load(FIXTURES / f"{name}.npz") as arrays:
+        return description, dict(arrays)
+
+
+def write_checkpoint(directory: Path, description: Mapping) -> Path:
+    """Writes the published form of a fixture's model, `model.safetensors` and `config.json`; returns the directory."""
+    from safetensors.numpy import save_file
+
+    directory.mkdir(parents=True, exist_ok=True)
+    save_file(fill(description["tensors"], description["seed"]), str(directory / "model.safetensors"))
+    (directory / "config.json").write_text(json.dumps(description["config"]))
+    return directory
