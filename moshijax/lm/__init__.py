@@ -1,0 +1,47 @@
+"""The language model over a grid of text and audio tokens: layouts, training forward, losses, generation."""
+
+from __future__ import annotations
+
+from moshijax.lm import configs, layouts, tokens
+from moshijax.lm.config import DepthConfig, LMConfig, LookupConditioner
+from moshijax.lm.generation import StepOutput, generate_step, init_generation, reset_generation
+from moshijax.lm.layouts import Stream, StreamLayout
+from moshijax.lm.losses import LossConfig
+from moshijax.lm.model import (
+    LMOutput,
+    abstract,
+    count_parameters,
+    forward,
+    forward_text,
+    init,
+    init_boxed,
+    partition_specs,
+    target_mask,
+)
+from moshijax.lm.sampling import Sampling
+
+__all__ = [
+    "DepthConfig",
+    "LMConfig",
+    "LMOutput",
+    "LookupConditioner",
+    "LossConfig",
+    "Sampling",
+    "StepOutput",
+    "Stream",
+    "StreamLayout",
+    "abstract",
+    "configs",
+    "count_parameters",
+    "forward",
+    "forward_text",
+    "generate_step",
+    "init",
+    "init_boxed",
+    "init_generation",
+    "layouts",
+    "partition_specs",
+    "reset_generation",
+    "target_mask",
+    "tokens",
+]

@@ -127,7 +127,7 @@ def ring_write(
 class Attention(nn.Module):
     """Multi-head self-attention without biases: `[B, T, D] -> [B, T, D]`.
 
-    Streaming state: `k`, `v` `[B, G, capacity, C]` and `offset [B]`, the number of positions seen. `block` is the number
+    Streaming state: `k`, `v` `[B, G, capacity, C]` and `offset [B]`, the number of positions seen. `block` is the count
     of positions that arrive together; the ring then holds `context + block - 1` positions, or `context` with
     `ring="window"`, where the earlier positions of a block see fewer keys than they are entitled to
     (`modules/transformer.py` of `moshi`).
@@ -142,13 +142,15 @@ class Attention(nn.Module):
     max_period: float = 10000.0
     block: int = 1
     ring: str = "exact"
-    init: str = "truncated_normal"
+    initializer: str = "truncated_normal"
     dtype: str = "float32"
     param_dtype: str = "float32"
     precision: str | None = "highest"
 
     def setup(self) -> None:
-        settings = dict(init=self.init, dtype=self.dtype, param_dtype=self.param_dtype, precision=self.precision)
+        settings = dict(
+            initializer=self.initializer, dtype=self.dtype, param_dtype=self.param_dtype, precision=self.precision
+        )
         rows = (self.num_heads + 2 * self.groups) * self.head_dim
         self.in_proj = Linear(self.dim, rows, ("heads", "embed"), **settings)
         self.out_proj = Linear(self.dim, self.dim, ("embed", "heads"), **settings)

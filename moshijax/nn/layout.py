@@ -66,7 +66,7 @@ def _stack(*leaves):
 def pack_in_proj(fused, num_heads: int, kv_repeat: int = 1):
     """Published attention projection `[..., q|k|v rows, D]` to ours, whose rows are grouped by key/value head.
 
-    Ours is `[..., G * (R + 2) * C, D]` with, for each key/value head, its `R = kv_repeat` query heads, then its key, then
+    Ours is `[..., G * (R + 2) * C, D]` with, for each key/value head, its `R = kv_repeat` query heads, its key, then
     its value: one product gives all three, and a split of the rows over devices keeps whole groups together.
     """
     groups, width = num_heads // kv_repeat, fused.shape[-2] // (num_heads + 2 * (num_heads // kv_repeat))

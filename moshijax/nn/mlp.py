@@ -46,13 +46,15 @@ class MLP(nn.Module):
     dim: int
     hidden_dim: int
     gating: str = "none"
-    init: str = "truncated_normal"
+    initializer: str = "truncated_normal"
     dtype: str = "float32"
     param_dtype: str = "float32"
     precision: str | None = "highest"
 
     def setup(self) -> None:
-        settings = dict(init=self.init, dtype=self.dtype, param_dtype=self.param_dtype, precision=self.precision)
+        settings = dict(
+            initializer=self.initializer, dtype=self.dtype, param_dtype=self.param_dtype, precision=self.precision
+        )
         if self.gating != "none":
             self.gate = Linear(self.dim, self.hidden_dim, ("mlp", "embed"), **settings)
         self.up = Linear(self.dim, self.hidden_dim, ("mlp", "embed"), **settings)

@@ -62,14 +62,14 @@ class Linear(nn.Module):
     features_out: int
     axes: tuple[str | None, str | None] = (None, None)
     use_bias: bool = False
-    init: str = "truncated_normal"
+    initializer: str = "truncated_normal"
     dtype: str = "float32"
     param_dtype: str = "float32"
     precision: str | None = "highest"
 
     def setup(self) -> None:
         dtype = jnp.dtype(self.param_dtype)
-        init = nn.with_logical_partitioning(INITIALIZERS[self.init](self.features_in), self.axes)
+        init = nn.with_logical_partitioning(INITIALIZERS[self.initializer](self.features_in), self.axes)
         self.kernel = self.param("kernel", init, (self.features_out, self.features_in), dtype)
         if self.use_bias:
             zeros = nn.with_logical_partitioning(nn.initializers.zeros, self.axes[:1])
@@ -79,3 +79,128 @@ class Linear(nn.Module):
         dtype = jnp.dtype(self.dtype)
         y = linear(x.astype(dtype), self.kernel.astype(dtype), self.precision)
         return y + self.bias.astype(dtype) if self.use_bias else y
+
+
+class StepLinear(nn.Module):
+    """A linear map with weights per step of a short sequence; step k uses weight `schedule[k]`.
+
+    Sequences are step-major, `[K, N, I] -> [K, N, O]`. Parameters: `steps_0 ..`, or with `stacked` one `steps` with a
+    leading axis, where steps that share a weight are one matrix product and the others one batched product.
+    """
+
+    features_in: int
+    features_out: int
+    schedule: tuple[int, ...]
+    axes: tuple[str | None, str | None] = (None, None)
+    use_bias: bool = False
+    initializer: str = "uniform"
+    #: Rows (axis 0) or columns (axis 1) in use per weight, where they differ: the rest is zero and stays zero.
+    used: tuple[int, ...] | None = None
+    used_axis: int = 0
+    stacked: bool = False
+    dtype: str = "float32"
+    param_dtype: str = "float32"
+    precision: str | None = "highest"
+
+    @property
+    def num_weights(self) -> int:
+        return max(self.schedule) + 1
+
+    def setup(self) -> None:
+        settings = dict(dtype=self.dtype, param_dtype=self.param_dtype, precision=self.precision)
+        if self.stacked:
+            self.steps = _StackedKernels(
+                self.features_in,
+                self.features_out,
+                self.num_weights,
+                self.axes,
+                self.use_bias,
+                self.initializer,
+                self.used,
+                self.used_axis,
+                self.param_dtype,
+            )
+        else:
+            self.steps = [
+                Linear(self.features_in, self.features_out, self.axes, self.use_bias, self.initializer, **settings)
+                for _ in range(self.num_weights)
+            ]
+
+    def __call__(self, x_KNI: Float[Array, "K N I"]) -> Float[Array, "K N O"]:
+        steps = len(self.schedule)
+        if not self.stacked:
+            return jnp.stack([self.step(k, x_KNI[k]) for k in range(steps)])
+        dtype = jnp.dtype(self.dtype)
+        kernel, bias = self.steps()
+        x_KNI, kernel = x_KNI.astype(dtype), kernel.astype(dtype)
+        if self.schedule == tuple(range(steps)):
+            y = jnp.einsum("kni,koi->kno", x_KNI, kernel, precision=self.precision)
+        else:
+            y = self._grouped(x_KNI, kernel)
+        return y if bias is None else y + bias.astype(dtype)[jnp.asarray(self.schedule)][:, None]
+
+    def _grouped(self, x_KNI: Array, kernel: Array) -> Array:
+        """One batched product for every number of steps that a weight may serve."""
+        by_size: dict[int, list[int]] = {}
+        for weight in range(self.num_weights):
+            by_size.setdefault(self.schedule.count(weight), []).append(weight)
+        order: list[int] = []
+        parts = []
+        N = x_KNI.shape[1]
+        for size, weights in by_size.items():
+            steps = [k for weight in weights for k, w in enumerate(self.schedule) if w == weight]
+            order += steps
+            grouped = x_KNI[jnp.asarray(steps)].reshape(len(weights), size * N, -1)
+            y = jnp.einsum("gni,goi->gno", grouped, kernel[jnp.asarray(weights)], precision=self.precision)
+            parts.append(y.reshape(len(steps), N, -1))
+        back = sorted(range(len(order)), key=order.__getitem__)
+        return jnp.concatenate(parts)[jnp.asarray(back)]
+
+    def step(self, k: int, x_NI: Float[Array, "N I"]) -> Float[Array, "N O"]:
+        """Step k alone."""
+        if not self.stacked:
+            return self.steps[self.schedule[k]](x_NI)
+        dtype = jnp.dtype(self.dtype)
+        kernel, bias = self.steps()
+        y = linear(x_NI.astype(dtype), kernel[self.schedule[k]].astype(dtype), self.precision)
+        return y if bias is None else y + bias[self.schedule[k]].astype(dtype)
+
+
+class _StackedKernels(nn.Module):
+    """`kernel [S, out, in]` and `bias [S, out]`."""
+
+    features_in: int
+    features_out: int
+    num_weights: int
+    axes: tuple[str | None, str | None]
+    use_bias: bool
+    initializer: str
+    used: tuple[int, ...] | None
+    used_axis: int
+    param_dtype: str
+
+    def setup(self) -> None:
+        dtype = jnp.dtype(self.param_dtype)
+        shape = (self.num_weights, self.features_out, self.features_in)
+
+        def init(key, shape, dtype):
+            fan_in = jnp.asarray(self.used or (self.features_in,) * shape[0], jnp.float32)
+            if self.used is None or self.used_axis == 0:
+                value = INITIALIZERS[self.initializer](self.features_in)(key, shape, dtype)
+            else:
+                value = INITIALIZERS[self.initializer](1)(key, shape, dtype) / jnp.sqrt(fan_in)[:, None, None].astype(
+                    dtype
+                )
+            if self.used is not None:
+                position = jnp.arange(shape[1 + self.used_axis])
+                keep = position < fan_in[:, None]
+                value = jnp.where(keep[:, :, None] if self.used_axis == 0 else keep[:, None, :], value, 0)
+            return value
+
+        self.kernel = self.param("kernel", nn.with_logical_partitioning(init, ("steps", *self.axes)), shape, dtype)
+        if self.use_bias:
+            zeros = nn.with_logical_partitioning(nn.initializers.zeros, ("steps", self.axes[0]))
+            self.bias = self.param("bias", zeros, shape[:2], dtype)
+
+    def __call__(self) -> tuple[Array, Array | None]:
+        return self.kernel, self.bias if self.use_bias else None

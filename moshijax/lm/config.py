@@ -1,0 +1,155 @@
+"""Configuration of the language model: everything that decides its parameters and its function."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+from moshijax.errors import ConfigError
+from moshijax.lm.layouts import StreamLayout
+from moshijax.lm.tokens import EPAD, PAD
+from moshijax.nn.norms import NORM_KINDS
+from moshijax.nn.transformer import TransformerConfig
+
+
+@dataclass(frozen=True)
+class DepthConfig:
+    """The depth transformer, which runs over the generated audio rows inside one frame.
+
+    `transformer`: its stack; `context` stays None. `weights_per_step`: attention and feed-forward weights of their own
+    for every step; `multi_linear`: input projections of their own. `schedule[k]` says which weights step k uses when
+    several steps share some. `hidden_dims`: feed-forward widths per distinct weight where they differ
+    (`transformer.hidden_dim` is then the largest). `low_rank`: width of factored token tables. `output_norm`: kind of
+    norm before each head, with parameters per codebook.
+    """
+
+    transformer: TransformerConfig
+    weights_per_step: bool = True
+    multi_linear: bool = True
+    schedule: tuple[int, ...] | None = None
+    hidden_dims: tuple[int, ...] | None = None
+    low_rank: int | None = None
+    output_norm: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("schedule", "hidden_dims"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, tuple(getattr(self, name)))
+        stack = self.transformer
+        if stack.context is not None or not stack.causal:
+            raise ConfigError(
+                f"depth context={stack.context}: the depth transformer sees all its steps; use None, causal"
+            )
+        if self.weights_per_step and stack.gating == "none":
+            raise ConfigError(
+                "depth gating='none' with weights_per_step: plain blocks share weights; name an activation"
+            )
+        if self.schedule is not None and sorted(set(self.schedule)) != list(range(max(self.schedule) + 1)):
+            raise ConfigError(f"schedule={self.schedule}: must use every weight from 0 to its largest entry")
+        if self.hidden_dims is not None and max(self.hidden_dims) != stack.hidden_dim:
+            raise ConfigError(f"hidden_dim={stack.hidden_dim}: must be the largest of hidden_dims={self.hidden_dims}")
+        if self.low_rank is not None and self.low_rank < 1:
+            raise ConfigError(f"low_rank={self.low_rank}: must be None or positive")
+        if self.output_norm is not None and self.output_norm not in NORM_KINDS:
+            raise ConfigError(f"output_norm={self.output_norm!r}: must be None or one of {', '.join(NORM_KINDS)}")
+
+    def step_weights(self, dep_q: int) -> tuple[int, ...]:
+        """Which attention and feed-forward weights each of `dep_q` steps uses."""
+        return self._schedule(dep_q) if self.weights_per_step else (0,) * dep_q
+
+    def input_weights(self, dep_q: int) -> tuple[int, ...]:
+        """Which input projection each of `dep_q` steps uses."""
+        return self._schedule(dep_q) if self.multi_linear else (0,) * dep_q
+
+    def _schedule(self, dep_q: int) -> tuple[int, ...]:
+        return self.schedule if self.schedule is not None else tuple(range(dep_q))
+
+
+@dataclass(frozen=True)
+class LookupConditioner:
+    """A named attribute with a learnt vector per value, added to every temporal input.
+
+    `bins`: number of values; `dim`: width of its table; `values`: the values by name, where they are listed.
+    """
+
+    name: str
+    bins: int
+    dim: int
+    values: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if self.values is not None:
+            object.__setattr__(self, "values", tuple(self.values))
+            if len(self.values) > self.bins:
+                raise ConfigError(f"conditioner {self.name}: {len(self.values)} values do not fit bins={self.bins}")
+
+
+@dataclass(frozen=True)
+class LMConfig:
+    """A language model over the grid of `layout`.
+
+    `card`: codes per audio codebook; `text_card`: text pieces; `text_card_out`: width of the text head where it differs.
+    `norm_emb`: layer norm on embeddings; `bias_proj`: biases on the heads; `extra_heads` heads of `extra_heads_dim`
+    classes on the temporal output; `conditioners` are summed. `pad_id`, `epad_id`: padding pieces.
+    Compute and parameter types are those of `temporal` and `depth.transformer`.
+    """
+
+    layout: StreamLayout
+    card: int
+    text_card: int
+    temporal: TransformerConfig
+    depth: DepthConfig | None = None
+    text_card_out: int | None = None
+    norm_emb: bool = False
+    bias_proj: bool = False
+    extra_heads: int = 0
+    extra_heads_dim: int = 6
+    conditioners: tuple[LookupConditioner, ...] = ()
+    pad_id: int = PAD
+    epad_id: int = EPAD
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "conditioners", tuple(self.conditioners))
+        for name in ("card", "text_card"):
+            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
+                raise ConfigError(f"{name}={getattr(self, name)!r}: must be a positive whole number")
+        for name in ("pad_id", "epad_id"):
+            if not 0 <= getattr(self, name) < self.text_card:
+                raise ConfigError(f"{name}={getattr(self, name)}: must be a text piece, 0 to {self.text_card - 1}")
+        if not self.temporal.causal:
+            raise ConfigError("temporal.causal=False: the language model must be causal")
+        dep_q = self.layout.dep_q
+        if (self.depth is None) != (dep_q == 0):
+            have = "no depth transformer" if self.depth is None else "a depth transformer"
+            raise ConfigError(f"{have} with {dep_q} generated or scored audio rows: they need each other")
+        if self.depth is not None:
+            schedule = self.depth.schedule
+            if schedule is not None and len(schedule) != dep_q:
+                raise ConfigError(f"schedule has {len(schedule)} entries: must have one per depth step, {dep_q}")
+            distinct = len(set(self.depth.step_weights(dep_q)))
+            if self.depth.hidden_dims is not None and len(self.depth.hidden_dims) != distinct:
+                raise ConfigError(f"hidden_dims has {len(self.depth.hidden_dims)} entries: must have {distinct}")
+
+    @property
+    def text_vocab(self) -> int:
+        """Classes of the text head."""
+        return self.text_card if self.text_card_out is None else self.text_card_out
+
+    @property
+    def initial_column(self) -> tuple[int, ...]:
+        """The initial token of every row."""
+        return (self.text_card,) + (self.card,) * self.layout.n_q
+
+    def with_dtype(self, dtype: str, param_dtype: str | None = None, precision: str | None = None) -> LMConfig:
+        """The same model with other types of computation (and parameters)."""
+
+        def convert(stack: TransformerConfig) -> TransformerConfig:
+            return dataclasses.replace(
+                stack,
+                dtype=dtype,
+                param_dtype=param_dtype or stack.param_dtype,
+                precision=precision or stack.precision,
+            )
+
+        depth = self.depth and dataclasses.replace(self.depth, transformer=convert(self.depth.transformer))
+        return dataclasses.replace(self, temporal=convert(self.temporal), depth=depth)

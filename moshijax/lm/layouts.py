@@ -1,0 +1,167 @@
+"""What the rows of a token grid are: streams, their delays, and which of them the model writes.
+
+A grid is `[B, K, T]` int32, one column per 80 ms frame. Row 0 is text. Then come the audio rows with a step of the depth
+transformer (generated, or scored in training), then the rows that are only given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from moshijax.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Stream:
+    """One row of the grid.
+
+    `kind`: "text" or "audio". `codebook`: level of the codec, 0 = semantic; None for text. `delay`: frames by which the
+    row is shifted right before the model sees it. `given`: its tokens come from outside; `generated`: the model samples
+    them (exactly one of the two). `scored`: it has a loss.
+    """
+
+    kind: str
+    speaker: str
+    codebook: int | None = None
+    delay: int = 0
+    given: bool = False
+    generated: bool = True
+    scored: bool = True
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("text", "audio"):
+            raise ConfigError(f"kind={self.kind!r} of a stream: must be text or audio")
+        if not isinstance(self.delay, int) or self.delay < 0:
+            raise ConfigError(
+                f"delay={self.delay!r} of a {self.kind} stream: must be a whole number of frames, 0 or more"
+            )
+        if self.given == self.generated:
+            raise ConfigError(f"{self.kind} stream of {self.speaker!r}: set exactly one of given and generated")
+        if (self.codebook is None) != (self.kind == "text"):
+            raise ConfigError(f"codebook={self.codebook!r} of a {self.kind} stream: audio has a level, text has none")
+
+
+@dataclass(frozen=True)
+class StreamLayout:
+    """The rows of a grid, in order."""
+
+    streams: tuple[Stream, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "streams", tuple(self.streams))
+        kinds = [stream.kind for stream in self.streams]
+        if not kinds or kinds[0] != "text" or "text" in kinds[1:]:
+            raise ConfigError(f"rows are {kinds}: row 0 must be the text stream and the others audio")
+        if not self.streams[0].generated:
+            raise ConfigError("the text stream is given: make it generated and force its tokens where they are known")
+        # generated, then scored but given, then only given
+        ranks = [0 if stream.generated else 1 if stream.scored else 2 for stream in self.streams[1:]]
+        if ranks != sorted(ranks):
+            raise ConfigError(
+                "audio rows must be ordered: generated, then scored, then only given; reorder the streams"
+            )
+
+    @property
+    def num_streams(self) -> int:
+        """K, rows of the grid."""
+        return len(self.streams)
+
+    @property
+    def n_q(self) -> int:
+        """Audio rows."""
+        return len(self.streams) - 1
+
+    @property
+    def dep_q(self) -> int:
+        """Audio rows with a step of the depth transformer: rows `1 .. dep_q`."""
+        return sum(stream.generated or stream.scored for stream in self.streams[1:])
+
+    @property
+    def delays(self) -> tuple[int, ...]:
+        return tuple(stream.delay for stream in self.streams)
+
+    @property
+    def max_delay(self) -> int:
+        return max(self.delays)
+
+    @property
+    def model_rows(self) -> tuple[int, ...]:
+        """Rows that generation writes and returns, text first: always `0 .. n`."""
+        return tuple(k for k, stream in enumerate(self.streams) if stream.generated)
+
+    @property
+    def given_rows(self) -> tuple[int, ...]:
+        """Rows whose tokens generation takes from its caller."""
+        return tuple(k for k, stream in enumerate(self.streams) if stream.given)
+
+    @property
+    def scored_rows(self) -> tuple[int, ...]:
+        """Rows with a loss."""
+        return tuple(k for k, stream in enumerate(self.streams) if stream.scored)
+
+    def rows(self, speaker: str, kind: str = "audio") -> tuple[int, ...]:
+        """Rows of one speaker, by codebook."""
+        return tuple(k for k, s in enumerate(self.streams) if s.speaker == speaker and s.kind == kind)
+
+
+MODEL, USER = "model", "user"
+
+
+def _audio(speaker: str, codebooks: int, acoustic_delay: int, semantic_delay: int = 0, **flags: bool) -> list[Stream]:
+    if codebooks < 1:
+        raise ConfigError(f"codebooks={codebooks}: must be 1 or more")
+    delays = [semantic_delay] + [semantic_delay + acoustic_delay] * (codebooks - 1)
+    return [Stream("audio", speaker, q, delay, **flags) for q, delay in enumerate(delays)]
+
+
+def dialogue(codebooks: int = 8, acoustic_delay: int = 1, score_user: bool = False) -> StreamLayout:
+    """Two speakers: the model's text and audio are generated, the user's audio is given.
+
+    `score_user` trains the model on the user's rows too, as in the pre-training of Moshi (arXiv 2410.00037, 3.4.3).
+    """
+    return StreamLayout(
+        (
+            Stream("text", MODEL),
+            *_audio(MODEL, codebooks, acoustic_delay),
+            *_audio(USER, codebooks, acoustic_delay, given=True, generated=False, scored=score_user),
+        )
+    )
+
+
+def single_stream(codebooks: int = 8, acoustic_delay: int = 2) -> StreamLayout:
+    """One voice with its text, everything generated: audio pre-training."""
+    return StreamLayout((Stream("text", MODEL), *_audio(MODEL, codebooks, acoustic_delay)))
+
+
+def recognition(codebooks: int = 8, text_delay: int = 0) -> StreamLayout:
+    """Given audio, generated text. Usually the text is shifted in the data (in seconds), not by `text_delay` frames."""
+    given = dict(given=True, generated=False, scored=False)
+    return StreamLayout((Stream("text", USER, delay=text_delay), *_audio(USER, codebooks, 0, **given)))
+
+
+def synthesis(codebooks: int = 8, acoustic_delay: int = 2, audio_delay: int = 0) -> StreamLayout:
+    """Text whose words are forced, and audio `audio_delay` frames behind it."""
+    return StreamLayout((Stream("text", MODEL), *_audio(MODEL, codebooks, acoustic_delay, audio_delay)))
+
+
+def from_delays(delays: Sequence[int], dep_q: int) -> StreamLayout:
+    """The layout of a published config: text, `dep_q` generated audio rows, and given rows for the rest.
+
+    A second speaker among the generated rows is recognised by its delays: they repeat those of the first half.
+    """
+    audio = list(delays[1:])
+    n_q = len(audio)
+    if not 0 <= dep_q <= n_q:
+        raise ConfigError(f"dep_q={dep_q} with {n_q} audio rows: must be between 0 and the number of audio rows")
+    half = dep_q // 2
+    both = dep_q == n_q and dep_q % 2 == 0 and max(audio, default=0) > 0 and audio[:half] == audio[half:dep_q]
+    streams = [Stream("text", USER if dep_q == 0 else MODEL, delay=int(delays[0]))]
+    for row in range(n_q):
+        if row < dep_q:
+            speaker, level = (USER, row - half) if both and row >= half else (MODEL, row)
+            streams.append(Stream("audio", speaker, level, int(audio[row])))
+        else:
+            level, delay = row - dep_q, int(audio[row])
+            streams.append(Stream("audio", USER, level, delay, given=True, generated=False, scored=False))
+    return StreamLayout(tuple(streams))

@@ -1,0 +1,178 @@
+"""Cross entropies of the grid: weights and denominators come from the targets alone, so that microbatches and devices
+add up to the loss of the whole batch.
+
+A loss is a sum of terms `coefficient * numerator / denominator`. Numerators are summed per microbatch; denominators are
+computed once for the global batch, before any forward pass.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from moshijax.errors import ConfigError
+from moshijax.lm.config import LMConfig
+from moshijax.lm.model import LMOutput, target_mask
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float, Int
+
+NORMALISATIONS = ("paper", "finetune", "split_padding")
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """How the cross entropies are weighted and averaged.
+
+    `normalisation`:
+      - "paper" (arXiv 2410.00037, 4.4): per frame, the audio losses are averaged with `semantic_weight` for codebook 0
+        of each speaker and 1 for the others; text and audio are then averaged over frames. PAD counts
+        `text_padding_weight`.
+      - "finetune" (the code of moshi-finetune): text and audio losses are weighted means over all their targets; PAD and
+        EPAD count `text_padding_weight`.
+      - "split_padding" (the code of nu-dialogue): audio as "finetune"; text is the mean over targets that are not PAD
+        plus `text_padding_weight` times the mean over PAD.
+    `audio_weight`, `text_weight`: coefficients of the two groups.
+    """
+
+    normalisation: str = "paper"
+    text_padding_weight: float = 0.5
+    semantic_weight: float = 100.0
+    text_weight: float = 1.0
+    audio_weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.normalisation not in NORMALISATIONS:
+            raise ConfigError(f"normalisation={self.normalisation!r}: must be one of {', '.join(NORMALISATIONS)}")
+        for name in ("text_padding_weight", "semantic_weight", "text_weight", "audio_weight"):
+            if not getattr(self, name) >= 0:
+                raise ConfigError(f"{name}={getattr(self, name)!r}: must be 0 or more")
+
+
+class Term(NamedTuple):
+    """One term of the loss: weights of the cross entropies of the text row or of the audio rows, and what divides."""
+
+    coefficient: float
+    weights: Float[Array, "B R T"]
+    denominator: Float[Array, ""]
+
+
+def cross_entropy(logits: Float[Array, "... V"], targets: Int[Array, "..."]) -> Float[Array, "..."]:
+    """Negative log likelihood in float32, in nats; targets outside `0 .. V-1` give finite numbers to be weighted by 0."""
+    logits = logits.astype(jnp.float32)
+    picked = jnp.arange(logits.shape[-1]) == targets[..., None]
+    return jax.nn.logsumexp(logits, axis=-1) - jnp.sum(jnp.where(picked, logits, 0.0), axis=-1)
+
+
+def terms(
+    config: LMConfig, loss: LossConfig, codes_BKT: Int[Array, "B K T"], text_only: bool = False
+) -> dict[str, Term]:
+    """The terms of the loss of a batch, from its targets alone: "text" (and "text_padding"), "audio"."""
+    mask = target_mask(config, codes_BKT)
+    streams = config.layout.streams
+    text, valid = codes_BKT[:, :1], mask[:, :1].astype(jnp.float32)
+    pad = text == config.pad_id
+    out: dict[str, Term] = {}
+    if not streams[0].scored:
+        valid = jnp.zeros_like(valid)
+    if loss.normalisation == "split_padding":
+        words, padding = valid * ~pad, valid * pad
+        out["text"] = Term(loss.text_weight, words, jnp.sum(words))
+        out["text_padding"] = Term(loss.text_weight * loss.text_padding_weight, padding, jnp.sum(padding))
+    else:
+        if loss.normalisation == "finetune":
+            pad = pad | (text == config.epad_id)
+        weights = valid * jnp.where(pad, loss.text_padding_weight, 1.0)
+        out["text"] = Term(loss.text_weight, weights, jnp.sum(valid if loss.normalisation == "paper" else weights))
+    dep_q = config.layout.dep_q
+    if text_only or dep_q == 0:
+        return out
+    alpha = [(loss.semantic_weight if s.codebook == 0 else 1.0) if s.scored else 0.0 for s in streams[1 : 1 + dep_q]]
+    weights = mask[:, 1:] * jnp.asarray(alpha, jnp.float32)[:, None]
+    if loss.normalisation == "paper":
+        frame = jnp.sum(weights, axis=1, keepdims=True)
+        weights = weights / jnp.where(frame > 0, frame, 1.0)
+        out["audio"] = Term(loss.audio_weight, weights, jnp.sum(frame > 0).astype(jnp.float32))
+    else:
+        out["audio"] = Term(loss.audio_weight, weights, jnp.sum(weights))
+    return out
+
+
+def denominators(
+    config: LMConfig, loss: LossConfig, codes_BKT: Int[Array, "B K T"], text_only: bool = False
+) -> dict[str, Array]:
+    """What divides each term, from the targets of the whole (global) batch."""
+    return {name: term.denominator for name, term in terms(config, loss, codes_BKT, text_only).items()}
+
+
+def numerators(
+    config: LMConfig, loss: LossConfig, output: LMOutput, codes_BKT: Int[Array, "B K T"]
+) -> dict[str, Float[Array, ""]]:
+    """Weighted sums of cross entropies of a (micro)batch of an audio step."""
+    parts = terms(config, loss, codes_BKT)
+    text = cross_entropy(output.text_logits, codes_BKT[:, :1])
+    out = {name: jnp.sum(term.weights * text) for name, term in parts.items() if name != "audio"}
+    if "audio" in parts:
+        audio = cross_entropy(output.logits, codes_BKT[:, 1 : 1 + config.layout.dep_q])
+        out["audio"] = jnp.sum(parts["audio"].weights * audio)
+    return out
+
+
+def text_numerators(
+    config: LMConfig, loss: LossConfig, text_logits: Float[Array, "B 1 T V"], codes_BKT: Int[Array, "B K T"]
+) -> dict[str, Float[Array, ""]]:
+    """Weighted sums of cross entropies of a (micro)batch of a text-only step."""
+    text = cross_entropy(text_logits, codes_BKT[:, :1])
+    return {name: jnp.sum(term.weights * text) for name, term in terms(config, loss, codes_BKT, True).items()}
+
+
+def total(loss: LossConfig, sums: dict[str, Array], divisors: dict[str, Array]) -> Float[Array, ""]:
+    """The loss: terms without any target count 0."""
+    coefficient = {
+        "text": loss.text_weight,
+        "text_padding": loss.text_weight * loss.text_padding_weight,
+        "audio": loss.audio_weight,
+    }
+    value = jnp.zeros((), jnp.float32)
+    for name, numerator in sums.items():
+        divisor = divisors[name]
+        value += coefficient[name] * numerator / jnp.where(divisor > 0, divisor, 1.0)
+    return value
+
+
+def loss_fn(config: LMConfig, loss: LossConfig, output: LMOutput, codes_BKT: Int[Array, "B K T"]) -> Float[Array, ""]:
+    """The loss of one batch that is the global batch."""
+    return total(loss, numerators(config, loss, output, codes_BKT), denominators(config, loss, codes_BKT))
+
+
+def stream_statistics(
+    config: LMConfig, output: LMOutput, codes_BKT: Int[Array, "B K T"]
+) -> dict[str, dict[str, Float[Array, ""]]]:
+    """Unweighted sums per stream for the log: `{stream: {"nll", "correct", "count"}}`, to be added up and divided.
+
+    Streams are "text_words", "text_padding" (PAD alone), and "<speaker>_<codebook>" for each scored audio row.
+    """
+    mask = target_mask(config, codes_BKT)
+    out: dict[str, dict[str, Array]] = {}
+
+    def add(name: str, logits: Array, targets: Array, valid: Array) -> None:
+        nll = cross_entropy(logits, targets)
+        correct = jnp.argmax(logits, axis=-1) == targets
+        out[name] = {
+            "nll": jnp.sum(jnp.where(valid, nll, 0.0)),
+            "correct": jnp.sum(valid & correct).astype(jnp.float32),
+            "count": jnp.sum(valid).astype(jnp.float32),
+        }
+
+    text = codes_BKT[:, 0]
+    pad = text == config.pad_id
+    add("text_words", output.text_logits[:, 0], text, mask[:, 0] & ~pad)
+    add("text_padding", output.text_logits[:, 0], text, mask[:, 0] & pad)
+    for q in range(config.layout.dep_q):
+        stream = config.layout.streams[1 + q]
+        if stream.scored:
+            add(f"{stream.speaker}_{stream.codebook}", output.logits[:, q], codes_BKT[:, 1 + q], mask[:, 1 + q])
+    return out

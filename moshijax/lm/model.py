@@ -1,0 +1,222 @@
+"""The language model: temporal transformer over frames, depth transformer over the rows of a frame.
+
+Moshi (arXiv 2410.00037, 3.4; `models/lm.py` of `moshi`). Functions take a config and a plain tree of parameters, in
+either layout of `moshijax.nn.layout`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from moshijax.errors import ConfigError
+from moshijax.lm import delays
+from moshijax.lm.config import LMConfig
+from moshijax.lm.depth import DepthTransformer
+from moshijax.lm.embedding import TokenTables
+from moshijax.lm.tokens import ZERO
+from moshijax.nn.layout import is_stacked, unstack_layers
+from moshijax.nn.norms import Norm
+from moshijax.nn.projection import Linear, uniform
+from moshijax.nn.transformer import Transformer
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Bool, Float, Int
+
+Params = dict[str, Any]
+
+
+class LMOutput(NamedTuple):
+    """Predictions aligned with the codes: `logits[:, q, t]` are of `codes[:, 1 + q, t]`.
+
+    Where a mask is false there is no prediction or no target, and the logits mean nothing (they are finite).
+    """
+
+    logits: Float[Array, "B Q T V"]
+    mask: Bool[Array, "B Q T"]
+    text_logits: Float[Array, "B 1 T V"]
+    text_mask: Bool[Array, "B 1 T"]
+    extra_logits: Float[Array, "B T H V"] | None = None
+
+
+class Conditioner(nn.Module):
+    """A learnt vector per value of one attribute; absent values (-1) take a vector of their own. Always float32."""
+
+    bins: int
+    width: int
+    dim: int
+
+    @nn.compact
+    def __call__(self, value_B: Int[Array, " B"]) -> Float[Array, "B D"]:
+        partition = nn.with_logical_partitioning
+        table = self.param("table", partition(uniform(1), (None, None)), (self.bins + 1, self.width))
+        kernel = self.param("kernel", partition(uniform(self.width), ("embed", None)), (self.dim, self.width))
+        absent = self.param("absent", partition(nn.initializers.normal(0.2), ("embed",)), (self.dim,))
+        rows = jnp.einsum("bw,dw->bd", table[jnp.maximum(value_B, 0)], kernel, precision="highest")
+        return jnp.where((value_B < 0)[:, None], absent, rows)
+
+
+class LanguageModel(nn.Module):
+    """The parameters and the pieces that training and generation share."""
+
+    config: LMConfig
+    stacked: bool = False
+
+    def setup(self) -> None:
+        c = self.config
+        t = c.temporal
+        types = dict(dtype=t.dtype, param_dtype=t.param_dtype, precision=t.precision)
+        if c.layout.n_q:
+            self.audio_embedding = TokenTables(c.layout.n_q, c.card + 1, t.dim, use_norm=c.norm_emb, **types)
+        self.text_embedding = TokenTables(1, c.text_card + 1, t.dim, use_norm=c.norm_emb, **types)
+        self.conditioners = {x.name: Conditioner(x.bins, x.dim, t.dim) for x in c.conditioners}
+        self.temporal = Transformer(t, scan_layers=self.stacked)
+        self.out_norm = Norm(t.dim, t.norm, t.param_dtype)
+        self.text_head = Linear(t.dim, c.text_vocab, ("vocab", "embed"), c.bias_proj, **types)
+        if c.extra_heads:
+            init = nn.with_logical_partitioning(uniform(t.dim), (None, None, "embed"))
+            shape = (c.extra_heads, c.extra_heads_dim, t.dim)
+            self.extra_heads = self.param("extra_heads", init, shape, jnp.dtype(t.param_dtype))
+        if c.depth is not None:
+            self.depth = DepthTransformer(c, self.stacked)
+
+    def embed(self, codes_BKT: Array, conditions: dict[str, Array] | None = None) -> Float[Array, "B T D"]:
+        """Sum of the embeddings of all rows: audio in order, then text, then conditions."""
+        c = self.config
+        x = None
+        if c.layout.n_q:
+            rows = self.audio_embedding(jnp.moveaxis(codes_BKT[:, 1:], 1, 0))
+            for q in range(c.layout.n_q):
+                x = rows[q] if x is None else x + rows[q]
+        text = self.text_embedding(codes_BKT[:, 0][None])[0]
+        x = text if x is None else x + text
+        total = None
+        for conditioner in c.conditioners:
+            value = None if conditions is None else conditions.get(conditioner.name)
+            value = jnp.full((codes_BKT.shape[0],), -1) if value is None else jnp.asarray(value)
+            vector = self.conditioners[conditioner.name](value)
+            total = vector if total is None else total + vector
+        return x if total is None else x + total.astype(x.dtype)[:, None]
+
+    def _heads(self, x_BTD: Array) -> tuple[Array, Array]:
+        z = self.out_norm(x_BTD)
+        return z, self.text_head(z)
+
+    def inputs(self, codes_BKT: Array) -> Int[Array, "B K T+1"]:
+        """The initial column, then the delayed codes: position p of row k holds code `p - 1 - delay_k`."""
+        c = self.config
+        first = jnp.asarray(c.initial_column, codes_BKT.dtype)
+        first = jnp.broadcast_to(first[None, :, None], (codes_BKT.shape[0], c.layout.num_streams, 1))
+        return jnp.concatenate([first, delays.delay(codes_BKT, c.layout.delays, c.initial_column)], axis=2)
+
+    def __call__(self, codes_BKT: Array, conditions: dict[str, Array] | None = None) -> LMOutput:
+        c = self.config
+        B, _, T = codes_BKT.shape
+        sequence = self.inputs(codes_BKT)
+        z, text_logits = self._heads(self.temporal(self.embed(sequence[:, :, :-1], conditions)))
+        extra = self.extra(z) if c.extra_heads else None
+        dep_q = c.layout.dep_q
+        if c.depth is not None:
+            logits = delays.undelay(self.depth(sequence[:, :, 1:], z), c.layout.delays[1 : 1 + dep_q])
+        else:
+            logits = jnp.zeros((B, 0, T, c.card), text_logits.dtype)
+        text_logits = delays.undelay(text_logits[:, None], c.layout.delays[:1])
+        mask = target_mask(c, codes_BKT)
+        return LMOutput(logits, mask[:, 1:], text_logits, mask[:, :1], extra)
+
+    def text_only(self, codes_BKT: Array, conditions: dict[str, Array] | None = None) -> Array:
+        sequence = self.inputs(codes_BKT)[:, :, :-1]
+        _, logits = self._heads(self.temporal(self.embed(sequence, conditions)))
+        return delays.undelay(logits[:, None], self.config.layout.delays[:1])
+
+    def temporal_step(
+        self, state: Any, column_BK: Array, active_B: Array | None, conditions: dict[str, Array] | None = None
+    ) -> tuple[Any, Array, Array]:
+        """One position: `(state, z [B, D], text logits [B, V])`."""
+        x = self.embed(column_BK[:, :, None], conditions)
+        state, x = self.temporal.step(state, x, active_B)
+        z, logits = self._heads(x)
+        return state, z[:, 0], logits[:, 0]
+
+    def depth_step(self, k: int, past: Any, token_B: Array, z_BD: Array) -> tuple[Any, Array]:
+        return self.depth.step(k, past, token_B, z_BD)
+
+    def extra(self, z: Float[Array, "... D"]) -> Float[Array, "... H V"]:
+        """Logits of the extra heads."""
+        kernel = self.extra_heads.astype(z.dtype)
+        return jnp.einsum("...d,hvd->...hv", z, kernel, precision=self.config.temporal.precision)
+
+
+def target_mask(config: LMConfig, codes_BKT: Int[Array, "B K T"]) -> Bool[Array, "B 1+Q T"]:
+    """True where row k (text, then the rows of the depth transformer) has a prediction and a target, not `ZERO`."""
+    rows = 1 + config.layout.dep_q
+    exists = delays.valid(config.layout.delays[:rows], codes_BKT.shape[2])
+    return exists & (codes_BKT[:, :rows] != ZERO)
+
+
+def _module(config: LMConfig, params: Params) -> LanguageModel:
+    return LanguageModel(config, stacked=is_stacked(params))
+
+
+def _check_codes(config: LMConfig, codes_BKT: Array) -> None:
+    if codes_BKT.ndim != 3 or codes_BKT.shape[1] != config.layout.num_streams:
+        raise ConfigError(
+            f"codes of shape {tuple(codes_BKT.shape)}: must be [B, {config.layout.num_streams}, T], "
+            "one row per stream of the layout"
+        )
+
+
+def init_boxed(config: LMConfig, key: Array) -> Params:
+    """New parameters in the training layout, each boxed with its logical axis names (for sharding)."""
+    codes = jnp.zeros((1, config.layout.num_streams, 2), jnp.int32)
+    return LanguageModel(config, stacked=True).init(key, codes)["params"]
+
+
+def init(config: LMConfig, key: Array, stacked: bool = True) -> Params:
+    """New parameters as a plain tree of arrays, in the training layout or, with `stacked=False`, for inference."""
+    params = nn.meta.unbox(init_boxed(config, key))
+    return params if stacked else unstack_layers(params)
+
+
+def abstract(config: LMConfig, stacked: bool = True) -> Params:
+    """Shapes and types of the parameters; allocates nothing."""
+    return jax.eval_shape(lambda key: init(config, key, stacked), jax.random.key(0))
+
+
+def partition_specs(config: LMConfig) -> Params:
+    """Logical axis names of every parameter of the training layout, as a tree of `PartitionSpec`."""
+    return nn.get_partition_spec(jax.eval_shape(lambda key: init_boxed(config, key), jax.random.key(0)))
+
+
+def count_parameters(config: LMConfig) -> int:
+    """Number of learnt values, without the padding of uneven depth widths."""
+    total = sum(leaf.size for leaf in jax.tree.leaves(abstract(config)))
+    depth = config.depth
+    if depth is not None and depth.hidden_dims is not None:
+        stack = depth.transformer
+        matrices = 2 if stack.gating == "none" else 3
+        missing = sum(stack.hidden_dim - width for width in depth.hidden_dims)
+        total -= stack.num_layers * matrices * stack.dim * missing
+    return total
+
+
+def forward(
+    config: LMConfig, params: Params, codes_BKT: Int[Array, "B K T"], conditions: dict[str, Array] | None = None
+) -> LMOutput:
+    """Teacher-forced predictions for every scored or generated row, aligned with the codes.
+
+    `conditions`: value index `[B]` per conditioner of the config, -1 or missing = absent.
+    """
+    _check_codes(config, codes_BKT)
+    return _module(config, params).apply({"params": params}, codes_BKT, conditions)
+
+
+def forward_text(
+    config: LMConfig, params: Params, codes_BKT: Int[Array, "B K T"], conditions: dict[str, Array] | None = None
+) -> Float[Array, "B 1 T V"]:
+    """Text logits alone, aligned with the codes; the depth transformer does not run."""
+    _check_codes(config, codes_BKT)
+    return _module(config, params).apply({"params": params}, codes_BKT, conditions, method="text_only")
