@@ -63,7 +63,7 @@ def channel_map(info: AudioInfo, path: Path, channels: tuple[int, int] | None) -
     if channels is not None:
         if max(channels) >= info.channels or min(channels) < 0 or channels[0] == channels[1]:
             raise DataError(
-                f"recording {path} has {info.channels} channels, not {channels[0]} and {channels[1]}: correct --channels"
+                f"recording {path} has {info.channels} channels: --channels {channels[0]},{channels[1]} does not fit"
             )
         return channels
     if info.channels == 1:

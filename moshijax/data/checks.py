@@ -5,6 +5,7 @@ Findings either reject an item or flag it; `--strict` turns flags into rejection
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -189,6 +190,21 @@ def apply_findings(checked: CheckedItem, statistics: SignalStatistics) -> None:
     checked.flags.update(flags)
     if kind is not None:
         checked.kind, checked.rejected = kind, f"recording {checked.item.audio}: {reason}"
+
+
+def overlap(items: Iterable[Item], others: Iterable[Item]) -> list[tuple[str, str]]:
+    """Pairs of ids of recordings that hold the same bytes."""
+
+    def sha256(path: Path) -> str | None:
+        if not path.is_file():
+            return None
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+    known = {sha256(item.audio): item.id for item in others}
+    known.pop(None, None)
+    pairs = [(item.id, known.get(sha256(item.audio))) for item in items]
+    return [(name, other) for name, other in pairs if other is not None]
 
 
 # Doubts and repairs that `strict` turns into rejections; the rest are ordinary properties of good data.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ class CodecEncoder:
 
     def __init__(self, config: Any, params: Any, num_codebooks: int | None = None):
         from moshijax import codec
+        from moshijax.codec import functions  # noqa: F401 - its listed lengths
 
         if num_codebooks is not None and not 1 <= num_codebooks <= config.num_codebooks:
             raise ConfigError(f"num_codebooks is {num_codebooks}: this codec has 1 to {config.num_codebooks}")
@@ -34,7 +34,6 @@ class CodecEncoder:
         self.num_codebooks = num_codebooks or config.num_codebooks
         self.sha256 = digest(repr(config), tree_digest(params))
         self._params = codec.inference_layout(config, params)
-        self._step: Any = None
 
     @classmethod
     def load(cls, path: str | Path, num_codebooks: int | None = None) -> CodecEncoder:
@@ -50,7 +49,7 @@ class CodecEncoder:
         groups: dict[int, list[int]] = {}
         for number, count in enumerate(frames):
             if count:
-                groups.setdefault(_round_up(count), []).append(number)
+                groups.setdefault(self._listed(count), []).append(number)
         for length, members in sorted(groups.items()):
             rows = max(1, min(16, _FRAMES_AT_ONCE // length))
             for first in range(0, len(members), rows):
@@ -67,13 +66,21 @@ class CodecEncoder:
                     codes[number] = out[row, :, : frames[number]]
         return codes
 
+    def _listed(self, frames: int) -> int:
+        """Frames of the shortest compiled length, or pieces of the longest and then one that fits."""
+        listed = self._codec.functions.FRAMES_PER_CALL
+        whole, rest = divmod(frames, listed[-1])
+        return whole * listed[-1] + (next(n for n in listed if n >= rest) if rest else 0)
+
     def encode_blocks(self, blocks: Iterator[np.ndarray]) -> np.ndarray:
         """Blocks [n, 2] float32 of one recording -> codes [2, Q, ceil(N / frame_size)]; memory does not grow with N."""
-        import jax
 
-        if self._step is None:
-            step = partial(self._codec.encode_step, self._config, num_codebooks=self.num_codebooks)
-            self._step = jax.jit(lambda params, state, pcm: step(params, state, pcm), donate_argnums=1)
+        def step(state: Any, pcm: np.ndarray) -> tuple[Any, np.ndarray]:
+            state, out = self._codec.encode_step(
+                self._config, self._params, state, pcm, num_codebooks=self.num_codebooks
+            )
+            return state, np.asarray(out)
+
         state = self._codec.init_encoder_state(self._config, 2)
         size = _BLOCK_FRAMES * self.frame_size
         pending, total, codes = np.zeros((0, 2), np.float32), 0, []
@@ -81,19 +88,13 @@ class CodecEncoder:
             total += len(block)
             pending = np.concatenate([pending, block])
             while len(pending) >= size:
-                state, out = self._step(self._params, state, np.ascontiguousarray(pending[:size].T))
-                codes.append(np.asarray(out))
+                state, out = step(state, np.ascontiguousarray(pending[:size].T))
+                codes.append(out)
                 pending = pending[size:]
         if len(pending):
             last = np.zeros((2, size), np.float32)
             last[:, : len(pending)] = pending.T
-            codes.append(np.asarray(self._step(self._params, state, last)[1]))
+            codes.append(step(state, last)[1])
         if not codes:
             return np.zeros((2, self.num_codebooks, 0), np.int32)
         return np.concatenate(codes, axis=-1)[..., : -(-total // self.frame_size)]
-
-
-def _round_up(frames: int) -> int:
-    """The next of 1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, ...: few lengths, at most a quarter wasted."""
-    unit = max(1, 1 << max(0, (frames - 1).bit_length() - 3))
-    return -(-frames // unit) * unit

@@ -18,7 +18,7 @@ from moshijax.lm.tokens import ZERO
 
 if TYPE_CHECKING:
     from moshijax.data.text import Tokenizer
-    from moshijax.nn.layout import StreamLayout  # noqa: F401
+    from moshijax.lm.layouts import StreamLayout
 
 CHANNELS = ("model", "user")  # of a record's codes
 _MARGIN_SECONDS = 10.0  # of words placed on both sides of a window, so that nothing is lost at its edges
@@ -85,10 +85,12 @@ class _Windows:
 class GridMaker:
     """One record to one grid window, as the layout and the placement rules say."""
 
-    def __init__(self, layout: Any, tokenizer: Tokenizer, config: GridData, frame_rate: float, num_codebooks: int):
+    def __init__(
+        self, layout: StreamLayout, tokenizer: Tokenizer, config: GridData, frame_rate: float, num_codebooks: int
+    ):
         self.config, self.tokenizer, self.frame_rate = config, tokenizer, frame_rate
         self.num_streams = len(layout.streams)
-        self.text_rows = [k for k, stream in enumerate(layout.streams) if stream.kind == "text"]
+        self.main_speaker = layout.streams[0].speaker  # of the text stream
         self.audio_rows: list[tuple[int, int, int]] = []
         for row, stream in enumerate(layout.streams):
             if stream.kind == "text":
@@ -111,7 +113,9 @@ class GridMaker:
         starts = [word.start for word in words]
         chosen = words[bisect_left(starts, first / rate - 1e-9) : bisect_left(starts, last / rate - 1e-9)]
         local = [Word(w.text, w.start - first / rate, w.end - first / rate, w.speaker) for w in chosen]
-        row, _ = place_text(local, last - first, rate, self.tokenizer.encode, self.config.placement, jitter)
+        row, _ = place_text(
+            local, last - first, rate, self.tokenizer.encode, self.config.placement, jitter, self.main_speaker
+        )
         window = np.full(length, ZERO, np.int32)
         piece = row[start - first : start - first + length]
         window[: len(piece)] = piece
@@ -124,12 +128,11 @@ class GridMaker:
         piece = codes[:, :, start : start + self.config.num_frames]
         for row, channel, codebook in self.audio_rows:
             grid[row, : piece.shape[-1]] = piece[channel ^ swap, codebook]
-        if self.text_rows and not masked:
+        if not masked:
             words = words_of(record)
             if swap:
                 words = [Word(w.text, w.start, w.end, CHANNELS[1 - CHANNELS.index(w.speaker)]) for w in words]
-            for row in self.text_rows:
-                grid[row] = self.text(words, codes.shape[-1], start, jitter)
+            grid[0] = self.text(words, codes.shape[-1], start, jitter)
         return grid
 
     def draw(self, source: RecordSource, element: tuple[int, int], rng: np.random.Generator) -> dict[str, np.ndarray]:
@@ -150,7 +153,7 @@ class GridMaker:
 class GridSource(BatchSource):
     """`batch(n)` -> {"codes": int32 [B, K, T]}."""
 
-    def __init__(self, config: GridData, layout: Any, tokenizer: Tokenizer, seed: int):
+    def __init__(self, config: GridData, layout: StreamLayout, tokenizer: Tokenizer, seed: int):
         self._sources = [RecordSource(path) for path in config.paths]
         codecs = {source.index["codec"]["sha256"] for source in self._sources if "codec" in source.index}
         for path, source in zip(config.paths, self._sources, strict=True):
@@ -173,21 +176,25 @@ class GridSource(BatchSource):
 
     def placement_counts(self) -> PlacementCounts:
         """Counts over every recording once, without jitter: words placed, shifted, pulled, and tokens lost."""
-        return count_placements(self._sources, self._maker.tokenizer, self._maker.config.placement)
+        maker = self._maker
+        return count_placements(self._sources, maker.tokenizer, maker.config.placement, maker.main_speaker)
 
 
-def count_placements(sources: list[RecordSource], tokenizer: Tokenizer, rule: TextPlacement) -> PlacementCounts:
+def count_placements(
+    sources: list[RecordSource], tokenizer: Tokenizer, rule: TextPlacement, main_speaker: str = "model"
+) -> PlacementCounts:
     """Places the text of every recording once and adds up the counts."""
     total = PlacementCounts()
     for source in sources:
         codec = source.index["codec"]
         rate = codec["sample_rate"] / codec["frame_size"]
         for record in source:
-            total += place_text(words_of(record), record["codes"].shape[-1], rate, tokenizer.encode, rule)[1]
+            frames = record["codes"].shape[-1]
+            total += place_text(words_of(record), frames, rate, tokenizer.encode, rule, main_speaker=main_speaker)[1]
     return total
 
 
-def grid_batches(config: GridData, layout: Any, tokenizer: Tokenizer, seed: int) -> GridSource:
+def grid_batches(config: GridData, layout: StreamLayout, tokenizer: Tokenizer, seed: int) -> GridSource:
     """Batches {"codes": int32 [B, K, T]} of prepared dialogues; row k of the grid is what `layout.streams[k]` says.
 
     Raises:

@@ -28,15 +28,13 @@ class TextPlacement:
     """How words become a text row.
 
     Attributes:
-        keep_main_only: place the words of `main_speaker` alone.
-        main_speaker: whose words the text stream holds.
+        keep_main_only: place the words of the text stream's speaker alone.
         text_shift: seconds by which text comes later than the audio (negative: earlier). Text that comes late leaves
             ZERO in the frames before it can begin.
         bos_eos: BOS before the first token of a turn of the main speaker, EOS where another speaker takes over.
     """
 
     keep_main_only: bool = True
-    main_speaker: str = "model"
     text_shift: float = 0.0
     bos_eos: bool = False
 
@@ -60,12 +58,14 @@ class PlacementCounts:
         return self
 
 
-def _runs(words: Sequence[Word], encode: Callable[[str], Sequence[int]], rule: TextPlacement) -> list:
+def _runs(
+    words: Sequence[Word], encode: Callable[[str], Sequence[int]], rule: TextPlacement, main_speaker: str
+) -> list[tuple[float, list[int], bool]]:
     """[start seconds, tokens, is a word] in time order, with BOS and EOS where the rule asks for them."""
     runs: list[tuple[float, list[int], bool]] = []
     speaking = False
     for word in sorted(words, key=lambda w: w.start):
-        main = word.speaker == rule.main_speaker
+        main = word.speaker == main_speaker
         tokens = list(encode(word.text)) if main or not rule.keep_main_only else []
         is_word = bool(tokens)
         if rule.bos_eos and main != speaking:
@@ -83,6 +83,7 @@ def place_text(
     encode: Callable[[str], Sequence[int]],
     rule: TextPlacement = TextPlacement(),
     jitter: float = 0.0,
+    main_speaker: str = "model",
 ) -> tuple[np.ndarray, PlacementCounts]:
     """The text row of a recording.
 
@@ -92,6 +93,7 @@ def place_text(
         frame_rate: frames per second.
         encode: text of a word -> token ids.
         jitter: seconds added to every start of this draw, on top of the rule's shift.
+        main_speaker: whose words the text stream holds.
 
     Returns:
         tokens [T] int32, and the counts.
@@ -104,7 +106,7 @@ def place_text(
     tokens: list[int] = []
     first_of_word: list[int] = []
     free = 0  # the first frame that no token has taken
-    for start, ids, is_word in _runs(words, encode, rule):
+    for start, ids, is_word in _runs(words, encode, rule, main_speaker):
         frame = int(np.floor((start + shift) * frame_rate + _SLOP))
         position = max(frame, free)
         if position == 0:  # there is no frame before this one for the EPAD

@@ -16,6 +16,7 @@ from moshijax.lm.tokens import BOS, EOS, ZERO
 
 if TYPE_CHECKING:
     from moshijax.data.text import Tokenizer
+    from moshijax.lm.layouts import StreamLayout
 
 _TOKENS = "tokens.npy"
 
@@ -95,7 +96,7 @@ class _Chunks(Sequence):
         return row
 
 
-def text_batches(config: TextData, layout: Any, tokenizer: Tokenizer, seed: int) -> BatchSource:
+def text_batches(config: TextData, layout: StreamLayout, tokenizer: Tokenizer, seed: int) -> BatchSource:
     """Batches {"codes": int32 [B, K, T]} with text in the text row and ZERO in the audio rows.
 
     Raises:
@@ -111,15 +112,12 @@ def text_batches(config: TextData, layout: Any, tokenizer: Tokenizer, seed: int)
     else:
         tokens = pack(read_documents(path), tokenizer)
         identity = records.digest(tokenizer.sha256, records.tree_digest(tokens))
-    rows = [k for k, stream in enumerate(layout.streams) if stream.kind == "text"]
-    if not rows:
-        raise ConfigError("text-only batches need a layout with a text stream")
     chunks = _Chunks(tokens, config.num_frames)
 
     def draw(text: np.ndarray, rng: np.random.Generator) -> dict[str, np.ndarray]:
         del rng
         grid = np.full((len(layout.streams), config.num_frames), ZERO, np.int32)
-        grid[rows] = text
+        grid[0] = text
         return {"codes": grid}
 
     return BatchSource(shuffled(chunks, fold_seed(identity, seed), draw), config.batch_size, len(chunks))

@@ -1,0 +1,356 @@
+"""`moshijax data`: recordings or texts to shards of grids, and a look inside."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from moshijax.errors import ConfigError, DataError, Stopped
+
+if TYPE_CHECKING:
+    from moshijax.data.checks import CheckRules, Report
+
+_SHOWN = 10  # rejected items printed one by one; all of them are in the report file
+
+
+@click.group()
+def command() -> None:
+    """Make, check and look into training data.
+
+    \b
+    Example:
+      moshijax data synthesize data/dialogues calls --seed 1
+      moshijax data prepare calls/manifest.jsonl prepared --codec runs/first/codec
+      moshijax data report prepared
+    """
+
+
+@contextmanager
+def _bar(title: str, total: int | None) -> Iterator:
+    """A progress bar on stderr; yields update(done, note)."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+        TimeRemainingColumn(), TextColumn("{task.fields[note]}"),
+    )  # fmt: skip
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        task = progress.add_task(title, total=total, note="")
+
+        def update(done: int, total: int | None = None, note: str = "") -> None:
+            progress.update(task, completed=done, total=total, note=note)
+
+        yield update
+
+
+def _speakers(pairs: tuple[str, ...]) -> dict[str, str]:
+    from moshijax.data.transcript import SPEAKERS
+
+    speakers = dict(SPEAKERS)
+    for pair in pairs:
+        label, equals, speaker = pair.rpartition("=")
+        if not equals or speaker not in ("model", "user"):
+            raise ConfigError(f"--speaker {pair!r}: write LABEL=model or LABEL=user")
+        speakers[label] = speaker
+    return speakers
+
+
+def _channels(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    try:
+        model, user = (int(part) for part in text.split(","))
+    except ValueError:
+        raise ConfigError(f"--channels {text!r}: write two channel numbers from 0, such as 0,1") from None
+    return model, user
+
+
+def rule_options(function):
+    for option in (
+        click.option("--strict", is_flag=True, help="Exit with 3 if any item is rejected or flagged."),
+        click.option("--speaker", "speaker", multiple=True, metavar="LABEL=WHO", help="Label of the model or user."),
+        click.option("--channels", metavar="MODEL,USER", help="Channel numbers from 0; 1,0 swaps them."),
+        click.option("--min-score", type=float, default=0.0, help="Alignment score below which a word counts as low."),
+    ):
+        function = option(function)
+    return function
+
+
+def _rules(strict: bool, speaker: tuple[str, ...], channels: str | None, min_score: float) -> CheckRules:
+    from moshijax.data.checks import CheckRules
+
+    return CheckRules(
+        speakers=_speakers(speaker), channels=_channels(channels), min_score=min_score, strict=strict
+    )  # fmt: skip
+
+
+def _tell(report: Report) -> None:
+    """Prints the counts of a report: every rejection kind, every flag, and the first rejected items."""
+    click.echo(
+        f"{report.usable} of {report.items} items usable: {report.seconds / 60:.1f} minutes, {report.words} words"
+    )
+    for name, count in sorted(report.flags.items()):
+        click.echo(f"  flagged {name}: {count} items, such as {report.flagged[name]}")
+    for name, count in sorted(report.kinds.items()):
+        click.echo(f"  rejected {name}: {count} items")
+    for name, reason in report.rejected[:_SHOWN]:
+        click.echo(f"  rejected {name}: {reason}")
+    if len(report.rejected) > _SHOWN:
+        click.echo(f"  ... and {len(report.rejected) - _SHOWN} more")
+
+
+@command.command()
+@click.argument("texts", type=click.Path(path_type=Path))
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("--seed", type=int, default=0, show_default=True, help="The same seed gives the same bytes.")
+@click.option("--copies", type=click.IntRange(1), default=1, help="Speak every dialogue so often, in other voices.")
+@click.option("--calls", type=click.IntRange(1), default=1000, help="Of a question file: calls to draw.")
+@click.option("--workers", type=click.IntRange(1), default=None, help="Processes. Default: one per core, at most 8.")
+def synthesize(texts: Path, out: Path, seed: int, copies: int, calls: int, workers: int | None) -> None:
+    """Speak TEXTS with espeak-ng: two-channel recordings, exact word times and a manifest in the folder OUT.
+
+    TEXTS is a file of dialogues, a folder of such files, or a table of questions and answers (.tsv). The name of a
+    folder that ships with moshijax, such as data/dialogues, works from anywhere.
+
+    \b
+    Example:
+      moshijax data synthesize data/dialogues calls --seed 1 --copies 10
+      moshijax data synthesize data/small_world/questions.tsv answers --calls 2000
+    """
+    from moshijax.data.synthesis import draw_calls, load_world
+    from moshijax.data.synthesis import texts as scripts
+    from moshijax.data.synthesis.run import synthesize as speak
+
+    texts = shipped(texts)
+    if texts.suffix == ".tsv":
+        dialogues = draw_calls(load_world(texts), calls, seed=seed)
+    else:
+        dialogues = scripts.load(texts, seed=seed, copies=copies)
+    with _bar("speaking", len(dialogues)) as update:
+        result = speak(dialogues, out, seed=seed, workers=workers or min(8, os.cpu_count() or 1), progress=update)
+    click.echo(
+        f"wrote {result.manifest}: {result.items} recordings, {result.seconds / 60:.1f} minutes, {result.words} words"
+    )
+    for name, reason in result.rejected[:_SHOWN]:
+        click.echo(f"  not spoken {name}: {reason}")
+    if result.rejected:
+        click.echo(f"  {len(result.rejected)} of {len(dialogues)} dialogues were not spoken")
+
+
+def shipped(path: Path) -> Path:
+    """The path itself if it exists, else the file or folder of that name which ships with the package."""
+    if path.exists() or path.parts[:1] != ("data",):
+        return path
+    from moshijax.shipped import folder
+
+    found = folder(path.as_posix())
+    return found if found.exists() else path
+
+
+@command.command()
+@click.argument("manifest", type=click.Path(path_type=Path))
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("--codec", type=click.Path(), help="Codec: a run, a published file or a folder with one.")
+@click.option("--num-codebooks", type=int, help="Codebooks to keep. Default: all the codec uses.")
+@click.option("--shard-items", type=click.IntRange(1), default=256, show_default=True, help="Recordings per shard.")
+@click.option("--tokenizer", type=click.Path(path_type=Path), help="For text files: the tokenizer.model to pack with.")
+@rule_options
+def prepare(manifest, out, codec, num_codebooks, shard_items, tokenizer, strict, speaker, channels, min_score) -> None:
+    """Check the recordings of MANIFEST, encode them, and write shards of codes and words to the folder OUT.
+
+    Run the same command again after an interruption: complete shards are kept. A MANIFEST that ends in .txt is text,
+    one document a line, and is packed for text-only training steps (with --tokenizer, without --codec).
+
+    \b
+    Example:
+      moshijax data prepare calls/manifest.jsonl prepared --codec runs/first/codec --num-codebooks 8
+      moshijax data prepare stories.txt stories --tokenizer runs/first/lm/tokenizer.model
+    """
+    from moshijax.data.manifest import read_manifest
+    from moshijax.data.prepare import PrepareConfig
+    from moshijax.data.prepare import prepare as run
+
+    if manifest.suffix == ".txt":
+        if tokenizer is None:
+            raise ConfigError(f"{manifest} is text, which is packed with a tokenizer: add --tokenizer tokenizer.model")
+        from moshijax.data.packed_text import prepare_text
+        from moshijax.data.text import Tokenizer
+
+        index = prepare_text(manifest, out, Tokenizer.load(tokenizer))
+        click.echo(f"wrote {out}: {index['documents']} documents, {index['tokens']} tokens")
+        return
+    if codec is None:
+        raise ConfigError("recordings are encoded with a codec: add --codec RUN_OR_FILE")
+    content = read_manifest(manifest)
+    rules = _rules(strict, speaker, channels, min_score)
+    from moshijax.data.encoder import CodecEncoder
+
+    encoder = CodecEncoder.load(codec, num_codebooks)
+    config = PrepareConfig(rules=rules, shard_items=shard_items)
+    try:
+        with _bar("encoding", len(content.items)) as update:
+            index, report = run(
+                content, out, encoder, config,
+                lambda done, total, found: update(done, total, f"{found.seconds / 60:.1f} min"),
+            )  # fmt: skip
+    except KeyboardInterrupt:
+        raise Stopped(f"stopped; complete shards are in {out}: run the same command again to go on") from None
+    _tell(report)
+    click.echo(f"wrote {out}: {len(index['shards'])} shards, {index['codec']['num_codebooks']} codebooks")
+
+
+@command.command()
+@click.argument("manifest", type=click.Path(path_type=Path))
+@click.option("--against", type=click.Path(path_type=Path), help="Another manifest that must share no recording.")
+@click.option("--tokenizer", type=click.Path(path_type=Path), help="Also count words too crowded for their frames.")
+@rule_options
+def validate(manifest, against, tokenizer, strict, speaker, channels, min_score) -> None:
+    """Check every recording and transcript of MANIFEST, and name what is wrong.
+
+    Exit code 3 when nothing is usable; with --strict, when anything was rejected or flagged.
+
+    \b
+    Example:
+      moshijax data validate calls/manifest.jsonl --against heldout/manifest.jsonl
+    """
+    from moshijax.data.checks import overlap
+    from moshijax.data.checks import validate as check
+    from moshijax.data.manifest import read_manifest
+
+    content = read_manifest(manifest)
+    rules = _rules(strict, speaker, channels, min_score)
+    report: Report
+    with _bar("checking", len(content.items)) as update:
+        done = iter(range(1, len(content.items) + 1))
+        report = check(content.items, rules, lambda: update(next(done)))
+    _tell(report)
+    if tokenizer is not None:
+        _tell_crowding(content, rules, tokenizer)
+    if against is not None:
+        shared = overlap(content.items, read_manifest(against).items)
+        if shared:
+            first, second = shared[0]
+            raise DataError(
+                f"{len(shared)} recordings of {manifest} are also in {against}, such as {first} = {second}: "
+                "take them out of one of the two"
+            )
+        click.echo(f"no recording is also in {against}")
+    report.require_usable(manifest, strict=strict)
+
+
+def _tell_crowding(content, rules, tokenizer: Path) -> None:
+    from moshijax.data.checks import check_header
+    from moshijax.data.interleave import PlacementCounts, place_text
+    from moshijax.data.text import Tokenizer
+
+    encode = Tokenizer.load(tokenizer).encode
+    rate, counts = 12.5, PlacementCounts()
+    for item in content.items:
+        checked = check_header(item, rules)
+        if checked.rejected is None:
+            frames = int(-(-checked.info.duration * rate // 1))
+            counts += place_text(checked.words, frames, rate, encode)[1]
+    click.echo(
+        f"text row at {rate} frames/s: {counts.words} words placed, {counts.shifted} shifted later, "
+        f"{counts.pulled} pulled earlier, {counts.lost_tokens} tokens lost"
+    )
+
+
+@command.command()
+@click.argument("dataset", type=click.Path(path_type=Path))
+@click.argument("item", default="0")
+@click.option("--tokenizer", type=click.Path(path_type=Path), help="Show the text row too.")
+@click.option("--width", type=click.IntRange(10), default=100, help="Frames per block of lines.")
+def inspect(dataset: Path, item: str, tokenizer: Path | None, width: int) -> None:
+    """Show one ITEM (number or id) of a prepared DATASET as a picture made of text.
+
+    \b
+    Example:
+      moshijax data inspect prepared 12 --tokenizer runs/first/lm/tokenizer.model
+    """
+    from moshijax.data.look import find, picture
+    from moshijax.data.records import RecordSource
+    from moshijax.data.text import Tokenizer
+
+    source = _dialogues(RecordSource(dataset))
+    codec = source.index["codec"]
+    model = None if tokenizer is None else Tokenizer.load(tokenizer)
+    for line in picture(find(source, item), codec["sample_rate"] / codec["frame_size"], model, width):
+        click.echo(line)
+
+
+def _dialogues(source):
+    if source.index["kind"] != "dialogue":
+        raise DataError(f"{source.folder} holds {source.index['kind']} data: give a folder of prepared recordings")
+    return source
+
+
+@command.command()
+@click.argument("dataset", type=click.Path(path_type=Path))
+@click.option("--tokenizer", type=click.Path(path_type=Path), help="Also count how full the text row is.")
+@click.option("--out", type=click.Path(path_type=Path), help="The page. Default: report.html in DATASET.")
+def report(dataset: Path, tokenizer: Path | None, out: Path | None) -> None:
+    """Summarise a prepared DATASET on a page: lengths, words, talk and overlap, code use, findings.
+
+    \b
+    Example:
+      moshijax data report prepared --tokenizer runs/first/lm/tokenizer.model
+    """
+    from moshijax.data.look import write_page
+    from moshijax.data.records import RecordSource
+    from moshijax.data.text import Tokenizer
+
+    source = _dialogues(RecordSource(dataset))
+    out = out or dataset / "report.html"
+    summary = write_page(source, out, None if tokenizer is None else Tokenizer.load(tokenizer))
+    words: Counter[str] = Counter(summary["words"])
+    click.echo(f"{summary['items']} items, {summary['seconds'] / 60:.1f} minutes, {words.total()} words")
+    click.echo(f"talk: model {summary['talk_share']['model']:.1%}, user {summary['talk_share']['user']:.1%}, "
+               f"both at once {summary['overlap_share']:.1%}")  # fmt: skip
+    if "text" in summary:
+        text = summary["text"]
+        click.echo(f"text row: {text['filled_share']:.1%} filled; {text['shifted']} words shifted later, "
+                   f"{text['pulled']} pulled earlier, {text['lost_tokens']} tokens lost")  # fmt: skip
+    click.echo(f"wrote {out}")
+
+
+@command.command()
+@click.argument("manifest", type=click.Path(path_type=Path))
+@click.argument("out", type=click.Path(path_type=Path), required=False)
+@click.option("--kind", default="phonemes", show_default=True, help="Where features come from.")
+@rule_options
+def teacher(manifest, out, kind, strict, speaker, channels, min_score) -> None:
+    """Compute the features that the codec's semantic level is distilled from, 50 a second for each channel.
+
+    They go to OUT (default: the folder `teacher` beside MANIFEST) with a `teacher.json` that names kind, size and rate.
+    The kind `phonemes` reads the list "phonemes" of every sidecar file.
+
+    \b
+    Example:
+      moshijax data teacher calls/manifest.jsonl
+    """
+    from moshijax.data.manifest import read_manifest
+    from moshijax.data.teacher import compute_features
+
+    content = read_manifest(manifest)
+    rules = _rules(strict, speaker, channels, min_score)
+    with _bar("features", len(content.items)) as update:
+        index, found = compute_features(content, out, kind, rules, progress=update)
+    _tell(found)
+    click.echo(
+        f"wrote {out or content.path.parent / 'teacher'}: {index['kind']}, {index['dim']} numbers, {index['rate']} Hz"
+    )
