@@ -43,7 +43,7 @@ class HeldOutLoss:
 
         def losses(params: Any, model_state: Any, batch: Mapping[str, jax.Array]) -> jax.Array:
             denominators = task.denominators("eval", batch)
-            parts = task.loss("eval", params, model_state, with_rows(batch), denominators, jax.random.key(0))
+            parts = task.loss_parts("eval", params, model_state, with_rows(batch), denominators, jax.random.key(0))
             sums = {LOSS: (parts.loss, 1.0), **parts.sums}
             names[:] = list(sums)
             return jnp.stack([jnp.stack([jnp.asarray(x, jnp.float32) for x in pair]) for pair in sums.values()])

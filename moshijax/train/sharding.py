@@ -15,18 +15,22 @@ from moshijax.errors import ConfigError
 from moshijax.train.experiment import MeshConfig
 
 # Logical axis -> mesh axes. Parameters are stored over `fsdp` along the model width and over `tensor` along heads,
-# hidden units and vocabulary entries; activations lie over `data` x `fsdp` along the batch.
+# hidden units and the entries of heads; activations lie over `data` x `fsdp` along the batch.
 RULES: tuple[tuple[str, str | tuple[str, ...] | None], ...] = (
     ("batch", ("data", "fsdp")),
     ("heads", "tensor"),
-    ("kv_heads", "tensor"),
     ("mlp", "tensor"),
     ("vocab", "tensor"),
     ("embed", "fsdp"),
+    ("embed_depth", None),
+    ("entries", None),  # of an embedding table: one more than the vocabulary, so it rarely divides
     ("layers", None),
     ("steps", None),
-    ("head_dim", None),
+    ("codebook", None),
+    ("norm", None),
     ("time", None),
+    ("embed_act", None),
+    ("steps_act", None),
 )
 
 

@@ -57,7 +57,7 @@ def loss_and_gradients(
     denominators = task.denominators(program, batch)
 
     def loss(owned: Any, rows: Mapping[str, jax.Array]) -> tuple[jax.Array, LossParts]:
-        parts = task.loss(program, merge(owned), model_state, rows, denominators, key)
+        parts = task.loss_parts(program, merge(owned), model_state, rows, denominators, key)
         return parts.loss, parts
 
     gradient = jax.grad(loss, has_aux=True)
@@ -200,6 +200,6 @@ def forward_flops(task: Task, program: str, plan: StatePlan, batch: Mapping[str,
     def forward(params: Any, model_state: Any, batch: Any) -> jax.Array:
         key = jax.random.key(0)
         denominators = task.denominators(program, batch)
-        return task.loss(program, params, model_state, with_rows(batch), denominators, key).loss
+        return task.loss_parts(program, params, model_state, with_rows(batch), denominators, key).loss
 
     return count_flops(forward, plan.abstract.params, plan.abstract.model_state, dict(batch))

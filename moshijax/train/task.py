@@ -66,7 +66,7 @@ class Task(Protocol):
         """Sums of loss weights over the whole batch, from its targets alone."""
         ...
 
-    def loss(
+    def loss_parts(
         self, program: str, params: Any, model_state: Any, batch: Batch, denominators: Mapping[str, jax.Array], key: Any
     ) -> LossParts:
         """Loss of a microbatch. `batch["row"]` [B] holds the row numbers in the whole batch: randomness that is drawn

@@ -69,7 +69,7 @@ class SmallTask:
     def denominators(self, program, batch):
         return {"weight": batch["weight"].sum()}
 
-    def loss(self, program, params, model_state, batch, denominators, key):
+    def loss_parts(self, program, params, model_state, batch, denominators, key):
         keys = jax.vmap(lambda row: jax.random.fold_in(key, row))(batch["row"])
         noise = jax.vmap(lambda k: jax.random.normal(k, (self.model.width,)))(keys)
         x = batch["x"] + 0.1 * noise

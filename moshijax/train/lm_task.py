@@ -1,0 +1,120 @@
+"""Training of the language model: audio steps on dialogue grids, text steps on text alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import jax
+import numpy as np
+
+from moshijax import data, lm
+from moshijax.errors import ConfigError
+from moshijax.lm import losses
+from moshijax.lm.losses import LossConfig
+from moshijax.train.task import LossParts, Source
+
+if TYPE_CHECKING:
+    from moshijax.train.experiment import ExperimentConfig
+
+# What a text step trains; everything else has no gradient from text alone.
+TEXT_OWNS = ("temporal/", "out_norm/", "text_embedding/", "text_head/")
+
+
+@dataclass(frozen=True)
+class LMTask:
+    """Next-token training of `model` on token grids.
+
+    Attributes:
+      tokenizer: path of the SentencePiece model that places the words; it is copied into the run directory.
+      loss: weights and normalisation of the cross entropies.
+      frame_rate: columns per second of the grid, for throughput in seconds of audio.
+    """
+
+    model: lm.LMConfig
+    tokenizer: str
+    loss: LossConfig = LossConfig()
+    frame_rate: float = 12.5
+
+    kind: ClassVar[str] = "lm"
+
+    def model_config(self) -> lm.LMConfig:
+        return self.model
+
+    def _tokenizer(self) -> Any:
+        tokenizer = data.Tokenizer.load(self.tokenizer)
+        if tokenizer.vocab_size > self.model.text_card:
+            raise ConfigError(
+                f"the tokenizer {self.tokenizer} has {tokenizer.vocab_size} pieces, but text_card is "
+                f"{self.model.text_card}; raise text_card or train a smaller tokenizer"
+            )
+        return tokenizer
+
+    def sources(self, experiment: ExperimentConfig) -> dict[str, Source]:
+        tokenizer, layout, seed = self._tokenizer(), self.model.layout, experiment.seed
+        found: dict[str, Source] = {}
+        if experiment.text_ratio < 1:
+            found["audio"] = data.grid_batches(experiment.data, layout, tokenizer, seed)
+        if experiment.text_ratio > 0:
+            found["text"] = data.text_batches(experiment.text_data, layout, tokenizer, seed)
+        if experiment.eval_data is not None:
+            found["eval"] = data.grid_batches(experiment.eval_data, layout, tokenizer, seed)
+        for source in found.values():
+            check_batch(self.model, source.batch(0))
+        return found
+
+    def save_assets(self, experiment: ExperimentConfig, run_dir: Path) -> None:
+        self._tokenizer().save(run_dir / "tokenizer.model")
+
+    def amounts(self, program: str, batch: Mapping[str, Any]) -> dict[str, float]:
+        rows, _, frames = batch["codes"].shape
+        if program == "text":
+            return {"text_tokens": float(rows * frames)}
+        return {"frames": float(rows * frames), "audio_seconds": rows * frames / self.frame_rate}
+
+    def init(self, key: jax.Array) -> tuple[Any, Any]:
+        return lm.init_boxed(self.model, key), {}
+
+    def owns(self, program: str, path: str) -> bool:
+        return program != "text" or path.startswith(TEXT_OWNS)
+
+    def denominators(self, program: str, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+        return losses.denominators(self.model, self.loss, batch["codes"], text_only=program == "text")
+
+    def loss_parts(
+        self, program: str, params: Any, model_state: Any, batch: Mapping[str, jax.Array], denominators: Any, key: Any
+    ) -> LossParts:
+        codes = batch["codes"]
+        if program == "text":
+            logits = lm.forward_text(self.model, params, codes)
+            numerators = losses.text_numerators(self.model, self.loss, logits, codes)
+            streams = {}
+        else:
+            output = lm.forward(self.model, params, codes)
+            numerators = losses.numerators(self.model, self.loss, output, codes)
+            streams = losses.stream_statistics(self.model, output, codes)
+        own = losses.denominators(self.model, self.loss, codes, text_only=program == "text")
+        sums = {f"{group}/loss": (numerator, own[group]) for group, numerator in numerators.items()}
+        for stream, found in streams.items():
+            sums[f"{stream}/loss"] = (found["nll"], found["count"])
+            sums[f"{stream}/accuracy"] = (found["correct"], found["count"])
+        return LossParts(losses.total(self.loss, numerators, denominators), sums, {})
+
+    def update_model_state(self, model_state: Any, statistics: Any, key: Any, step: Any) -> tuple[Any, dict[str, Any]]:
+        return model_state, {}
+
+
+def check_batch(config: lm.LMConfig, batch: Mapping[str, np.ndarray]) -> None:
+    """Every token must be one that the model has.
+
+    Raises:
+      ConfigError: a token is out of range; names row, token and size.
+    """
+    sizes = (config.text_card, *(config.card,) * config.layout.n_q)
+    for row, size in enumerate(sizes):
+        largest = int(batch["codes"][:, row].max())
+        if largest >= size:
+            what = "text_card" if row == 0 else "card"
+            raise ConfigError(f"grid row {row} holds token {largest}, but {what} is {size}; raise it or prepare again")
