@@ -123,21 +123,24 @@ def _tell(report: Report) -> None:
 def synthesize(texts: Path, out: Path, seed: int, copies: int, calls: int, workers: int | None) -> None:
     """Speak TEXTS with espeak-ng: two-channel recordings, exact word times and a manifest in the folder OUT.
 
-    TEXTS is a file of dialogues, a folder of such files, or a table of questions and answers (.tsv). The name of a
+    TEXTS is a file of dialogues, a folder of such files, or a file of lines
+    `question => answer` (lines without an arrow get no answer). The name of a
     folder that ships with moshijax, such as data/dialogues, works from anywhere.
 
     \b
     Example:
       moshijax data synthesize data/dialogues calls --seed 1 --copies 10
-      moshijax data synthesize data/small_world/questions.tsv answers --calls 2000
+      moshijax data synthesize data/small_world/world.txt answers --calls 2000
     """
-    from moshijax.data.synthesis import draw_calls, load_world
+    from moshijax.data.synthesis import draw_calls
     from moshijax.data.synthesis import texts as scripts
     from moshijax.data.synthesis.run import synthesize as speak
 
     texts = shipped(texts)
-    if texts.suffix == ".tsv":
-        dialogues = draw_calls(load_world(texts), calls, seed=seed)
+    if texts.is_file() and scripts.is_world(scripts.read_text(texts)):
+        world = parse_world(scripts.read_text(texts), str(texts))
+        answered = calls if not world.unrelated else calls * 3 // 4 if world.questions else 0
+        dialogues = draw_calls(world, answered, calls - answered, seed=seed)
     else:
         dialogues = scripts.load(texts, seed=seed, copies=copies)
     with _bar("speaking", len(dialogues)) as update:

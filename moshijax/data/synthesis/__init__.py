@@ -3,7 +3,7 @@
 from moshijax.data.synthesis.dialogue import Dialogue, Utterance, Voice, dialogue_from_dict, dialogue_to_dict
 from moshijax.data.synthesis.run import SynthesisResult, synthesize
 from moshijax.data.synthesis.voices import random_voice
-from moshijax.data.synthesis.world import CallRanges, World, draw_calls, load_world
+from moshijax.data.synthesis.world import CallRanges, World, draw_calls, parse_world
 
 __all__ = [
     "CallRanges",
@@ -15,7 +15,7 @@ __all__ = [
     "dialogue_from_dict",
     "dialogue_to_dict",
     "draw_calls",
-    "load_world",
+    "parse_world",
     "random_voice",
     "synthesize",
 ]

@@ -1,6 +1,6 @@
 """The text format of scripts in `data/<set>/*.txt`, and its parser.
 
-A file holds dialogues and, for question-and-answer worlds, question lines:
+A file holds dialogues:
 
     # a comment
     == rain-1                       a new dialogue, with its id
@@ -99,6 +99,23 @@ def parse(text: str, where: str = "text", seed: int = 0) -> list[Dialogue]:
     return dialogues
 
 
+def read_text(path: Path) -> str:
+    """The content of a UTF-8 file of scripts; DataError names one that cannot be read."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise DataError(f"text file {path} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not UTF-8 (byte {error.start}): convert it to UTF-8") from error
+
+
+def is_world(text: str) -> bool:
+    """Whether a text is a question-and-answer world (`world.parse_world`), not a script of dialogues."""
+    lines = (line.strip() for line in text.splitlines())
+    first = next((line for line in lines if line and not line.startswith("#")), "==")
+    return not first.startswith("==")
+
+
 def load(path: str | Path, seed: int = 0, copies: int = 1) -> list[Dialogue]:
     """Dialogues of a file or of every `*.txt` in a folder, in name order.
 
@@ -111,13 +128,7 @@ def load(path: str | Path, seed: int = 0, copies: int = 1) -> list[Dialogue]:
     dialogues: list[Dialogue] = []
     for copy in range(copies):
         for file in files:
-            try:
-                text = file.read_text(encoding="utf-8")
-            except FileNotFoundError as error:
-                raise DataError(f"{file} does not exist: give a file of dialogues or a folder of them") from error
-            except UnicodeDecodeError as error:
-                raise DataError(f"{file} is not UTF-8 (byte {error.start}): convert it to UTF-8") from error
-            for dialogue in parse(text, str(file), seed=seed * 1000 + copy):
+            for dialogue in parse(read_text(file), str(file), seed=seed * 1000 + copy):
                 if copies > 1:
                     rng = random.Random(f"{seed} {copy} {dialogue.id} level")
                     dialogue = replace(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
-from pathlib import Path
 
 from moshijax.data.synthesis.dialogue import Dialogue, Utterance, Voice
 from moshijax.data.synthesis.texts import MODEL_VOICE
@@ -41,26 +40,21 @@ class CallRanges:
     model_voice: Voice = MODEL_VOICE
 
 
-def load_world(questions: str | Path, unrelated: str | Path | None = None) -> World:
-    """Reads a table `question<TAB>answer` with a header line, and a file of unrelated utterances, one a line."""
-    pairs = []
-    for number, line in enumerate(_lines(Path(questions)), 1):
-        parts = [part.strip() for part in line.split("\t")]
-        if len(parts) != 2 or not all(parts):
-            raise DataError(f"{questions}, line {number}: {line[:60]!r} is not a question, a tab and an answer")
-        if number > 1 or parts != ["question", "answer"]:
-            pairs.append((parts[0], parts[1]))
-    others = [] if unrelated is None else [line.strip() for line in _lines(Path(unrelated)) if line.strip()]
-    return World(tuple(pairs), tuple(others))
-
-
-def _lines(path: Path) -> list[str]:
-    try:
-        return path.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise DataError(f"text file {path} cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 (byte {error.start}): convert it to UTF-8") from error
+def parse_world(text: str, where: str = "text") -> World:
+    """Reads lines `question => answer`; a line without `=>` is unrelated speech; `#` begins a comment."""
+    questions, unrelated = [], []
+    for number, raw in enumerate(text.splitlines(), 1):
+        line = raw.strip()
+        if not line or line.startswith("#"):
+            continue
+        question, arrow, answer = (part.strip() for part in line.partition("=>"))
+        if not question or (arrow and not answer):
+            raise DataError(f"{where}, line {number}: {line[:60]!r} has no question or no answer around '=>'")
+        if arrow:
+            questions.append((question, answer))
+        else:
+            unrelated.append(question)
+    return World(tuple(questions), tuple(unrelated))
 
 
 def draw_calls(
