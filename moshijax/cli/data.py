@@ -132,7 +132,7 @@ def synthesize(texts: Path, out: Path, seed: int, copies: int, calls: int, worke
       moshijax data synthesize data/dialogues calls --seed 1 --copies 10
       moshijax data synthesize data/small_world/world.txt answers --calls 2000
     """
-    from moshijax.data.synthesis import draw_calls
+    from moshijax.data.synthesis import draw_calls, parse_world
     from moshijax.data.synthesis import texts as scripts
     from moshijax.data.synthesis.run import synthesize as speak
 
