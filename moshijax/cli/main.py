@@ -35,6 +35,7 @@ COMMANDS = (
 
 # No space left, quota exceeded, file size limit.
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+NO_ACCESS = (errno.EACCES, errno.EROFS, errno.EPERM)
 
 
 class Commands(click.Group):
@@ -94,13 +95,20 @@ def run(arguments: Sequence[str]) -> int:
         if error.name not in EXTRA_OF:
             raise
         return fail(missing(error.name), 1)
-    except OSError as error:
-        if error.errno in NO_SPACE:
-            where = f" while writing {error.filename}" if error.filename else ""
+    except Exception as error:
+        if is_out_of_space(error):
+            where = f" while writing {error.filename}" if getattr(error, "filename", None) else ""
             return fail(f"no space left on the device{where}; free some and run the same command again", 1)
-        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM) and error.filename:
-            return fail(f"cannot write or read {error.filename}: {error.strerror}; choose another path", 1)
+        if isinstance(error, OSError) and error.errno in NO_ACCESS and error.filename:
+            return fail(f"cannot open {error.filename}: {error.strerror}; choose another path", 1)
         raise
+
+
+def is_out_of_space(error: BaseException) -> bool:
+    """Also where a library (tensorstore, array_record, safetensors) has put the system's message into its own error."""
+    if isinstance(error, OSError) and error.errno in NO_SPACE:
+        return True
+    return any(os.strerror(number) in str(error) for number in NO_SPACE)
 
 
 def drop_unwritable_cache() -> None:
