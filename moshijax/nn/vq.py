@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 HIGHEST = jax.lax.Precision.HIGHEST
 USAGE_FLOOR = 1e-5
+#: The code of no code at all: it looks up the zero vector.
+ZERO = -1
 
 
 def codebook_tables(codebook: dict[str, Array]) -> Float[Array, "Q V C"]:
@@ -72,8 +74,8 @@ class ResidualVQ(nn.Module):
     levels: int
 
     def setup(self):
-        self.input_proj = Linear(self.dim, self.code_dim, init="uniform")
-        self.output_proj = Linear(self.code_dim, self.dim, init="uniform")
+        self.input_proj = Linear(self.dim, self.code_dim, initializer="uniform")
+        self.output_proj = Linear(self.code_dim, self.dim, initializer="uniform")
         if not self.has_variable("codebooks", "table_0"):
             shape = (self.levels, self.bins, self.code_dim)
             self.embedding_sum = self.variable("codebooks", "embedding_sum", jnp.zeros, shape, jnp.float32)

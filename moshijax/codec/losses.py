@@ -1,0 +1,138 @@
+"""Losses of codec training. Every function gives one value per row, so that the caller weighs rows over the whole batch."""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float
+
+HIGHEST = jax.lax.Precision.HIGHEST
+#: Window sizes of the multi-scale mel loss (2^6 .. 2^10, as in audiocraft's compression recipe).
+WINDOWS = (64, 128, 256, 512, 1024)
+#: Teacher features per second, and the average pooling that brings them to the frame rate (arXiv 2410.00037 section 3.3.2).
+TEACHER_RATE = 50
+POOL_KERNEL, POOL_STRIDE = 8, 4
+
+
+def hertz_to_mel(hertz):
+    """The HTK mel scale."""
+    return 2595.0 * np.log10(1.0 + np.asarray(hertz, np.float64) / 700.0)
+
+
+def mel_to_hertz(mel):
+    """Inverse of `hertz_to_mel`."""
+    return 700.0 * (10.0 ** (np.asarray(mel, np.float64) / 2595.0) - 1.0)
+
+
+@lru_cache
+def mel_filters(sample_rate: int, window: int, bands: int, lowest: float) -> np.ndarray:
+    """Triangular filters ``[window // 2 + 1, bands]`` of area 1, ``lowest`` Hz to half the sample rate.
+
+    A band narrower than the spacing of the spectrum is widened to reach its nearest bin: no filter is empty.
+    """
+    bins = np.linspace(0, sample_rate / 2, window // 2 + 1)
+    edges = mel_to_hertz(np.linspace(hertz_to_mel(lowest), hertz_to_mel(sample_rate / 2), bands + 2))
+    centre, spacing = edges[1:-1], bins[1]
+    rise = np.maximum(centre - edges[:-2], spacing)
+    fall = np.maximum(edges[2:] - centre, spacing)
+    offset = bins[:, None] - centre
+    filters = np.maximum(0, np.minimum(1 + offset / rise, 1 - offset / fall))
+    return (filters / filters.sum(axis=0)).astype(np.float32)
+
+
+@lru_cache
+def _fourier(window: int) -> np.ndarray:
+    """Hann-windowed real DFT as a matrix ``[window, 2 (window // 2 + 1)]``, scaled by the window's energy."""
+    hann = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(window) / window)
+    angle = 2 * np.pi * np.outer(np.arange(window), np.arange(window // 2 + 1)) / window
+    matrix = np.concatenate([np.cos(angle), -np.sin(angle)], axis=1) * hann[:, None]
+    return (matrix / math.sqrt(np.sum(hann**2))).astype(np.float32)
+
+
+def magnitude(waveform: Float[Array, "B N"], window: int, hop: int) -> Float[Array, "B F W"]:
+    """Magnitude spectrogram, windows fully inside the waveform. Short windows as a matrix product, long ones by FFT."""
+    count = 1 + (waveform.shape[1] - window) // hop
+    pieces = waveform[:, : (count - 1) * hop + window]
+    overlap = window // hop
+    if window % hop == 0:
+        blocks = pieces.reshape(waveform.shape[0], count + overlap - 1, hop)
+        frames = jnp.concatenate([blocks[:, i : i + count] for i in range(overlap)], axis=-1)
+    else:
+        frames = pieces[:, np.arange(count)[:, None] * hop + np.arange(window)]
+    spectrum = jnp.einsum("bfn,nw->bfw", frames, _fourier(window), precision=HIGHEST)
+    real, imaginary = jnp.split(spectrum, 2, axis=-1)
+    return jnp.sqrt(real**2 + imaginary**2 + 1e-12)
+
+
+def mel(waveform: Float[Array, "B N"], sample_rate: int, window: int, bands: int, lowest: float = 64.0) -> Array:
+    """Mel spectrogram ``[B, F, bands]`` with a hop of a quarter window."""
+    filters = mel_filters(sample_rate, window, bands, lowest)
+    return jnp.einsum("bfw,wm->bfm", magnitude(waveform, window, window // 4), filters, precision=HIGHEST)
+
+
+def multi_scale_mel(
+    estimate: Float[Array, "B N"],
+    target: Float[Array, "B N"],
+    sample_rate: int,
+    windows: tuple[int, ...] = WINDOWS,
+    bands: int = 64,
+    floor: float = 1e-5,
+) -> Float[Array, " B"]:
+    """Per row: mean over scales of L1 of mel spectrograms plus mean squared difference of their log10.
+
+    Short windows use as many bands as they can fill (a quarter of the window, at most ``bands``).
+    """
+    total = 0.0
+    for window in windows:
+        count = min(bands, window // 4)
+        a, b = (mel(x, sample_rate, window, count) for x in (estimate, target))
+        linear = jnp.mean(jnp.abs(a - b), axis=(1, 2))
+        logs = jnp.mean(jnp.square(jnp.log10(a + floor) - jnp.log10(b + floor)), axis=(1, 2))
+        total = total + linear + logs
+    return total / len(windows)
+
+
+def waveform_l1(estimate: Float[Array, "B N"], target: Float[Array, "B N"]) -> Float[Array, " B"]:
+    """Mean absolute difference of samples."""
+    return jnp.mean(jnp.abs(estimate - target), axis=1)
+
+
+def pool_teacher(features: Float[Array, "B T50 F"], frames: int) -> Float[Array, "B T F"]:
+    """Teacher features at 50 Hz to 12.5 Hz: average of 8 centred on each frame's 4, edges averaging what exists.
+
+    Not causal: features of the next frame take part, which teaches the codec to anticipate; targets exist in training only.
+
+    Raises:
+        ValueError: fewer than ``4 * frames`` features.
+    """
+    if features.shape[1] < POOL_STRIDE * frames:
+        raise ValueError(f"{features.shape[1]} teacher features, {frames} frames need {POOL_STRIDE * frames}")
+    side = (POOL_KERNEL - POOL_STRIDE) // 2
+    features = features[:, : POOL_STRIDE * frames + side]
+    after = POOL_STRIDE * frames + side - features.shape[1]
+    present = jnp.pad(jnp.ones(features.shape[1]), (side, after))
+    padded = jnp.pad(features, ((0, 0), (side, after), (0, 0)))
+
+    def pooled(x):  # windows of 8 every 4, axis 1
+        quarters = x.reshape(x.shape[0], frames + 1, POOL_STRIDE, -1).sum(axis=2)
+        return quarters[:, :-1] + quarters[:, 1:]
+
+    return pooled(padded) / pooled(present[None, :, None])
+
+
+def cosine_distance(estimate: Float[Array, "B T F"], target: Float[Array, "B T F"]) -> Float[Array, " B"]:
+    """Per row: mean over frames of 1 - cosine; frames whose target is zero do not count."""
+
+    def norm(x):
+        return jnp.sqrt(jnp.sum(jnp.square(x), axis=-1) + 1e-8)
+
+    cosine = jnp.sum(estimate * target, axis=-1) / (norm(estimate) * norm(target))
+    weight = (jnp.sum(jnp.square(target), axis=-1) > 0).astype(jnp.float32)
+    return jnp.sum((1 - cosine) * weight, axis=1) / jnp.maximum(jnp.sum(weight, axis=1), 1.0)

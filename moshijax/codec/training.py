@@ -1,0 +1,148 @@
+"""The codec in training: variables with their side head, the training forward, and the codebook update.
+
+Discriminators and the adversarial recipe are built on the same forward.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from moshijax.codec import functions, quantizer_training
+from moshijax.codec.config import MimiConfig
+from moshijax.codec.mimi import Mimi
+from moshijax.codec.quantizer_training import QuantizerTraining, Statistics, row_uniform
+from moshijax.nn.projection import linear, uniform
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float, Int
+
+
+class TrainingOutput(NamedTuple):
+    """What the losses need.
+
+    Attributes:
+        reconstruction: decoded waveform.
+        latent: before quantisation.
+        semantic: the semantic part of the quantised latent, after its output projection (straight-through); the teacher's
+            side of the distillation reads it through `teacher_estimate`.
+        commitment: per row.
+        codes: -1 where a level was dropped or has no codebook yet.
+        statistics: of the ``semantic`` and the ``acoustic`` quantiser, for `update_codebooks`.
+    """
+
+    reconstruction: Float[Array, "B N"]
+    latent: Float[Array, "B T D"]
+    semantic: Float[Array, "B T D"]
+    commitment: Float[Array, " B"]
+    codes: Int[Array, "B Q T"]
+    statistics: dict[str, Statistics]
+
+
+def init(config: MimiConfig, key: Array, teacher_dim: int | None = None) -> dict[str, Any]:
+    """Variables for training: `functions.init`, plus ``params['teacher_projection']['kernel'] [F, D]`` for a teacher.
+
+    The projection is a side head; encoding, decoding and checkpoints of the codec alone ignore it.
+    """
+    codec_key, teacher_key = jax.random.split(key)
+    variables = functions.init(config, codec_key)
+    if teacher_dim is None:
+        return variables
+    dim = config.seanet.dimension
+    kernel = uniform(dim)(teacher_key, (teacher_dim, dim), jnp.float32)
+    return {**variables, "params": {**variables["params"], "teacher_projection": {"kernel": kernel}}}
+
+
+def without_teacher(variables: dict[str, Any]) -> dict[str, Any]:
+    """The codec's own variables, without the side head."""
+    params = {name: leaf for name, leaf in variables["params"].items() if name != "teacher_projection"}
+    return {**variables, "params": params}
+
+
+def teacher_estimate(variables: dict[str, Any], semantic: Float[Array, "B T D"]) -> Float[Array, "B T F"]:
+    """The side head: what the semantic level says about the teacher's features."""
+    return linear(semantic, variables["params"]["teacher_projection"]["kernel"])
+
+
+def forward(
+    config: MimiConfig,
+    settings: QuantizerTraining,
+    variables: dict[str, Any],
+    waveform: Float[Array, "B N"],
+    key: Array,
+    rows: Int[Array, " B"] | None = None,
+    total_rows: Int[Array, ""] | int | None = None,
+) -> TrainingOutput:
+    """Encode, quantise, decode, with everything that training needs; pure, differentiable in ``variables['params']``.
+
+    Args:
+        config: of the codec.
+        settings: of codebook training.
+        variables: ``params`` and ``codebooks``, training layout.
+        waveform: N a multiple of ``config.frame_size``.
+        key: of quantiser dropout, pass-through and samples; the same for all microbatches of a batch.
+        rows: numbers of these rows in the whole batch (default 0 .. B - 1).
+        total_rows: rows of the whole batch (default B).
+    """
+    rows = jnp.arange(waveform.shape[0]) if rows is None else rows
+    total_rows = waveform.shape[0] if total_rows is None else total_rows
+    variables = without_teacher(variables)
+
+    def run(mimi: Mimi) -> TrainingOutput:
+        return _forward(mimi, settings, variables["codebooks"]["quantizer"], waveform, key, rows, total_rows)
+
+    return nn.apply(run, Mimi(config))(variables)
+
+
+def _forward(mimi: Mimi, settings, codebooks, waveform, key, rows, total_rows) -> TrainingOutput:
+    latent = mimi.encoder(waveform)
+    level_key, *keys = jax.random.split(key, 5)
+    results, projected = {}, {}
+    for name, pass_key, sample_key in (("semantic", keys[0], keys[1]), ("acoustic", keys[2], keys[3])):
+        part = getattr(mimi.quantizer, name)
+        levels: Any = part.levels
+        if name == "acoustic" and settings.dropout:
+            levels = jax.random.randint(level_key, (), 1, part.levels + 1)
+        passes = row_uniform(pass_key, rows) >= settings.quantization_rate
+        z = part.input_proj(latent)
+        result = quantizer_training.quantize(settings, codebooks[name], z, levels, passes, sample_key, rows, total_rows)
+        results[name], projected[name] = result, part.output_proj(result.values)
+        if name == "semantic":  # the teacher always sees codes, whatever the decoder sees
+            semantic = part.output_proj(result.quantized)
+    reconstruction = mimi.decoder(projected["semantic"] + projected["acoustic"])
+    active = {name: result.active_levels for name, result in results.items()}
+    weighted = sum(active[name] * result.commitment for name, result in results.items())
+    return TrainingOutput(
+        reconstruction=reconstruction,
+        latent=latent,
+        semantic=semantic,
+        commitment=weighted / jnp.maximum(sum(active.values()), 1.0),
+        codes=jnp.concatenate([results["semantic"].codes, results["acoustic"].codes], axis=1),
+        statistics={name: result.statistics for name, result in results.items()},
+    )
+
+
+def update_codebooks(
+    settings: QuantizerTraining,
+    codebooks: dict[str, Any],
+    statistics: dict[str, Statistics],
+    key: Array,
+    step: Int[Array, ""] | int,
+) -> tuple[dict[str, Any], dict[str, Array]]:
+    """The codebooks after a step, from the statistics of the whole batch.
+
+    Returns:
+        Codebooks of the same structure, and metrics per level over all levels, semantic first: ``replaced [Q]``,
+        ``usage_entropy [Q]``.
+    """
+    new, metrics = {}, []
+    for i, name in enumerate(("semantic", "acoustic")):
+        book, values = quantizer_training.update(
+            settings, codebooks["quantizer"][name], statistics[name], jax.random.fold_in(key, i), step
+        )
+        new[name] = book
+        metrics.append(values)
+    return {"quantizer": new}, {name: jnp.concatenate([m[name] for m in metrics]) for name in metrics[0]}
