@@ -3,8 +3,8 @@
     python tools/soak.py --steps 100000 --write docs/reliability.md
 
 A tiny model with random weights is exported and loaded like any other; rows open and close at random, so that resets,
-priming and idle rows are part of it. The weights are random because only the machinery is tested: every cache rolls over
-many times, and the outputs are checked for being finite and in range.
+priming and idle rows are part of it. The weights are random because only the machinery is tested: every cache rolls
+over many times, and the outputs are checked for being finite and in range.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
 
 
 def soak(program: runtime.Program, steps: int, seed: int = 0, report_every: int = 5000) -> dict:
-    """Step `program` with random audio; returns the figures. Raises: AssertionError on the first thing that is wrong."""
+    """Step `program` with random audio; returns the figures. Raises: AssertionError on the first fault."""
     compiled: list[str] = []
     jax.monitoring.register_event_duration_secs_listener(
         lambda event, seconds, **_: compiled.append(event) if event == COMPILE_EVENT else None
@@ -84,12 +84,16 @@ def main() -> None:
     lines = [f"| {name} | {value} |" for name, value in figures.items()]
     print("\n".join(lines))
     if options.write:
-        options.write.write_text(PAGE.format(**vars(options), lines="\n".join(lines), machine=machine()), encoding="utf-8")
+        options.write.write_text(
+            PAGE.format(**vars(options), lines="\n".join(lines), machine=machine()), encoding="utf-8"
+        )
 
 
 def machine() -> str:
     """Python, jax and processor count: what the figures depend on."""
-    return f"Python {platform.python_version()}, jax {jax.__version__}, {psutil.cpu_count()} cores ({platform.machine()})"
+    return (
+        f"Python {platform.python_version()}, jax {jax.__version__}, {psutil.cpu_count()} cores ({platform.machine()})"
+    )
 
 
 PAGE = """# Reliability
@@ -102,8 +106,8 @@ What was run for a long time, and what came out. The figures of this page are wr
 python tools/soak.py --steps {steps} --batch {batch} --write docs/reliability.md
 ```
 
-A tiny codec and language model with random weights, exported and loaded as any artifact is; random audio in; rows open and
-close at random all the time. Checked at every step: audio finite, every ready row returns valid codes. {machine}.
+A tiny codec and language model with random weights, exported and loaded as any artifact is; random audio in; rows open
+and close at random all the time. Checked at every step: audio finite, every ready row returns valid codes. {machine}.
 
 | figure | value |
 |---|---|

@@ -1,4 +1,7 @@
-"""Write the streaming artifact: exported programs, one weights file, text pieces and `artifact.json`."""
+"""Write the streaming artifact: exported programs, one weights file, text pieces and `artifact.json`.
+
+`build` makes one from models, `rebuild` from another artifact; `write` is what both end in.
+"""
 
 from __future__ import annotations
 
@@ -12,22 +15,33 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+import flax.linen as nn
 import jax
 import numpy as np
 from jax import export as jax_export
 
 import moshijax
+from moshijax import codec, lm
+from moshijax.config_json import from_json, to_json
 from moshijax.errors import ConfigError, MoshijaxError
 from moshijax.export import manifest as manifests
+from moshijax.export.step import CallStep, flatten, nest
+from moshijax.lm.tokens import BOS, EOS
+from moshijax.nn.layout import unstack_layers
+from moshijax.weights.safetensors import TensorFile
 
 if TYPE_CHECKING:
     Specs = dict[str, jax.ShapeDtypeStruct]
 
 PROGRAMS = ("init_state", "step", "step_tokens")
+WEIGHT_DTYPES = ("float32", "bfloat16")
+
+# Defaults of the generator of `moshi` (`models/lm.py`).
+SAMPLING = {"temperature": 0.8, "text_temperature": 0.7, "top_k": 250, "text_top_k": 25, "pad_bonus": 0.0}
 
 
 class Programs(Protocol):
-    """The pure functions of an artifact; flat dicts of arrays everywhere."""
+    """The pure functions of an artifact; flat dicts of arrays everywhere. `moshijax.export.step.CallStep` is one."""
 
     def init_state(self, batch: int) -> dict[str, Any]: ...
     def step(self, weights: Any, state: Any, inputs: Any) -> tuple[Any, Any]: ...
@@ -48,6 +62,151 @@ class Contents:
     compute_dtypes: Mapping[str, Mapping[str, str]]
     pieces: Sequence[str]
     description: Mapping[str, Any]
+
+
+def build(
+    codec_model: tuple[codec.MimiConfig, Any],
+    lm_model: tuple[lm.LMConfig, Any],
+    pieces: Sequence[str],
+    out_dir: str | Path,
+    platforms: Sequence[str] = ("cpu",),
+    batches: Sequence[int] = (1,),
+    weights_dtype: str = "float32",
+    sampling: Mapping[str, float] | None = None,
+    top_k_limit: int = 250,
+    overwrite: bool = False,
+    progress: Callable[[str], None] = lambda message: None,
+) -> Path:
+    """Export a codec and a language model as one artifact.
+
+    Args:
+      codec_model, lm_model: config and parameters, in either layout.
+      pieces: the text of every token id, as SentencePiece writes it.
+      out_dir: the directory to write; it must not exist unless `overwrite`.
+      platforms: any of cpu, cuda, tpu; none of them has to be present here.
+      batches: rows of the programs to make, one set for each number.
+      weights_dtype: float32 or bfloat16, how the language model is stored. On cpu it is computed in float32 either way,
+        elsewhere in the stored type. The codec is float32.
+      sampling: what `runtime.Program.open` samples with unless told otherwise; the rest are those of `SAMPLING`.
+      top_k_limit: the largest top_k that may be asked for.
+
+    Raises: ConfigError (models that do not fit each other, unknown platform or type, `out_dir` exists), MoshijaxError.
+    """
+    check_request(platforms, batches)
+    if weights_dtype not in WEIGHT_DTYPES:
+        raise ConfigError(f"weights_dtype={weights_dtype!r} must be one of {', '.join(WEIGHT_DTYPES)}")
+    codec_config, lm_config = codec_model[0], lm_model[0]
+    if len(pieces) > lm_config.text_card:
+        raise ConfigError(
+            f"{len(pieces)} text pieces do not fit text_card={lm_config.text_card}; use the tokenizer of the model"
+        )
+    computed = {platform: "float32" if platform == "cpu" else weights_dtype for platform in platforms}
+    programs = {
+        platform: CallStep(codec_config, lm_config.with_dtype(dtype, dtype), top_k_limit)
+        for platform, dtype in computed.items()
+    }
+    weights = {
+        **flatten(codec.inference_layout(*codec_model), "codec"),
+        **_stored_lm(lm_config.with_dtype(weights_dtype, weights_dtype), lm_model[1]),
+    }
+    contents = Contents(
+        programs=programs,
+        weights={name: np.asarray(value) for name, value in weights.items()},
+        compute_dtypes={
+            platform: {**{str(value.dtype): str(value.dtype) for value in weights.values()}, weights_dtype: dtype}
+            for platform, dtype in computed.items()
+        },
+        pieces=pieces,
+        description=_description(next(iter(programs.values())), codec_config, lm_config, sampling or {}),
+    )
+    return write(contents, out_dir, batches, overwrite, progress)
+
+
+def rebuild(
+    source: str | Path,
+    out_dir: str | Path,
+    platforms: Sequence[str] | None = None,
+    batches: Sequence[int] | None = None,
+    weights_dtype: str | None = None,
+    top_k_limit: int | None = None,
+    overwrite: bool = False,
+    progress: Callable[[str], None] = lambda message: None,
+) -> Path:
+    """Export an artifact again from itself, for this jax; what is not given stays as it was.
+
+    Raises: as `manifest.read`, `manifest.check_file` and `build`; DataError if its config is not of this version.
+    """
+    source = Path(source)
+    manifest = manifests.read(source)
+    pieces = json.loads(manifests.check_file(source, manifest, manifests.TEXT_PIECES).read_text(encoding="utf-8"))
+    weights = TensorFile(manifests.check_file(source, manifest, manifests.WEIGHTS))
+    params = nest(dict(weights))
+    stored = str(jax.tree.leaves(params["lm"]["temporal"])[0].dtype)
+    return build(
+        (from_json(codec.MimiConfig, manifest["config"]["codec"], "config.codec"), params["codec"]),
+        (from_json(lm.LMConfig, manifest["config"]["lm"], "config.lm"), params["lm"]),
+        pieces,
+        out_dir,
+        platforms or manifest["platforms"],
+        batches or manifest["batches"],
+        weights_dtype or stored,
+        manifest["sampling"]["defaults"],
+        top_k_limit or manifest["sampling"]["top_k_limit"],
+        overwrite,
+        progress,
+    )
+
+
+def _stored_lm(config: lm.LMConfig, params: Any) -> dict[str, Any]:
+    """The language model in the inference layout, in the types and shapes the config asks for."""
+    params = flatten(unstack_layers(nn.meta.unbox(params)), "lm")
+    expected = flatten(lm.abstract(config, stacked=False), "lm")
+    wrong = [
+        name
+        for name in {**expected, **params}
+        if getattr(params.get(name), "shape", 0) != getattr(expected.get(name), "shape", 1)
+    ]
+    if wrong:
+        raise ConfigError(f"parameters do not fit the language model's config: {', '.join(wrong[:5])}; check both")
+    return {name: np.asarray(params[name]).astype(spec.dtype) for name, spec in expected.items()}
+
+
+def _description(
+    step: CallStep, codec_config: codec.MimiConfig, lm_config: lm.LMConfig, sampling: Mapping[str, float]
+) -> dict[str, Any]:
+    """The sections of `artifact.json` that describe the models."""
+    layout = lm_config.layout
+
+    def stream(row: int, s: lm.Stream) -> dict[str, Any]:
+        name = f"{s.speaker} text" if s.kind == "text" else f"{s.speaker} codebook {s.codebook}"
+        card = lm_config.text_card if s.kind == "text" else lm_config.card
+        return {"name": name, **{k: v for k, v in to_json(s).items() if k != "type"}, "card": card}
+
+    top_k = min(step.top_k_limit, lm_config.card)
+    text_top_k = min(step.top_k_limit, lm_config.text_vocab)
+    defaults = {**SAMPLING, **sampling}
+    defaults["top_k"], defaults["text_top_k"] = min(defaults["top_k"], top_k), min(defaults["text_top_k"], text_top_k)
+    return {
+        "config": {"codec": to_json(codec_config), "lm": to_json(lm_config)},
+        "layout": {"max_delay": layout.max_delay, "streams": [stream(k, s) for k, s in enumerate(layout.streams)]},
+        "audio": {
+            "sample_rate": codec_config.sample_rate,
+            "frame_size": codec_config.frame_size,
+            "frame_rate": codec_config.frame_rate,
+        },
+        "text": {"special": {"pad": lm_config.pad_id, "epad": lm_config.epad_id, "bos": BOS, "eos": EOS}},
+        "sampling": {
+            "defaults": defaults,
+            "limits": {
+                "temperature": [0, None],
+                "text_temperature": [0, None],
+                "top_k": [0, top_k],
+                "text_top_k": [0, text_top_k],
+                "pad_bonus": [None, None],
+            },
+            "top_k_limit": step.top_k_limit,
+        },
+    }
 
 
 def check_request(platforms: Sequence[str], batches: Sequence[int]) -> None:
@@ -135,8 +294,9 @@ def _export(name: str, programs: Programs, platform: str, batch: int, weight_spe
         if (new_state[key].shape, new_state[key].dtype) != (spec.shape, spec.dtype):
             raise AssertionError(f"{name} changes state {key} from {spec} to {new_state[key]}")
     donated = exported.mlir_module().count("tf.aliasing_output")
-    if donated != len(state_specs):
-        raise AssertionError(f"{name} donates {donated} of {len(state_specs)} state arrays")
+    sized = sum(spec.size > 0 for spec in state_specs.values())
+    if donated != sized:
+        raise AssertionError(f"{name} donates {donated} of {sized} state arrays")
     return exported
 
 

@@ -31,11 +31,12 @@ State = dict[str, Any]
 
 
 class StepOutput(NamedTuple):
-    """What one step computed: `out_BK` (see `generate_step`), the tokens just sampled or forced, and logits."""
+    """What one step computed: `out_BK` (see `generate_step`), the tokens just sampled or forced, and their logits."""
 
     out_BK: Array
     sampled_BK: Array
     text_logits_BV: Array
+    logits_BQV: Array
     extra_logits: Array | None
 
 
@@ -141,6 +142,14 @@ def commit(
     return {**state, "tokens": tokens, "offset": offset}, jnp.where(ready[:, None], out, UNGENERATED)
 
 
+def read_given(config: LMConfig, state: State) -> Int[Array, "B G"]:
+    """Tokens of the given rows in the frame that the last step returned (with `max_delay` 0 they are not known yet)."""
+    layout = config.layout
+    delays = jnp.asarray([layout.delays[row] for row in layout.given_rows], jnp.int32)
+    tokens = state["tokens"][:, layout.given_rows[0] :]
+    return _read(tokens, (state["offset"][:, None] - layout.max_delay + delays) % tokens.shape[2])
+
+
 def step(
     config: LMConfig,
     params: Params,
@@ -180,16 +189,18 @@ def step(
         text_logits, choice["text_temperature"], choice["text_top_k"], choice["seed"], position, 0, top_k_limit
     )
     token = forced(0, token if text_policy is None else text_policy(token))
-    sampled, past = [token], ()
+    sampled, past, audio_logits = [token], (), []
     for k in range(count - 1):
         past, logits = module.apply(variables, k, past, token, z_BD, method="depth_step")
+        audio_logits.append(logits.astype(jnp.float32))
         token = sample(logits, choice["temperature"], choice["top_k"], choice["seed"], position, 1 + k, top_k_limit)
         token = forced(1 + k, token)
         sampled.append(token)
     extra = module.apply(variables, z_BD, method="extra") if config.extra_heads else None
     sampled_BK = jnp.stack(sampled, axis=1)
+    logits_BQV = jnp.stack(audio_logits, axis=1) if audio_logits else jnp.zeros((B, 0, config.card), jnp.float32)
     state, out = commit(config, {**state, "temporal": temporal}, sampled_BK, active_B)
-    return state, StepOutput(out, sampled_BK, text_logits, extra)
+    return state, StepOutput(out, sampled_BK, text_logits, logits_BQV, extra)
 
 
 def generate_step(

@@ -58,7 +58,9 @@ def test_batch_it_was_not_made_for(artifact_dir):
 @pytest.mark.parametrize("version", ["0.10.1", "0.13.0", "1.0"])
 def test_jax_outside_the_tried_range(artifact_dir, monkeypatch, version):
     monkeypatch.setattr(jax, "__version__", version)
-    with pytest.raises(ConfigError, match=rf"jax {version} .*0\.10\.2.*moshijax export {artifact_dir} {artifact_dir}-new"):
+    with pytest.raises(
+        ConfigError, match=rf"jax {version} .*0\.10\.2.*moshijax export {artifact_dir} {artifact_dir}-new"
+    ):
         runtime.load(artifact_dir, 1)
 
 
