@@ -90,7 +90,8 @@ def run(arguments: Sequence[str]) -> int:
     except (click.Abort, KeyboardInterrupt):
         return fail("interrupted; the same command continues the work", Stopped.exit_code)
     except MoshijaxError as error:
-        return fail(error, error.exit_code)
+        remedy = "; free some and run the same command again" if is_out_of_space(error) else ""
+        return fail(f"{error}{remedy}", error.exit_code)
     except ModuleNotFoundError as error:
         if error.name not in EXTRA_OF:
             raise
