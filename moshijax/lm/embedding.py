@@ -46,9 +46,9 @@ class TokenTables(nn.Module):
             self.scale = self.param("norm_scale", ones, (self.tables, width), dtype)
             self.bias = self.param("norm_bias", zeros, (self.tables, width), dtype)
 
-    def __call__(self, ids_QN: Int[Array, "Q *N"]) -> Float[Array, "Q *N D"]:
+    def __call__(self, ids_QN: Int[Array, "tables *N"]) -> Float[Array, "tables *N D"]:
         """Row q of the ids through table q, all tables at once."""
-        lead = (-1,) + (1,) * (ids_QN.ndim - 1)
+        lead = (self.tables,) + (1,) * (ids_QN.ndim - 1)
         rows = self.table[jnp.arange(self.tables).reshape(lead), jnp.maximum(ids_QN, 0)]
         rows = rows.astype(jnp.dtype(self.dtype))
         if self.use_norm:

@@ -1,0 +1,91 @@
+"""Language models against recorded numbers of the PyTorch reference (see tests/parity/README.md)."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from moshijax import lm
+from moshijax.lm.generation import step
+from moshijax.nn.layout import stack_layers
+from moshijax.weights.lm import from_published
+from moshijax.weights.lm_config import lm_config
+from tests.parity.weights_by_name import FIXTURES, fill, load_fixture
+
+NAMES = sorted(path.stem for path in FIXTURES.glob("lm_*.json"))
+STREAMED = [name for name in NAMES if "generation" in load_fixture(name)[0]]
+
+
+@functools.cache
+def load(name):
+    description, arrays = load_fixture(name)
+    config = lm_config(description["config"])
+    params = from_published(config, fill(description["tensors"], description["seed"]), name)
+    return config, jax.tree.map(jnp.asarray, params), arrays, description
+
+
+def test_there_are_enough_models():
+    assert len(NAMES) >= 8 and len(STREAMED) >= 6
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_training_forward(name):
+    config, params, want, description = load(name)
+    assert lm.count_parameters(config) == sum(
+        int(np.prod(shape)) for key, shape in description["tensors"].items() if config.depth or "depformer" not in key
+    )
+    codes = jnp.asarray(want["codes"])
+    context = config.temporal.context
+    assert context is None or codes.shape[2] > context
+    output = jax.jit(functools.partial(lm.forward, config))(params, codes)
+    np.testing.assert_array_equal(output.text_mask, want["text_mask"])
+    kept = np.asarray(output.text_mask)[..., None]
+    np.testing.assert_allclose(output.text_logits * kept, want["text_logits"] * kept, atol=1e-4, rtol=0)
+    if config.depth is not None:
+        np.testing.assert_array_equal(output.mask, want["mask"])
+        kept = np.asarray(output.mask)[..., None]
+        np.testing.assert_allclose(output.logits * kept, want["logits"] * kept, atol=1e-4, rtol=0)
+    if config.extra_heads:
+        extra = jax.nn.softmax(output.extra_logits, axis=-1).swapaxes(1, 2)
+        np.testing.assert_allclose(extra, want["extra_heads"], atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["lm_moshi", "lm_schedule", "lm_rope_depth"])
+def test_training_layout_is_the_same_function(name):
+    config, params, want, _ = load(name)
+    codes = jnp.asarray(want["codes"])
+    output = jax.jit(functools.partial(lm.forward, config))(stack_layers(params), codes)
+    kept = np.asarray(output.mask)[..., None]
+    np.testing.assert_allclose(output.logits * kept, want["logits"] * kept, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("name", STREAMED)
+def test_generation_token_for_token(name):
+    config, params, want, _ = load(name)
+    batch = want["sync_out"].shape[1]
+
+    @jax.jit
+    def one(params, state, given, force, active, reset):
+        state = lm.reset_generation(config, state, reset)
+        return step(config, params, state, given, force, active)
+
+    for kind in ("sync", "masked", "forced"):
+        given = want[f"{kind}_given"]
+        calls = given.shape[0]
+        assert calls > config.temporal.context
+        active = want.get(f"{kind}_active", np.ones((calls, batch), bool))
+        reset = want.get(f"{kind}_reset", np.zeros((calls, batch), bool))
+        free = np.full(want[f"{kind}_out"].shape, lm.tokens.UNGENERATED)
+        force = want.get(f"{kind}_force", free)
+        state = lm.init_generation(config, params, batch, lm.Sampling.greedy())
+        for n in range(calls):
+            state, output = one(params, state, given[n], force[n], active[n], reset[n])
+            np.testing.assert_array_equal(output.out_BK, want[f"{kind}_out"][n], err_msg=f"{kind}, call {n + 1}")
+            run = active[n]
+            np.testing.assert_allclose(
+                output.text_logits_BV[run], want[f"{kind}_text_logits"][n][run], atol=1e-4, rtol=0
+            )
