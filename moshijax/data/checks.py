@@ -149,7 +149,7 @@ class SignalStatistics:
         if words and not loud.any():
             return flags, "silent", "both channels are silent but the transcript has words: check the recording"
         flags["silent_channel"] += int((~loud).sum())
-        if power.min() > 0 and self.moments[0, 1] / count / np.sqrt(power.prod()) > _SAME:
+        if loud.all() and self.moments[0, 1] / count / np.sqrt(power.prod()) > _SAME:
             return flags, "same_channels", "both channels carry the same signal: record the speakers apart"
         if _swapped(levels, words):
             return flags, "swapped", "words of one speaker sound on the other's channel: swap them with --channels 1,0"

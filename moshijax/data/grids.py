@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left
 from dataclasses import dataclass
 from functools import partial
@@ -65,12 +66,17 @@ def words_of(record: dict[str, Any]) -> list[Word]:
     return [Word(*word) for word in record["words"]]
 
 
+def late_frames(rule: TextPlacement, frame_rate: float) -> int:
+    """Frames after a recording's end into which late text runs; its audio rows are ZERO there."""
+    return math.ceil(max(0.0, rule.text_shift) * frame_rate - 1e-6)
+
+
 class _Windows:
     """(record, nominal first frame) of every window of a data set; windows cover each recording once an epoch."""
 
-    def __init__(self, source: RecordSource, num_frames: int):
+    def __init__(self, source: RecordSource, num_frames: int, late: int):
         self.source, self.num_frames = source, num_frames
-        frames = [length for shard in source.index["shards"] for length in shard["frames"]]
+        frames = [length + late for shard in source.index["shards"] for length in shard["frames"]]
         counts = [max(1, -(-length // num_frames)) for length in frames]
         self._first = np.cumsum([0, *counts])
 
@@ -91,6 +97,7 @@ class GridMaker:
         self.config, self.tokenizer, self.frame_rate = config, tokenizer, frame_rate
         self.num_streams = len(layout.streams)
         self.main_speaker = layout.streams[0].speaker  # of the text stream
+        self.late = late_frames(config.placement, frame_rate)
         self.audio_rows: list[tuple[int, int, int]] = []
         for row, stream in enumerate(layout.streams):
             if stream.kind == "text":
@@ -105,7 +112,7 @@ class GridMaker:
             self.audio_rows.append((row, CHANNELS.index(stream.speaker), stream.codebook))
 
     def text(self, words: list[Word], frames: int, start: int, jitter: float = 0.0) -> np.ndarray:
-        """Text row [num_frames] of the window at `start` of a recording of `frames` frames."""
+        """Text row [num_frames] of the window at `start` of a recording with `frames` frames for text."""
         rate, length = self.frame_rate, self.config.num_frames
         shift = abs(self.config.placement.text_shift) + abs(jitter)
         margin = int((_MARGIN_SECONDS + shift) * rate)
@@ -132,13 +139,13 @@ class GridMaker:
             words = words_of(record)
             if swap:
                 words = [Word(w.text, w.start, w.end, CHANNELS[1 - CHANNELS.index(w.speaker)]) for w in words]
-            grid[0] = self.text(words, codes.shape[-1], start, jitter)
+            grid[0] = self.text(words, codes.shape[-1] + self.late, start, jitter)
         return grid
 
     def draw(self, source: RecordSource, element: tuple[int, int], rng: np.random.Generator) -> dict[str, np.ndarray]:
         number, nominal = element
         record = source[number]
-        frames, length = record["codes"].shape[-1], self.config.num_frames
+        frames, length = record["codes"].shape[-1] + self.late, self.config.num_frames
         move, jitter, swap, mask = rng.random(4)
         start = 0
         if frames > length:
@@ -167,7 +174,7 @@ class GridSource(BatchSource):
         self.codec_sha256 = codec["sha256"]
         self.frame_rate = codec["sample_rate"] / codec["frame_size"]
         self._maker = GridMaker(layout, tokenizer, config, self.frame_rate, codec["num_codebooks"])
-        windows = [_Windows(source, config.num_frames) for source in self._sources]
+        windows = [_Windows(source, config.num_frames, self._maker.late) for source in self._sources]
         datasets = [
             shuffled(w, fold_seed(w.source.index["sha256"], seed), partial(self._maker.draw, w.source)) for w in windows
         ]
@@ -189,7 +196,7 @@ def count_placements(
         codec = source.index["codec"]
         rate = codec["sample_rate"] / codec["frame_size"]
         for record in source:
-            frames = record["codes"].shape[-1]
+            frames = record["codes"].shape[-1] + late_frames(rule, rate)
             total += place_text(words_of(record), frames, rate, tokenizer.encode, rule, main_speaker=main_speaker)[1]
     return total
 

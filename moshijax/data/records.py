@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -69,19 +70,35 @@ def write_shard(path: Path, records: Iterable[dict[str, Any]]) -> int:
     temporary = path.with_name(f".{path.name}.part")
     count = 0
     try:
-        writer = writer_module.ArrayRecordWriter(str(temporary), "group_size:1")
+        with _full_disk(path):
+            writer = writer_module.ArrayRecordWriter(str(temporary), "group_size:1")
         try:
             for record in records:
-                writer.write(pack(record))
+                data = pack(record)
+                with _full_disk(path):
+                    writer.write(data)
                 count += 1
         finally:
-            writer.close()
+            with _full_disk(path):
+                writer.close()
         _check_complete(temporary, count)
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
     return count
+
+
+@contextmanager
+def _full_disk(path: Path) -> Iterator[None]:
+    """The writer tells of failed writes by a RuntimeError with a long text."""
+    try:
+        yield
+    except RuntimeError as error:
+        reason = str(error).split(";")[0]
+        raise MoshijaxError(
+            f"cannot write {path} ({reason}): free some space and run the same command again"
+        ) from error
 
 
 def _check_complete(path: Path, count: int) -> None:

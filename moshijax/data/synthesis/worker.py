@@ -5,6 +5,7 @@ Started by `moshijax.data.synthesis.run`; it exits when its input closes.
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import sys
@@ -28,7 +29,10 @@ def render(request: dict[str, Any]) -> dict[str, Any]:
     sidecar["source"] = {"recipe": request["fingerprint"]}
     temporary = audio_path.with_suffix(f".{os.getpid()}.part")
     try:
-        soundfile.write(temporary, audio, SAMPLE_RATE, format="WAV", subtype="PCM_16")
+        # libsndfile hides why a write failed, so it writes to memory.
+        content = io.BytesIO()
+        soundfile.write(content, audio, SAMPLE_RATE, format="WAV", subtype="PCM_16")
+        temporary.write_bytes(content.getbuffer())
         os.replace(temporary, audio_path)
         temporary.write_text(json.dumps(sidecar, ensure_ascii=False), encoding="utf-8")
         os.replace(temporary, audio_path.with_suffix(".json"))
@@ -45,8 +49,6 @@ def main() -> None:
             reply = render(json.loads(line))
         except (MoshijaxError, OSError) as error:
             reply = {"error": str(error), "fatal": isinstance(error, OSError) or error.exit_code != 3}
-        except soundfile.LibsndfileError as error:
-            reply = {"error": str(error), "fatal": True}
         replies.write(json.dumps(reply) + "\n")
         replies.flush()
 

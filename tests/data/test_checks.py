@@ -1,0 +1,200 @@
+"""Bad recordings: every one is named, counted and reported; none stops the rest."""
+
+from __future__ import annotations
+
+import json
+import struct
+
+import numpy as np
+import pytest
+import soundfile
+
+from moshijax.data.checks import CheckRules, overlap, validate
+from moshijax.data.manifest import read_manifest
+from moshijax.data.transcript import UnknownSpeaker
+from moshijax.errors import DataError
+from tests.data.sets import RATE, WORDS, tones, write_item, write_manifest, write_set
+
+
+def check(folder, line, rules=None):
+    """Report on one item beside a good one, which must stay usable."""
+    good = write_item(folder, "good")
+    report = validate(read_manifest(write_manifest(folder, [line, good])).items, rules or CheckRules())
+    assert report.items == 2
+    assert not any(name == "good" for name, _ in report.rejected)
+    return report
+
+
+def only_rejection(report, kind):
+    assert dict(report.kinds) == {kind: 1} and report.usable == 1
+    ((name, reason),) = report.rejected
+    assert name == "bad" and "bad" in reason and "\n" not in reason
+    return reason
+
+
+def test_clean_set(tmp_path):
+    report = validate(read_manifest(write_set(tmp_path)).items, CheckRules(strict=True))
+    assert (report.items, report.usable, report.words) == (5, 5, 10)
+    assert report.rejected == [] and dict(report.flags) == {}
+
+
+def damage_nothing_like_audio(path):
+    path.write_bytes(b"<html>not found</html>" * 20)
+
+
+def damage_header(path):
+    content = bytearray(path.read_bytes())
+    content[12:16] = b"fmt "
+    content[16:20] = struct.pack("<I", 3)
+    path.write_bytes(content)
+
+
+def damage_empty(path):
+    path.write_bytes(b"")
+
+
+def damage_tiny(path):
+    path.write_bytes(path.read_bytes()[:30])
+
+
+def damage_missing(path):
+    path.unlink()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [damage_nothing_like_audio, damage_header, damage_empty, damage_tiny, damage_missing],
+    ids=lambda f: f.__name__,
+)
+def test_unreadable_files_are_rejected_by_name(tmp_path, damage):
+    line = write_item(tmp_path, "bad")
+    damage(tmp_path / "bad.wav")
+    reason = only_rejection(check(tmp_path, line), "unreadable")
+    assert str(tmp_path / "bad.wav") in reason
+
+
+def test_truncated_flac_is_rejected(tmp_path):
+    line = write_item(tmp_path, "bad")
+    soundfile.write(tmp_path / "bad.flac", tones(WORDS), RATE)
+    content = (tmp_path / "bad.flac").read_bytes()
+    (tmp_path / "bad.flac").write_bytes(content[: len(content) // 2])
+    report = check(tmp_path, {**line, "path": "bad.flac"})
+    assert "bad.flac" in only_rejection(report, "unreadable")
+
+
+def test_foreign_container_names_the_tool(tmp_path):
+    line = write_item(tmp_path, "bad")
+    (tmp_path / "bad.mp4").write_bytes(b"\0\0\0\x18ftypmp42" + bytes(1000))
+    assert "ffmpeg" in only_rejection(check(tmp_path, {**line, "path": "bad.mp4"}), "unreadable")
+    (tmp_path / "bad.sph").write_bytes(b"shorten" + bytes(1000))
+    assert "sph2pipe" in only_rejection(check(tmp_path, {**line, "path": "bad.sph"}), "unreadable")
+
+
+def test_mono_and_many_channels(tmp_path):
+    stereo = tones(WORDS)
+    line = write_item(tmp_path, "bad", audio=stereo[:, 0])
+    assert "is mono: record two channels" in only_rejection(check(tmp_path, line), "channels")
+    line = write_item(tmp_path, "bad", audio=np.stack([stereo[:, 1] * 0, stereo[:, 0], stereo[:, 1]], 1))
+    assert "3 channels: name two with --channels" in only_rejection(check(tmp_path, line), "channels")
+    report = validate(read_manifest(write_manifest(tmp_path, [line])).items, CheckRules(channels=(1, 2), strict=True))
+    assert report.usable == 1
+
+
+def test_swapped_channels_and_one_signal_twice(tmp_path):
+    stereo = tones(WORDS)
+    reason = only_rejection(check(tmp_path, write_item(tmp_path, "bad", audio=stereo[:, ::-1])), "swapped")
+    assert "--channels 1,0" in reason
+    both = np.repeat(stereo.sum(axis=1, keepdims=True), 2, axis=1)
+    only_rejection(check(tmp_path, write_item(tmp_path, "bad", audio=both)), "same_channels")
+
+
+def test_manifest_duration_is_verified(tmp_path):
+    line = write_item(tmp_path, "bad")
+    assert check(tmp_path, {**line, "duration": line["duration"] + 0.07}).flags["duration_mismatch"] == 0
+    report = check(tmp_path, {**line, "duration": line["duration"] + 3})
+    assert report.flags["duration_mismatch"] == 1 and report.usable == 2
+    only_rejection(check(tmp_path, {**line, "duration": 9.0}, CheckRules(strict=True)), "duration_mismatch")
+
+
+def test_bad_signals(tmp_path):
+    stereo = tones(WORDS)
+    line = write_item(tmp_path, "bad")
+    soundfile.write(tmp_path / "bad.wav", np.where(np.arange(len(stereo))[:, None] == 7, np.nan, stereo), RATE, "FLOAT")
+    assert "1 samples are NaN" in only_rejection(check(tmp_path, line), "not_finite")
+    only_rejection(check(tmp_path, write_item(tmp_path, "bad", audio=stereo * 0)), "silent")
+    assert check(tmp_path, write_item(tmp_path, "bad", audio=np.clip(stereo * 20, -1, 1))).flags["clipped"] == 1
+    assert check(tmp_path, write_item(tmp_path, "bad", audio=stereo + 0.1)).flags["dc_offset"] == 1
+    assert check(tmp_path, write_item(tmp_path, "bad", alignments=[], audio=stereo * 0)).flags["silent_channel"] == 1
+
+
+def test_short_and_empty_recordings(tmp_path):
+    report = check(tmp_path, write_item(tmp_path, "bad", alignments=[], audio=np.full((100, 2), 0.01, np.float32)))
+    assert report.usable == 2
+    only_rejection(check(tmp_path, write_item(tmp_path, "bad", [], np.zeros((0, 2), np.float32))), "unreadable")
+
+
+def test_transcripts(tmp_path):
+    line = write_item(tmp_path, "bad")
+    (tmp_path / "bad.json").unlink()
+    assert "bad.json does not exist" in only_rejection(check(tmp_path, line), "transcript")
+    late = [["hi", [50.0, 51.0], "SPEAKER_MAIN"]]
+    reason = only_rejection(check(tmp_path, write_item(tmp_path, "bad", late, tones(WORDS))), "transcript")
+    assert "lies outside the recording" in reason and "bad.json" in reason
+    report = check(tmp_path, write_item(tmp_path, "bad", [], tones(WORDS)))
+    assert report.flags["no_words"] == 1 and report.usable == 2
+    early = [["hello", [0.0, 0.2], "SPEAKER_USER"], ["you", [1.2, 1.5], "SPEAKER_USER"]]
+    report = check(tmp_path, write_item(tmp_path, "bad", early, tones([["x", [1.0, 1.6], "SPEAKER_USER"]])))
+    assert report.flags["drift"] == 1
+    low = [[*word, 0.1] for word in WORDS]
+    rules = CheckRules(min_score=0.5)
+    (tmp_path / "bad.json").write_text(json.dumps({"alignments": low}))
+    soundfile.write(tmp_path / "bad.wav", tones(WORDS), RATE)
+    only_rejection(check(tmp_path, line, rules), "low_score")
+
+
+def test_unknown_label_stops_the_job(tmp_path):
+    line = write_item(tmp_path, "bad", [["hi", [0.1, 0.2], "A"]], tones(WORDS))
+    with pytest.raises(UnknownSpeaker, match=r"bad.json: speaker 'A'"):
+        check(tmp_path, line)
+
+
+def test_nothing_usable_and_strict_are_errors(tmp_path):
+    line = write_item(tmp_path, "bad", audio=tones(WORDS)[:, 0])
+    report = validate(read_manifest(write_manifest(tmp_path, [line])).items, CheckRules())
+    with pytest.raises(DataError, match=r"none of the 1 items of x is usable; .*bad.wav is mono"):
+        report.require_usable("x")
+    report = check(tmp_path, line)
+    report.require_usable("x")
+    with pytest.raises(DataError, match=r"1 of 2 items of x are rejected"):
+        report.require_usable("x", strict=True)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is empty"),
+        (b"path\n", r'line 1: .*is not \{"path"'),
+        (b'{"duration": 3}\n', "line 1"),
+        (b'{"path": "a.wav", "duration": "3"}\n', "duration is '3'"),
+        (b'{"path": "a.wav"}\n{"path": "a.flac"}\n', "'a' occurs twice"),
+        (b'{"path": "caf\xe9.wav"}\n', "not UTF-8"),
+    ],
+)
+def test_bad_manifests(tmp_path, content, message):
+    path = tmp_path / "manifest.jsonl"
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=message):
+        read_manifest(path)
+
+
+def test_missing_manifest(tmp_path):
+    with pytest.raises(DataError, match=r"nowhere.jsonl cannot be read"):
+        read_manifest(tmp_path / "nowhere.jsonl")
+
+
+def test_recordings_in_two_sets_are_found(tmp_path):
+    first = read_manifest(write_set(tmp_path / "train", 3))
+    second = read_manifest(write_set(tmp_path / "other", 2))
+    assert overlap(second.items, first.items) == [("call-0", "call-0"), ("call-1", "call-1")]
+    write_item(tmp_path / "other", "call-1", audio=tones(WORDS, 3.0))
+    assert overlap(second.items, first.items) == [("call-0", "call-0")]

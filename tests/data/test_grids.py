@@ -1,0 +1,194 @@
+"""Batches of grids: rows by layout, windows, text, and batch n as a function of data, seed and n alone."""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+import pytest
+
+from moshijax.data import records
+from moshijax.data.batches import process_rows
+from moshijax.data.grids import GridData, grid_batches
+from moshijax.data.interleave import TextPlacement, place_text
+from moshijax.data.manifest import read_manifest
+from moshijax.data.prepare import PrepareConfig, prepare
+from moshijax.data.text import train_tokenizer
+from moshijax.data.transcript import Word
+from moshijax.errors import ConfigError, DataError
+from moshijax.lm import layouts
+from moshijax.lm.tokens import EPAD, PAD, ZERO
+from tests.data.sets import LevelEncoder, write_set
+
+LAYOUT = layouts.dialogue(3, 1)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("grids")
+    prepare(read_manifest(write_set(folder / "in", 9)), folder / "out", LevelEncoder(), PrepareConfig(shard_items=4))
+    return folder / "out"
+
+
+@pytest.fixture(scope="module")
+def long_folder(tmp_path_factory):
+    """One recording of 300 frames whose codes are the frame numbers and whose words begin every fourth frame."""
+    folder = tmp_path_factory.mktemp("long")
+    frames = np.arange(300, dtype=np.int16)
+    codes = np.stack(
+        [np.stack([frames + 1000 * q for q in range(3)]), np.stack([frames + 1000 * q + 500 for q in range(3)])]
+    )
+    words = [["ab", 4 * i * 0.08, 4 * i * 0.08 + 0.2, "model"] for i in range(75)]
+    record = {"id": "long", "codes": codes, "words": words, "duration": 24.0, "provenance": {}}
+    name = records.shard_name(0, 1)
+    records.write_shard(folder / name, [record])
+    codec = {"sha256": "x", "num_codebooks": 3, "sample_rate": 24_000, "frame_size": 1920}
+    index = {
+        "format_version": records.FORMAT_VERSION, "kind": "dialogue", "codec": codec, "sha256": "long",
+        "shards": [{"file": name, "records": 1, "frames": [300]}],
+    }  # fmt: skip
+    records.write_json(folder / records.INDEX, index)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return train_tokenizer(["hello yes ab"], 30, byte_fallback=False)
+
+
+def source(folder, tokenizer, seed=1, layout=LAYOUT, **options):
+    return grid_batches(GridData((str(folder),), 4, **{"num_frames": 30, **options}), layout, tokenizer, seed)
+
+
+def digest(batches):
+    return [hashlib.sha256(batch["codes"].tobytes()).hexdigest() for batch in batches]
+
+
+def test_rows_are_what_the_layout_says(folder, tokenizer):
+    by_words = {record["codes"].tobytes(): record for record in records.RecordSource(folder)}
+    assert len(by_words) == 9
+    batch = source(folder, tokenizer, num_frames=80).batch(0)["codes"]
+    assert batch.shape == (4, 7, 80) and batch.dtype == np.int32
+    for grid in batch:
+        frames = int((grid[1] != ZERO).sum())
+        codes = np.stack([grid[1:4, :frames], grid[4:7, :frames]]).astype(np.int16)
+        record = by_words[codes.tobytes()]
+        words = [Word(*word) for word in record["words"]]
+        expected, _ = place_text(words, frames, 12.5, tokenizer.encode)
+        np.testing.assert_array_equal(grid[0, :frames], expected)
+        assert (grid[:, frames:] == ZERO).all()
+        assert tokenizer.decode(grid[0]) == "yes"
+
+
+def test_other_layouts(folder, tokenizer):
+    single = source(folder, tokenizer, layout=layouts.single_stream(2)).batch(0)["codes"]
+    assert single.shape[1] == 3 and tokenizer.decode(single[0, 0]) == "yes"
+    heard = source(folder, tokenizer, layout=layouts.recognition(3)).batch(0)["codes"]
+    assert heard.shape[1] == 4 and tokenizer.decode(heard[0, 0]) == "hello"
+
+
+def test_swapped_and_masked(folder, tokenizer):
+    plain = source(folder, tokenizer, num_frames=80).batch(0)["codes"]
+    swapped = source(folder, tokenizer, num_frames=80, swap_speakers=1.0).batch(0)["codes"]
+    np.testing.assert_array_equal(plain[:, 1:4], swapped[:, 4:7])
+    assert {tokenizer.decode(row) for row in swapped[:, 0]} == {"hello"}
+    masked = source(folder, tokenizer, num_frames=80, text_mask=1.0).batch(0)["codes"]
+    assert (masked[:, 0] == ZERO).all()
+    np.testing.assert_array_equal(plain[:, 1:], masked[:, 1:])
+
+
+def test_windows_of_a_long_recording(long_folder, tokenizer):
+    """Text in a window is what placing the whole recording gives: nothing is lost or changed at the edges."""
+    record = records.RecordSource(long_folder)[0]
+    whole, counts = place_text([Word(*w) for w in record["words"]], 300, 12.5, tokenizer.encode)
+    assert counts.words == 75 and counts.lost_tokens == 0
+    batches = source(long_folder, tokenizer, num_frames=40)
+    covered = set()
+    for n in range(25):
+        for grid in batches.batch(n)["codes"]:
+            start = int(grid[1, 0])
+            np.testing.assert_array_equal(grid[1], np.arange(start, start + 40))
+            np.testing.assert_array_equal(grid[5], np.arange(start, start + 40) + 1500)
+            np.testing.assert_array_equal(grid[0], whole[start : start + 40])
+            covered.update(range(start, start + 40))
+    assert covered == set(range(300))
+
+
+def test_jitter_moves_text_and_not_audio(long_folder, tokenizer):
+    plain = source(long_folder, tokenizer).batch(0)["codes"]
+    moved = source(long_folder, tokenizer, text_jitter=0.6).batch(0)["codes"]
+    np.testing.assert_array_equal(plain[:, 1:], moved[:, 1:])
+    assert (plain[:, 0] != moved[:, 0]).any()
+
+
+def test_text_shift_is_the_recipes_and_late_text_outlasts_the_audio(long_folder, tokenizer):
+    plain = source(long_folder, tokenizer, num_frames=310).batch(0)["codes"][0]
+    rule = TextPlacement(text_shift=0.8)
+    late = source(long_folder, tokenizer, num_frames=310, placement=rule).batch(0)["codes"][0]
+    np.testing.assert_array_equal(plain[1:], late[1:])
+    assert (late[1:, 300:] == ZERO).all()
+    assert (late[0, :9] == ZERO).all()
+    np.testing.assert_array_equal(plain[0, 10:300], late[0, 20:310])
+
+
+def test_next_hundred_batches_depend_on_data_seed_and_number_only(folder, tokenizer):
+    first = source(folder, tokenizer, text_jitter=0.3)
+    expected = digest(first.batch(n) for n in range(100))
+    assert len(set(expected)) == 100
+    resumed = source(folder, tokenizer, text_jitter=0.3)
+    assert digest(resumed.batch(n) for n in range(60, 100)) == expected[60:]
+    assert digest([resumed.batch(7)]) == expected[7:8]
+    iterator = resumed.iterate(start=40, threads=3, ahead=5)
+    assert digest(next(iterator) for _ in range(60)) == expected[40:]
+    iterator.close()
+    assert digest(source(folder, tokenizer, seed=2, text_jitter=0.3).batch(n) for n in range(100)) != expected
+
+
+def test_any_number_of_processes_feeds_the_same_batch(folder, tokenizer):
+    for n in (0, 3):
+        whole = source(folder, tokenizer).batch(n)["codes"]
+        for processes in (1, 2, 4):
+            parts = [
+                source(folder, tokenizer).batch(n, process_rows(4, p, processes))["codes"] for p in range(processes)
+            ]
+            np.testing.assert_array_equal(whole, np.concatenate(parts))
+    with pytest.raises(ConfigError, match="batch_size 4 does not divide among 3 processes"):
+        process_rows(4, 0, 3)
+
+
+def test_every_recording_once_an_epoch(folder, tokenizer):
+    batches = source(folder, tokenizer, num_frames=80)
+    items = np.concatenate([batches.batch(n)["codes"] for n in range(9)])
+    epochs = items.reshape(4, 9, -1)
+    orders = []
+    for epoch in epochs:
+        assert len({item.tobytes() for item in epoch}) == 9
+        orders.append([item.tobytes() for item in epoch])
+    assert orders[0] != orders[1]
+
+
+def test_mixture_by_weights(folder, long_folder, tokenizer):
+    mix = GridData((str(folder), str(long_folder)), 4, 30, weights=(3.0, 1.0))
+    with pytest.raises(DataError, match="different codecs"):
+        grid_batches(mix, LAYOUT, tokenizer, 0)
+    both = GridData((str(folder), str(folder)), 4, 30, weights=(3.0, 1.0))
+    assert grid_batches(both, LAYOUT, tokenizer, 0).batch(0)["codes"].shape == (4, 7, 30)
+
+
+def test_refusals(folder, tokenizer, tmp_path):
+    with pytest.raises(ConfigError, match=r"wants codebook 3, but the data has 3"):
+        source(folder, tokenizer, layout=layouts.dialogue(4))
+    with pytest.raises(DataError, match=r"nowhere holds no dataset.json"):
+        source(tmp_path / "nowhere", tokenizer)
+    with pytest.raises(DataError, match=r"missing holds no dataset.json"):
+        grid_batches(GridData((str(folder), str(tmp_path / "missing"))), LAYOUT, tokenizer, 0)
+    with pytest.raises(ConfigError, match="give a tuple"):
+        GridData("x")
+    with pytest.raises(ConfigError, match="text_mask is 2"):
+        GridData(("x",), text_mask=2.0)
+
+
+def test_counts_of_moved_words(long_folder, tokenizer):
+    counts = source(long_folder, tokenizer).placement_counts()
+    assert counts.words == 75 and counts.lost_tokens == 0
+    assert PAD != EPAD

@@ -1,0 +1,169 @@
+"""Preparation: what is written, resumed, refused; nothing half-written looks finished."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import pytest
+import soundfile
+
+from moshijax.data import prepare as prepare_module
+from moshijax.data import records
+from moshijax.data.checks import CheckRules
+from moshijax.data.manifest import read_manifest
+from moshijax.data.prepare import PrepareConfig, prepare
+from moshijax.errors import DataError, MoshijaxError
+from tests.data.sets import RATE, WORDS, LevelEncoder, tones, write_item, write_manifest, write_set
+
+SMALL = PrepareConfig(shard_items=2)
+
+
+def digests(folder):
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}
+
+
+def test_records(tmp_path):
+    manifest = read_manifest(write_set(tmp_path / "in", 5))
+    seen = []
+    index, report = prepare(manifest, tmp_path / "out", LevelEncoder(), SMALL, lambda d, t, r: seen.append((d, t)))
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
+        "dataset.json", *(f"shard-0000{i}-of-00003.arrayrecord" for i in range(3))
+    ]  # fmt: skip
+    source = records.RecordSource(tmp_path / "out")
+    assert len(source) == report.usable == 5 and seen[-1] == (5, 5)
+    for number, record in enumerate(source):
+        assert record["id"] == f"call-{number}"
+        audio, _ = soundfile.read(tmp_path / "in" / f"call-{number}.wav", dtype="float32")
+        expected = LevelEncoder().encode([audio[:, 0], audio[:, 1]])
+        assert record["codes"].dtype == np.int16
+        np.testing.assert_array_equal(record["codes"], np.stack(expected))
+        assert [w[0] for w in record["words"]] == ["hello", "yes"]
+        assert record["words"][0][3] == "user"
+        assert record["provenance"]["sample_rate"] == RATE
+    assert [shard["frames"] for shard in index["shards"]] == [[25, 30], [35, 40], [45]]
+
+
+def test_other_sample_rates_are_resampled(tmp_path):
+    tmp_path.joinpath("in").mkdir()
+    lines = [
+        write_item(tmp_path / "in", "a"),
+        write_item(tmp_path / "in", "b", audio=tones(WORDS, rate=8000), rate=8000),
+    ]
+    prepare(read_manifest(write_manifest(tmp_path / "in", lines)), tmp_path / "out", LevelEncoder())
+    a, b = records.RecordSource(tmp_path / "out")
+    assert a["codes"].shape == b["codes"].shape
+    assert np.abs(a["codes"] - b["codes"]).max() <= 1
+    assert b["provenance"]["sample_rate"] == 8000
+
+
+def test_long_recordings_go_through_in_pieces(tmp_path, monkeypatch):
+    manifest = read_manifest(write_set(tmp_path / "in", 3))
+    prepare(manifest, tmp_path / "whole", LevelEncoder())
+    monkeypatch.setattr(prepare_module, "_LONG_SECONDS", 2.1)
+    prepare(manifest, tmp_path / "pieces", LevelEncoder())
+    assert digests(tmp_path / "whole") == digests(tmp_path / "pieces")
+
+
+def test_interrupted_and_continued_equals_never_interrupted(tmp_path):
+    manifest = read_manifest(write_set(tmp_path / "in", 7))
+    prepare(manifest, tmp_path / "whole", LevelEncoder(), SMALL)
+    with pytest.raises(KeyboardInterrupt):
+        prepare(manifest, tmp_path / "parts", LevelEncoder(fail_after=2), SMALL)
+    with pytest.raises(DataError, match=r"parts is unfinished \(2 shards, no dataset.json\): run the same"):
+        records.RecordSource(tmp_path / "parts")
+    second = LevelEncoder()
+    prepare(manifest, tmp_path / "parts", second, SMALL)
+    assert second.calls == 2  # two of four shards were there already
+    assert digests(tmp_path / "whole") == digests(tmp_path / "parts")
+    third = LevelEncoder()
+    index, report = prepare(manifest, tmp_path / "parts", third, SMALL)
+    assert third.calls == 0 and report.usable == 7 and len(index["shards"]) == 4
+
+
+def test_rejected_items_are_in_the_index(tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    lines = [write_item(folder, "good"), write_item(folder, "mono", audio=tones(WORDS)[:, 0])]
+    manifest = read_manifest(write_manifest(folder, lines))
+    index, report = prepare(manifest, tmp_path / "out", LevelEncoder())
+    assert index["report"]["rejected"][0][0] == "mono" and report.kinds == {"channels": 1}
+    assert len(records.RecordSource(tmp_path / "out")) == 1
+    with pytest.raises(DataError, match="1 of 2 items"):
+        prepare(manifest, tmp_path / "strict", LevelEncoder(), PrepareConfig(rules=CheckRules(strict=True)))
+    assert not (tmp_path / "strict" / "dataset.json").exists()
+    only = read_manifest(write_manifest(folder, lines[1:]))
+    with pytest.raises(DataError, match="none of the 1 items"):
+        prepare(only, tmp_path / "none", LevelEncoder())
+    assert not (tmp_path / "none" / "dataset.json").exists()
+
+
+def test_another_codec_or_manifest_is_refused(tmp_path):
+    manifest = read_manifest(write_set(tmp_path / "in", 2))
+    prepare(manifest, tmp_path / "out", LevelEncoder())
+    other = LevelEncoder()
+    other.sha256 = "another"
+    with pytest.raises(DataError, match=r"made with codec_sha256 = 'level-encoder', now it is 'another'"):
+        prepare(manifest, tmp_path / "out", other)
+    more = read_manifest(write_set(tmp_path / "in", 3))
+    with pytest.raises(DataError, match="made with manifest_sha256"):
+        prepare(more, tmp_path / "out", LevelEncoder())
+
+
+def test_damaged_data_sets_are_refused(tmp_path):
+    prepare(read_manifest(write_set(tmp_path / "in", 4)), tmp_path / "out", LevelEncoder(), SMALL)
+    first = tmp_path / "out" / records.shard_name(0, 2)
+    content = first.read_bytes()
+    first.write_bytes(content[:1000])
+    with pytest.raises(DataError, match="cannot be read"):
+        records.RecordSource(tmp_path / "out")[0]
+    first.unlink()
+    with pytest.raises(DataError, match=r"shard .*shard-00000-of-00002.arrayrecord is missing"):
+        records.RecordSource(tmp_path / "out")
+    with pytest.raises(DataError, match=r"holds no dataset.json"):
+        records.RecordSource(tmp_path / "nowhere")
+    first.write_bytes(content)
+    index = json.loads((tmp_path / "out" / "dataset.json").read_text())
+    (tmp_path / "out" / "dataset.json").write_text(json.dumps({**index, "format_version": 99}))
+    with pytest.raises(DataError, match="format version 99"):
+        records.RecordSource(tmp_path / "out")
+
+
+def test_full_disk_leaves_nothing_that_looks_finished(tmp_path):
+    """A limit on file size stands for a disk without room."""
+    code = f"""
+        import resource, signal, sys
+        from pathlib import Path
+        import numpy as np
+        from moshijax.data.records import write_shard
+        from moshijax.errors import MoshijaxError
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+        noise = np.random.RandomState(0).randint(0, 2000, (2, 8, 50_000)).astype(np.int16)
+        try:
+            write_shard(Path({str(tmp_path)!r}) / "a.arrayrecord", [{{"codes": noise}}])
+        except MoshijaxError as error:
+            print(error)
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=True)
+    assert "cannot write" in done.stdout and "free some space" in done.stdout, done
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_failing_records_leave_no_shard(tmp_path):
+    def content():
+        yield {"a": 1}
+        raise MoshijaxError("no")
+
+    with pytest.raises(MoshijaxError, match="no"):
+        records.write_shard(tmp_path / "x.arrayrecord", content())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_empty_shards_and_empty_codes(tmp_path):
+    records.write_shard(tmp_path / "x.arrayrecord", [])
+    assert records.unpack(records.pack({"c": np.zeros((2, 3, 0), np.int16)}))["c"].shape == (2, 3, 0)

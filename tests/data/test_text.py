@@ -1,0 +1,67 @@
+"""The tokenizer: id layout, round trips, determinism, refusals."""
+
+from __future__ import annotations
+
+import pickle
+
+import pytest
+
+from moshijax.data.text import Tokenizer, train_tokenizer
+from moshijax.errors import ConfigError, DataError
+from moshijax.lm.tokens import BOS, EOS, EPAD, PAD
+
+TEXTS = ["the capital of France is Paris", "it costs 42 crowns", "what is two plus two", "seven days a week"] * 3
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return train_tokenizer(TEXTS, 320)
+
+
+def test_ids(tokenizer):
+    assert tokenizer.pieces[EPAD] == "<unk>" and tokenizer.pieces[BOS] == "<s>"
+    assert tokenizer.pieces[EOS] == "</s>" and tokenizer.pieces[PAD] == "<pad>"
+    assert tokenizer.vocab_size == len(tokenizer.pieces) <= 320
+    assert all(i > PAD for text in TEXTS for i in tokenizer.encode(text))
+
+
+@pytest.mark.parametrize("text", ["Paris", "42", "cafe\u0301 ☕", "שלום", "don't", "日本語"])
+def test_round_trip(tokenizer, text):
+    import unicodedata
+
+    assert tokenizer.decode([PAD, EPAD, *tokenizer.encode(text), -1, EOS]) == unicodedata.normalize("NFC", text)
+
+
+def test_digits_are_split(tokenizer):
+    pieces = [tokenizer.pieces[i] for i in tokenizer.encode("4242")]
+    assert [p for p in pieces if p != "▁"] == ["4", "2", "4", "2"] or pieces[0] == "▁4"
+    assert len([p for p in pieces if any(c.isdigit() for c in p)]) == 4
+
+
+def test_same_texts_same_model(tokenizer):
+    assert train_tokenizer(TEXTS, 320).sha256 == tokenizer.sha256
+
+
+def test_saved_and_pickled(tokenizer, tmp_path):
+    tokenizer.save(tmp_path / "tokenizer.model")
+    for other in (Tokenizer.load(tmp_path), pickle.loads(pickle.dumps(tokenizer))):
+        assert other.sha256 == tokenizer.sha256 and other.encode("Paris") == tokenizer.encode("Paris")
+
+
+def test_refusals(tmp_path):
+    with pytest.raises(ConfigError, match=r"vocab_size is 100, but .* raise it"):
+        train_tokenizer(TEXTS, 100)
+    with pytest.raises(DataError, match="no text"):
+        train_tokenizer(["", "  "], 300)
+    with pytest.raises(DataError, match=r"nowhere cannot be read"):
+        Tokenizer.load(tmp_path / "nowhere")
+    (tmp_path / "x").write_bytes(b"nonsense")
+    with pytest.raises(DataError, match="not a SentencePiece model"):
+        Tokenizer.load(tmp_path / "x")
+
+
+def test_unknown_character_without_bytes_is_refused_not_made_epad():
+    small = train_tokenizer(TEXTS, 60, byte_fallback=False)
+    assert small.decode(small.encode("Paris")) == "Paris"
+    with pytest.raises(DataError, match=r"'Zürich' has characters that the tokenizer lacks"):
+        small.encode("Zürich")
