@@ -46,11 +46,11 @@ def read(artifact: str | Path) -> dict[str, Any]:
     path = artifact / MANIFEST
     if not artifact.exists():
         raise ConfigError(
-            f"no artifact at {artifact}: the path does not exist; `moshijax export SRC ARTIFACT` writes one"
+            f"no artifact at {artifact}: no such path; `moshijax export SRC ARTIFACT` writes one"
         )
     if not path.is_file():
         raise ConfigError(
-            f"{artifact} is not an artifact directory (it holds no {MANIFEST}); `moshijax export` writes one"
+            f"{artifact} is not an artifact: it holds no {MANIFEST}; `moshijax export` writes one"
         )
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
