@@ -14,6 +14,7 @@ EXTRA_OF = {
     "soundfile": "data",
     "soxr": "data",
     "espeakng_loader": "synth",
+    "tensorboardX": "train",
     "matplotlib": "eval",
 }
 

@@ -19,7 +19,8 @@ from moshijax.cli.main import writable
 FREE_DISK_GB = 3  # a quickstart's data, checkpoints and artifact, with room to spare
 FREE_MEMORY_GB = 4
 EXTRAS = {
-    "data": "data preparation and training",
+    "data": "preparing data",
+    "train": "training",
     "synth": "speech for the embedded data set",
     "eval": "plots of the report",
 }
@@ -65,6 +66,8 @@ def packages(extra: str, purpose: str) -> Iterator[Finding]:
     for text in metadata.requires("moshijax") or []:
         requirement = Requirement(text)
         marker = requirement.marker
+        if requirement.name == "moshijax":  # an extra made of others, which are looked at themselves
+            continue
         if marker and not marker.evaluate({"extra": extra}) or not marker and extra:
             continue
         bounds = str(requirement.specifier)
