@@ -169,7 +169,9 @@ def load_run(run_dir: str | Path, step: int | None = None) -> tuple[str, Any, An
         checkpointer.close()
     params = model.get("ema") or model["params"]
     if kind == "codec":
-        params = {"params": params, "codebooks": model["model_state"]}
+        from moshijax.codec.training import without_teacher
+
+        params = without_teacher({"params": params, "codebooks": model["model_state"]})
     tokenizer = run.path / "tokenizer.model"
     return kind, config, params, {"step": found, "tokenizer": tokenizer if tokenizer.exists() else None}
 
