@@ -21,15 +21,16 @@ class CodecEncoder:
     Args:
         config, params: of the codec.
         num_codebooks: how many to keep; None: all.
+        source: where it was read from; recorded with the data.
     """
 
-    def __init__(self, config: Any, params: Any, num_codebooks: int | None = None):
+    def __init__(self, config: Any, params: Any, num_codebooks: int | None = None, source: str | None = None):
         from moshijax import codec
         from moshijax.codec import functions  # noqa: F401 - its listed lengths
 
         if num_codebooks is not None and not 1 <= num_codebooks <= config.num_codebooks:
             raise ConfigError(f"num_codebooks is {num_codebooks}: this codec has 1 to {config.num_codebooks}")
-        self._codec, self._config = codec, config
+        self._codec, self._config, self.source = codec, config, source
         self.sample_rate, self.frame_size = config.sample_rate, config.frame_size
         self.num_codebooks = num_codebooks or config.num_codebooks
         self.sha256 = digest(repr(config), tree_digest(params))
@@ -40,7 +41,7 @@ class CodecEncoder:
         """From a published file, a directory, or a run (`moshijax.weights.load_mimi`)."""
         from moshijax import weights
 
-        return cls(*weights.load_mimi(path), num_codebooks=num_codebooks)
+        return cls(*weights.load_mimi(path), num_codebooks=num_codebooks, source=str(Path(path).absolute()))
 
     def encode(self, waveforms: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Waveforms [N_i] float32 -> codes [Q, ceil(N_i / frame_size)] int32, in the same order."""

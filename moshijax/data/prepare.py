@@ -40,6 +40,7 @@ class Encoder(Protocol):
     frame_size: int
     num_codebooks: int
     sha256: str
+    source: str | None  # where the codec was read from
 
     def encode(self, waveforms: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Waveforms [N_i] float32 -> codes [Q, ceil(N_i / frame_size)]."""
@@ -128,6 +129,7 @@ def prepare(
         "plan": plan,
         "codec": {
             "sha256": encoder.sha256,
+            "source": encoder.source,
             "num_codebooks": encoder.num_codebooks,
             "sample_rate": encoder.sample_rate,
             "frame_size": encoder.frame_size,

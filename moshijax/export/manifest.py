@@ -45,13 +45,9 @@ def read(artifact: str | Path) -> dict[str, Any]:
     artifact = Path(artifact)
     path = artifact / MANIFEST
     if not artifact.exists():
-        raise ConfigError(
-            f"no artifact at {artifact}: no such path; `moshijax export SRC ARTIFACT` writes one"
-        )
+        raise ConfigError(f"no artifact at {artifact}: no such path; `moshijax export SRC ARTIFACT` writes one")
     if not path.is_file():
-        raise ConfigError(
-            f"{artifact} is not an artifact: it holds no {MANIFEST}; `moshijax export` writes one"
-        )
+        raise ConfigError(f"{artifact} is not an artifact: it holds no {MANIFEST}; `moshijax export` writes one")
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
     except (UnicodeDecodeError, json.JSONDecodeError) as error:

@@ -52,6 +52,7 @@ class LevelEncoder:
     """A tiny quantiser of frame levels, with the interface of a codec."""
 
     sample_rate, frame_size, num_codebooks = RATE, 1920, 3
+    source = None
     sha256 = "level-encoder"
 
     def __init__(self, fail_after: int | None = None):

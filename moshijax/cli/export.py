@@ -1,0 +1,71 @@
+"""`moshijax export`: the streaming artifact of a trained model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from moshijax.errors import ConfigError
+
+
+def _names(context: click.Context, parameter: click.Parameter, value: str | None) -> tuple[str, ...] | None:
+    return None if value is None else tuple(dict.fromkeys(part.strip() for part in value.split(",") if part.strip()))
+
+
+def _numbers(context: click.Context, parameter: click.Parameter, value: str | None) -> tuple[int, ...] | None:
+    try:
+        names = _names(context, parameter, value)
+        return names and tuple(int(name) for name in names)
+    except ValueError:
+        raise ConfigError(f"--batch {value} must be whole numbers with commas between them, as in 1,16") from None
+
+
+@click.command()
+@click.argument("source", type=click.Path())
+@click.argument("artifact", type=click.Path())
+@click.option("--platforms", callback=_names, help="Of cpu,cuda,tpu. Default: cpu, or those of the older artifact.")
+@click.option(
+    "--batch", "batches", callback=_numbers, help="Calls at once, one program each. Default: 1, or as it was."
+)
+@click.option("--weights-dtype", type=click.Choice(["float32", "bfloat16"]), help="How the language model is stored.")
+@click.option("--top-k-limit", type=click.IntRange(min=0), help="The largest top-k a caller may ask for. Default: 250.")
+@click.option("--codec", type=click.Path(), help="The codec, where the source does not lead to it.")
+@click.option("--tokenizer", type=click.Path(), help="The SentencePiece model, where the source has none.")
+def command(source: str, artifact: str, codec: str | None, tokenizer: str | None, **options) -> None:
+    """Build the streaming artifact ARTIFACT from SOURCE.
+
+    SOURCE is the run directory of a language model, published weights, or an older artifact, from which everything is
+    rebuilt. The platforms need not be present on this machine.
+
+    \b
+    Example:
+      moshijax export runs/lm artifact --platforms cpu,cuda,tpu --batch 1,16
+    """
+    from moshijax.export import artifact as artifacts
+    from moshijax.export import source as sources
+    from moshijax.export.manifest import MANIFEST
+
+    options = {name: value for name, value in options.items() if value is not None}
+    artifacts.check_request(options.get("platforms", ("cpu",)), options.get("batches", (1,)))
+    if Path(artifact).exists():
+        raise ConfigError(f"{artifact} exists; choose another path or remove it first")
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("reading the models", total=None)
+
+        def progress(name: str) -> None:
+            bar.update(task, description=f"writing {name}")
+
+        if (Path(source) / MANIFEST).is_file():
+            if codec or tokenizer:
+                raise ConfigError(
+                    f"{source} is an artifact and has its codec and text pieces; leave --codec, --tokenizer out"
+                )
+            path = artifacts.rebuild(source, artifact, progress=progress, **options)
+        else:
+            path = artifacts.build(*sources.load(source, codec, tokenizer), artifact, progress=progress, **options)
+    size = sum(file.stat().st_size for file in path.iterdir())
+    click.echo(f"wrote {path}: {len(list(path.iterdir()))} files, {size / 1e6:.1f} MB")
