@@ -13,10 +13,11 @@ from moshijax.lm.tokens import BOS, EOS, EPAD, PAD, ZERO
 RATE = 12.5
 FRAME = 1 / RATE
 TOKENS = {"a": [10], "bb": [11, 12], "ccc": [13, 14, 15], "dddd": [16, 17, 18, 19]}
+PLAIN = TextPlacement()
 P, E, Z = PAD, EPAD, ZERO
 
 
-def place(words, frames, rule=TextPlacement(), **options):
+def place(words, frames, rule=PLAIN, **options):
     words = [Word(text, frame * FRAME, (frame + 1) * FRAME, *speaker or ["model"]) for text, frame, *speaker in words]
     row, counts = place_text(words, frames, RATE, TOKENS.__getitem__, rule, **options)
     assert row.dtype == np.int32

@@ -1,0 +1,50 @@
+"""The real codec behind preparation: batches, lengths and pieces do not change codes."""
+
+from __future__ import annotations
+
+import jax
+import numpy as np
+import pytest
+
+from moshijax import codec
+from moshijax.codec.configs import TINY
+from moshijax.data.encoder import CodecEncoder
+from moshijax.errors import ConfigError
+
+
+@pytest.fixture(scope="module")
+def model():
+    return TINY, codec.init(TINY, jax.random.key(0))
+
+
+def waveform(seconds, seed):
+    noise = np.random.RandomState(seed).standard_normal(round(seconds * TINY.sample_rate)).astype(np.float32)
+    return 0.1 * noise * np.sin(np.arange(len(noise)) / 4000)
+
+
+def test_rows_lengths_and_pieces(model):
+    encoder = CodecEncoder(*model, num_codebooks=4)
+    waveforms = [waveform(s, i) for i, s in enumerate((0.05, 0.9, 2.0, 0.0, 1.1))]
+    codes = encoder.encode(waveforms)
+    assert [c.shape for c in codes] == [(4, 1), (4, 12), (4, 25), (4, 0), (4, 14)]
+    for single, together in zip(waveforms, codes, strict=True):
+        if len(single):
+            alone = np.asarray(codec.encode(*model, single[None], 4))[0]
+            assert (alone != together).mean() < 0.01
+    stereo = np.stack([waveform(6.0, 8), waveform(6.0, 9)], axis=1)
+    pieces = encoder.encode_blocks(iter(np.array_split(stereo, 7)))
+    whole = np.stack(encoder.encode([stereo[:, 0], stereo[:, 1]]))
+    assert pieces.shape == whole.shape == (2, 4, 75)
+    assert (pieces != whole).mean() < 0.01
+
+
+def test_hash_binds_weights_and_config(model):
+    config, params = model
+    assert CodecEncoder(config, params).sha256 == CodecEncoder(config, params).sha256
+    other = codec.init(config, jax.random.key(1))
+    assert CodecEncoder(config, other).sha256 != CodecEncoder(config, params).sha256
+
+
+def test_too_many_codebooks(model):
+    with pytest.raises(ConfigError, match="num_codebooks is 99: this codec has 1 to 8"):
+        CodecEncoder(*model, num_codebooks=99)
