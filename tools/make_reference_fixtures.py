@@ -377,9 +377,8 @@ def make_full_mimi(out: Path, name: str, frames: int, num_codebooks: int, kept: 
     seed = 3
     started = time.time()
     model, shapes = build_mimi(loaders._mimi_config, seed, num_codebooks)
-    print(
-        f"  {sum(int(np.prod(s)) for s in shapes.values())} values in {len(shapes)} tensors, {time.time() - started:.1f} s"
-    )
+    values = sum(int(np.prod(shape)) for shape in shapes.values())
+    print(f"  {values} values in {len(shapes)} tensors, {time.time() - started:.1f} s")
     size = model.frame_size
     seeds, margin = pick_frames(model, frames, 5000, 124)
     waveform = torch.from_numpy(weights_by_name.clip(seeds, size))[None, None]
@@ -670,17 +669,17 @@ def main() -> None:
     torch.set_num_threads(2)
     _watch_codebooks()
     _watch_sampling()
-    for name in SMALL_MIMIS:
-        if name.startswith(options.only):
-            make_small_mimi(options.out, name)
-    for name in LMS:
-        if name.startswith(options.only):
-            make_lm(options.out, name)
-    if "mimi_full".startswith(options.only) or options.only == "mimi_full":
-        make_full_mimi(options.out, "mimi_full", 6, 32, list(range(6)), 6 * 1920 - 700)
-    if "mimi_full_long".startswith(options.only):
-        kept = [0, 63, 123, 124, 125, 126, 129]
-        make_full_mimi(options.out, "mimi_full_long", 130, 8, kept, 130 * 1920)
+    full = {
+        "mimi_full": lambda name: make_full_mimi(options.out, name, 6, 32, list(range(6)), 6 * 1920 - 700),
+        "mimi_full_long": lambda name: make_full_mimi(
+            options.out, name, 130, 8, [0, 63, 123, 124, 125, 126, 129], 130 * 1920
+        ),
+    }
+    makers = {name: lambda name: make_small_mimi(options.out, name) for name in SMALL_MIMIS}
+    makers |= {name: lambda name: make_lm(options.out, name) for name in LMS} | full
+    for name, maker in makers.items():
+        if name == options.only or (options.only not in makers and name.startswith(options.only)):
+            maker(name)
 
 
 if __name__ == "__main__":

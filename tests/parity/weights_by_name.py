@@ -42,13 +42,14 @@ def tensor(name: str, shape: Sequence[int], seed: int) -> np.ndarray:
     if name.endswith("_codebook._initialized"):
         return np.ones(shape, np.float32)
     if name.endswith("_codebook.cluster_usage"):
-        usage = noise + np.float32(1.0)
+        usage = np.float32(0.6) * noise + np.float32(1.0)
         usage[0] = 0.0  # a dead code: exercises the lower bound of the division
         return usage
     if name.endswith("_codebook.embedding_sum"):
         return unit * np.float32(0.3)
     if name.endswith(".scale"):
-        return np.float32(0.5) + np.float32(0.15) * unit
+        level = 0.15 if "coder_transformer" in name else 0.5
+        return np.float32(level) * (np.float32(1.0) + np.float32(0.3) * unit)
     if name.endswith(".alpha") or (re.search(r"norm", name) and name.endswith(".weight")):
         return np.float32(1.0) + np.float32(0.15) * unit
     if name.endswith(".bias"):
@@ -67,7 +68,7 @@ def tensor(name: str, shape: Sequence[int], seed: int) -> np.ndarray:
         if "block.3" in name:  # the branch of a residual block
             gain = 0.7
         if "input_proj" in name:
-            gain = 0.3
+            gain = 1.2
     else:
         fan_in = shape[-1]
     return unit * np.float32(gain / math.sqrt(fan_in))
@@ -79,13 +80,14 @@ def fill(shapes: Mapping[str, Sequence[int]], seed: int) -> dict[str, np.ndarray
 
 
 def frame(seed: int, size: int) -> np.ndarray:
-    """`size` float32 samples of coloured noise with a loudness of its own."""
+    """`size` float32 samples of noise at several speeds, mixed anew and with a loudness of its own per seed."""
     random = np.random.RandomState([seed, size])
-    noise = uniform(random, (size + 8,))
-    mixture = uniform(random, (9,))
-    loudness = np.float32(0.05) + np.float32(0.35) * (uniform(random, (1,)) + np.float32(1.0))
-    signal = sum((mixture[i] * noise[i : i + size] for i in range(9)), np.zeros(size, np.float32))
-    return (signal * (loudness / np.float32(2.0))).astype(np.float32)
+    loudness = np.float32(0.05) + np.float32(0.4) * (uniform(random, (1,)) + np.float32(1.0))
+    signal = np.zeros(size, np.float32)
+    for hold in (1, 6, 40, 200, 900):
+        noise = uniform(random, (-(-size // hold),))
+        signal += uniform(random, (1,)) * np.repeat(noise, hold)[:size]
+    return (signal * loudness).astype(np.float32)
 
 
 def clip(frame_seeds: Sequence[int], size: int) -> np.ndarray:

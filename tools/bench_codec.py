@@ -1,0 +1,209 @@
+"""Times the codec against PyTorch and the Rust codec, and writes docs/benchmarks.md.
+
+python tools/bench_codec.py --reference-python reference/bin/python
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+from functools import partial
+from pathlib import Path
+
+sys.path[:0] = [str(Path(__file__).resolve().parent.parent), str(Path(__file__).resolve().parent)]
+
+import bench_support  # noqa: E402
+
+CODEBOOKS = 8
+SECONDS = 10
+TRAIN_ROWS, TRAIN_FRAMES = 8, 24
+
+
+def small_config(config) -> dict:
+    """The published JSON form of a small codec's config."""
+    seanet = {
+        **{
+            "channels": 1,
+            "causal": True,
+            "norm": "none",
+            "pad_mode": "constant",
+            "true_skip": True,
+            "dilation_base": 2,
+        },
+        **{name: getattr(config.seanet, name) for name in ("dimension", "n_filters", "n_residual_layers", "compress")},
+        **{name: getattr(config.seanet, name) for name in ("kernel_size", "residual_kernel_size", "last_kernel_size")},
+        "ratios": list(config.seanet.ratios),
+    }
+    stack, width = config.transformer, config.seanet.dimension
+    transformer = {
+        **{"d_model": stack.dim, "num_heads": stack.num_heads, "num_layers": stack.num_layers, "causal": True},
+        **{"layer_scale": stack.layer_scale, "context": stack.context, "max_period": stack.max_period},
+        **{"conv_layout": True, "gating": "none", "norm": "layer_norm", "positional_embedding": "rope"},
+        **{"dim_feedforward": stack.hidden_dim, "input_dimension": width, "output_dimensions": [width]},
+    }
+    q = config.quantizer
+    quantizer = {"dimension": q.dim, "n_q": q.num_codebooks, "bins": q.bins}
+    quantizer |= {"input_dimension": width, "output_dimension": width}
+    rates = {"sample_rate": config.sample_rate, "channels": 1, "frame_rate": config.frame_rate}
+    return {**rates, "seanet": seanet, "quantizer": quantizer, "transformer": transformer}
+
+
+def contestants(config, params, samples: int, frames: int):
+    """Ours: `(stream, whole_file)`, each returning seconds."""
+    import jax
+    import numpy as np
+
+    from moshijax import codec
+
+    noise = (0.2 * np.random.default_rng(0).standard_normal((1, samples))).astype(np.float32)
+    donate = partial(jax.jit, donate_argnums=1)
+    encode_step = donate(lambda p, s, x: codec.encode_step(config, p, s, x, num_codebooks=CODEBOOKS))
+    decode_step = donate(lambda p, s, c: codec.decode_step(config, p, s, c))
+    size = config.frame_size
+
+    def stream():
+        seconds = {"encode": [], "decode": []}
+        encoder, decoder = codec.init_encoder_state(config, 1), codec.init_decoder_state(config, 1)
+        for t in range(frames + 3):  # three to warm up
+            chunk = noise[:, (t % 100) * size : (t % 100 + 1) * size]
+            started = time.perf_counter()
+            encoder, codes = encode_step(params, encoder, chunk)
+            codes = np.asarray(codes)
+            middle = time.perf_counter()
+            decoder, pcm = decode_step(params, decoder, codes)
+            np.asarray(pcm)
+            seconds["encode"].append(middle - started)
+            seconds["decode"].append(time.perf_counter() - middle)
+        return {name: values[3:] for name, values in seconds.items()}
+
+    def whole_file():
+        started = time.perf_counter()
+        codes = np.asarray(codec.encode(config, params, noise, num_codebooks=CODEBOOKS))
+        middle = time.perf_counter()
+        np.asarray(codec.decode(config, params, codes))
+        return {"encode": [middle - started], "decode": [time.perf_counter() - middle]}
+
+    return stream, whole_file
+
+
+def training_step(config, params):
+    """One step of the small codec: L1 and commitment losses, AdamW, moving codebooks; as `codec_train` there."""
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+    import optax
+
+    from moshijax.codec import training
+    from moshijax.codec.quantizer_training import QuantizerTraining
+
+    settings = QuantizerTraining(dropout=False, quantization_rate=1.0)
+    optimizer = optax.adamw(1e-4, b1=0.5, b2=0.9, weight_decay=0.05)
+    waveform = jnp.asarray(
+        0.2 * np.random.default_rng(0).standard_normal((TRAIN_ROWS, TRAIN_FRAMES * config.frame_size)), jnp.float32
+    )
+
+    @partial(jax.jit, donate_argnums=0)
+    def step(state, waveform):
+        learnt, codebooks, moments, count = state
+        key = jax.random.fold_in(jax.random.key(0), count)
+
+        def loss(learnt):
+            out = training.forward(config, settings, {"params": learnt, "codebooks": codebooks}, waveform, key)
+            return jnp.abs(out.reconstruction - waveform).mean() + 0.25 * out.commitment.mean(), out.statistics
+
+        (value, statistics), gradients = jax.value_and_grad(loss, has_aux=True)(learnt)
+        updates, moments = optimizer.update(gradients, moments, learnt)
+        codebooks, _ = training.update_codebooks(settings, codebooks, statistics, key, count)
+        return (optax.apply_updates(learnt, updates), codebooks, moments, count + 1), value
+
+    learnt = jax.tree.map(jnp.array, params["params"])
+    held = [(learnt, jax.tree.map(jnp.array, params["codebooks"]), optimizer.init(learnt), jnp.zeros((), jnp.int32))]
+
+    def run():
+        seconds = []
+        for _ in range(2):
+            started = time.perf_counter()
+            held[0], value = step(held[0], waveform)
+            float(value)
+            seconds.append(time.perf_counter() - started)
+        return {"step": seconds}
+
+    return run
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--reference-python", required=True, help="interpreter of an environment with moshi, rustymimi")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--frames", type=int, default=25, help="streaming frames per round")
+    options = parser.parse_args()
+    bench_support.limit_threads(options.threads)
+
+    from moshijax import codec, weights
+    from tests.parity import weights_by_name
+
+    reference = bench_support.Reference(options.reference_python, options.threads)
+    ms = bench_support.fastest_ms
+    with tempfile.TemporaryDirectory() as scratch:
+        description, _ = weights_by_name.load_fixture("mimi_full_long")
+        directory = weights_by_name.write_checkpoint(Path(scratch) / "full", description)
+        config, params = weights.load_mimi(directory)
+        params = codec.inference_layout(config, params)
+        samples = SECONDS * config.sample_rate
+        reference("load_mimi", directory=str(directory), codebooks=CODEBOOKS)
+        reference("load_rust", directory=str(directory), codebooks=CODEBOOKS)
+        stream, whole_file = contestants(config, params, samples, options.frames)
+        in_turn = partial(bench_support.in_turn, options.rounds)
+        streams = in_turn(
+            {
+                "ours": stream,
+                "PyTorch": lambda: reference("mimi_stream", frames=options.frames),
+                "Rust": lambda: reference("rust_stream", frames=min(options.frames, 10)),
+            }
+        )
+        files = in_turn({"ours": whole_file, "PyTorch": lambda: reference("mimi_file", samples=samples)})
+        files |= bench_support.in_turn(1, {"Rust": lambda: reference("rust_file", samples=samples)})
+        published = small_config(codec.configs.TINY)
+        directory = bench_support.write_model(reference, Path(scratch) / "small", "mimi", published)
+        tiny, tiny_params = weights.load_mimi(directory)
+        reference("load_mimi", directory=str(directory), codebooks=tiny.num_codebooks)
+        train = in_turn(
+            {
+                "ours": training_step(tiny, tiny_params),
+                "PyTorch": lambda: reference(
+                    "codec_train", rows=TRAIN_ROWS, samples=TRAIN_FRAMES * tiny.frame_size, steps=2
+                ),
+            }
+        )
+    reference.close()
+    table = [["", "ours", "PyTorch", "ratio", "Rust", "ratio"]]
+
+    def row(name: str, times, quantities: tuple[str, ...]) -> None:
+        total = {who: sum(ms(found[quantity]) for quantity in quantities) for who, found in times.items()}
+        rust = [f"{total['Rust']:.0f} ms", f"{total['Rust'] / total['ours']:.2f}"] if "Rust" in total else ["", ""]
+        ratio = f"{total['PyTorch'] / total['ours']:.2f}"
+        table.append([name, f"{total['ours']:.1f} ms", f"{total['PyTorch']:.1f} ms", ratio, *rust])
+
+    row("one 80 ms frame, encode", streams, ("encode",))
+    row("one 80 ms frame, decode", streams, ("decode",))
+    row("one 80 ms frame, both", streams, ("encode", "decode"))
+    row(f"{SECONDS} s whole file, encode", files, ("encode",))
+    row(f"{SECONDS} s whole file, decode", files, ("decode",))
+    row(f"training step, small codec, {TRAIN_ROWS} x {TRAIN_FRAMES * 0.08:.2f} s", train, ("step",))
+    bench_support.write_section(
+        "Codec",
+        f"python tools/bench_codec.py --reference-python PYTHON --threads {options.threads} --rounds {options.rounds}",
+        [
+            bench_support.environment(reference.version, options.threads, options.rounds),
+            f"Full-size Mimi, {CODEBOOKS} codebooks, batch 1, float32. Training: `codec.configs.TINY`, L1 and "
+            "commitment losses, codebook averages, AdamW. Ratios are how many times faster ours is.",
+        ],
+        table,
+    )
+
+
+if __name__ == "__main__":
+    main()
