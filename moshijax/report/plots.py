@@ -18,7 +18,9 @@ COLOURS = ("#1668b8", "#d1661a", "#157f4b", "#8a4fbf", "#b3362b", "#0f8b8d", "#a
 _FONT = 10
 
 
-def new_figure(width: float, height: float, rows: int = 1, columns: int = 1, **options: Any) -> tuple[Figure, np.ndarray]:
+def new_figure(
+    width: float, height: float, rows: int = 1, columns: int = 1, **options: Any
+) -> tuple[Figure, np.ndarray]:
     """A figure and its axes [rows, columns], in the style of the pages."""
     figure = Figure(figsize=(width, height), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False, **options)
@@ -37,7 +39,9 @@ def _label(ax: Axes, title: str = "", x: str = "", y: str = "") -> None:
     ax.set_ylabel(y, fontsize=_FONT, color=SOFT)
 
 
-def loss_curves(metrics: Sequence[Mapping[str, Any]], panels: Mapping[str, Mapping[str, str]], x: str = "step") -> Figure:
+def loss_curves(
+    metrics: Sequence[Mapping[str, Any]], panels: Mapping[str, Mapping[str, str]], x: str = "step"
+) -> Figure:
     """Metrics of a run against its steps.
 
     metrics: the lines of a metrics.jsonl. panels: title -> {metric name: label}; a name that no line holds is left out,

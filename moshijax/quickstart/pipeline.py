@@ -1,0 +1,213 @@
+"""What the stages do. Each is a thin call of the same functions that the single commands use."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from moshijax.errors import DataError
+from moshijax.quickstart import world
+from moshijax.quickstart.settings import Folder, Settings
+from moshijax.quickstart.stages import Stage, Tell
+
+if TYPE_CHECKING:
+    from moshijax.data.text import Tokenizer
+    from moshijax.train.experiment import ExperimentConfig
+
+PLATFORMS = ("cpu", "cuda", "tpu")
+BATCHES = (1, 16)
+# Text is taken greedily, so that a call has one answer; the voice is sampled.
+SAMPLING = {"text_temperature": 0.0, "temperature": 0.5, "top_k": 20}
+TEXT_PIECES = 120
+
+
+def synthesize(settings: Settings, folder: Folder, tell: Tell) -> Mapping[str, Any]:
+    from moshijax.data.synthesis import synthesize
+
+    trained, heldout = world.load()
+    calls = world.training_calls(trained, settings.answered, settings.unanswered, settings.silent, settings.seed)
+    tests = world.heldout_calls(heldout, settings.heldout, settings.seed)
+    total = len(calls) + len(tests)
+
+    def progress(before: int) -> Callable[[int, int], None]:
+        return lambda done, _: tell(before + done, total, "calls")
+
+    made = synthesize(calls, folder.speech, settings.seed, settings.workers, progress(0))
+    held = synthesize(tests, folder.heldout, settings.seed, settings.workers, progress(len(calls)))
+    return {
+        "calls": made.items,
+        "minutes": round(made.seconds / 60, 1),
+        "heldout_calls": held.items,
+        "rejected": [list(pair) for pair in (*made.rejected, *held.rejected)],
+        "voices": len(world.TRAINED),
+    }
+
+
+def tokenizer(settings: Settings, folder: Folder, tell: Tell) -> Mapping[str, Any]:
+    from moshijax.data.text import train_tokenizer
+
+    answers = [answer for _, answer in world.load()[0].questions]
+    # SentencePiece proposes only pieces that occur in two different words: with marks after them, whole words do.
+    marked = [word + mark for answer in answers for word in answer.split() for mark in ".,"]
+    made = train_tokenizer([*answers, *marked], TEXT_PIECES, byte_fallback=False)
+    made.save(folder.tokenizer)
+    return {"pieces": made.vocab_size}
+
+
+def teacher(settings: Settings, folder: Folder, tell: Tell) -> Mapping[str, Any]:
+    from moshijax.data.manifest import read_manifest
+    from moshijax.data.teacher import compute_features
+
+    index, report = compute_features(
+        read_manifest(folder.speech), folder.speech / "teacher", progress=lambda done, total: tell(done, total, "calls")
+    )
+    return {"features": index["dim"], "calls": report.usable}
+
+
+def codec_experiment(settings: Settings, folder: Folder) -> ExperimentConfig:
+    from moshijax import config
+
+    here = (
+        f"data.manifest={str(folder.speech / 'manifest.jsonl')!r}",
+        f"data.teacher={str(folder.speech / 'teacher')!r}",
+        f"seed={settings.seed}",
+    )
+    return config.load(settings.codec_recipe, (*here, *settings.codec_overrides))
+
+
+def lm_experiment(settings: Settings, folder: Folder) -> ExperimentConfig:
+    from moshijax import config
+
+    here = (
+        f"data.paths=({str(folder.grids)!r},)",
+        f"task.tokenizer={str(folder.tokenizer)!r}",
+        f"seed={settings.seed}",
+    )
+    return config.load(settings.lm_recipe, (*here, *settings.lm_overrides))
+
+
+def _train(experiment: ExperimentConfig, run_dir: Path, tell: Tell) -> Mapping[str, Any]:
+    from moshijax import config
+    from moshijax.train.loop import train
+    from moshijax.train.metrics import read_metrics
+
+    loss = ""
+
+    def progress(done: int, steps: int, values: Mapping[str, float]) -> None:
+        nonlocal loss
+        if "train/loss" in values:
+            loss = f"loss {values['train/loss']:.3f}"
+        tell(done, steps, f"steps  {loss}")
+
+    tell(0, experiment.steps, "steps  compiling")
+    train(experiment, run_dir, recipe=config.dump(experiment), progress=progress)
+    lines = read_metrics(run_dir / "metrics.jsonl")
+    return {"steps": experiment.steps, "last": lines[-1] if lines else {}}
+
+
+def train_codec(settings: Settings, folder: Folder, tell: Tell) -> Mapping[str, Any]:
+    return _train(codec_experiment(settings, folder), folder.codec, tell)
+
+
+def prepare(settings: Settings, folder: Folder, tell: Tell) -> Mapping[str, Any]:
+    from moshijax.data.encoder import CodecEncoder
+    from moshijax.data.manifest import read_manifest
+    from moshijax.data.prepare import prepare
+
+    encoder = CodecEncoder.load(folder.codec)
+    _, report = prepare(
+        read_manifest(folder.speech), folder.grids, encoder, progress=lambda done, total, _: tell(done, total, "calls")
+    )
+    return {"calls": report.usable}
+
+
+def train_moshi(settings: Settings, folder: Folder, tell: Tell) -> Mapping[str, Any]:
+    return _train(lm_experiment(settings, folder), folder.moshi, tell)
+
+
+def load_tokenizer(folder: Folder) -> Tokenizer:
+    from moshijax.data.text import Tokenizer
+
+    return Tokenizer.load(folder.tokenizer)
+
+
+def export(settings: Settings, folder: Folder, tell: Tell) -> Mapping[str, Any]:
+    """The artifact for every platform, and for comparison one of the same model before its training."""
+    import jax
+
+    from moshijax import lm, weights
+    from moshijax.export import artifact
+
+    codec_model = weights.load_mimi(folder.codec)
+    lm_config, lm_params = weights.load_lm(folder.moshi)
+    pieces = load_tokenizer(folder).pieces
+    files = 3 * (len(PLATFORMS) * len(BATCHES) + 1)
+    written = 0
+
+    def progress(name: str) -> None:
+        nonlocal written
+        written += name.endswith(".jaxexp")
+        tell(min(written, files), files, name)
+
+    artifact.build(
+        codec_model, (lm_config, lm_params), pieces, folder.artifact, PLATFORMS, BATCHES,
+        sampling=SAMPLING, overwrite=True, progress=progress,
+    )  # fmt: skip
+    folder.calls.mkdir(exist_ok=True)
+    fresh = lm.init(lm_config, jax.random.key(settings.seed))
+    artifact.build(
+        codec_model, (lm_config, fresh), pieces, folder.untrained_artifact, ("cpu",), (max(BATCHES),),
+        sampling=SAMPLING, overwrite=True, progress=progress,
+    )  # fmt: skip
+    size = sum(path.stat().st_size for path in folder.artifact.iterdir())
+    count = sum(leaf.size for leaf in jax.tree.leaves(lm_params))
+    return {"megabytes": round(size / 1e6, 1), "parameters": count}
+
+
+def play_calls(settings: Settings, folder: Folder, tell: Tell) -> Mapping[str, Any]:
+    from moshijax.quickstart import calls
+
+    return calls.play_all(settings, folder, tell)
+
+
+def report(settings: Settings, folder: Folder, tell: Tell) -> Mapping[str, Any]:
+    from moshijax.quickstart import page
+
+    page.write(settings, folder)
+    return {}
+
+
+STAGES = (
+    Stage("synthesize", "speak the calls", synthesize),
+    Stage("tokenizer", "learn the text pieces", tokenizer),
+    Stage("teacher", "phonetic features", teacher),
+    Stage("codec", "train the codec", train_codec),
+    Stage("prepare", "calls to token grids", prepare),
+    Stage("moshi", "train the language model", train_moshi),
+    Stage("export", "export the streaming step", export),
+    Stage("calls", "answer held-out calls", play_calls),
+    Stage("report", "write the report", report),
+)
+
+
+def heldout_items(folder: Folder) -> list[dict[str, Any]]:
+    """The held-out calls in order: {"id", "audio": path, "meta", "user_end": seconds at which the user stops}.
+
+    Raises: DataError if the folder is damaged.
+    """
+    items = []
+    try:
+        for line in (folder.heldout / "manifest.jsonl").read_text(encoding="utf-8").splitlines():
+            audio = folder.heldout / json.loads(line)["path"]
+            sidecar = json.loads(audio.with_suffix(".json").read_text(encoding="utf-8"))
+            ends = [end for _, (_, end), speaker in sidecar["alignments"] if speaker == "SPEAKER_USER"]
+            items.append(
+                {"id": audio.stem, "audio": audio, "meta": sidecar["meta"], "user_end": max(ends, default=None)}
+            )
+    except (OSError, ValueError, KeyError) as error:
+        raise DataError(
+            f"{folder.heldout} cannot be read ({error}); remove the run directory and start again"
+        ) from None
+    return items

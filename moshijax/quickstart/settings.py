@@ -1,0 +1,103 @@
+"""What a quickstart run consists of: sizes and seed, and the folder it lives in."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from moshijax.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Sizes of a quickstart; the defaults fit 15 minutes on two CPU cores.
+
+    Attributes:
+      seed: of voices, levels, order of the data, initial parameters and sampling.
+      answered, unanswered, silent: training calls with a question, with unrelated speech, and with silence.
+      heldout: held-out calls per group and kind.
+      codec_recipe, lm_recipe: gin recipes, shipped ones by name.
+      codec_overrides, lm_overrides: `path.to.field=VALUE` on top of the recipes.
+      workers: processes that speak.
+    """
+
+    seed: int = 0
+    answered: int = 1920
+    unanswered: int = 1020
+    silent: int = 60
+    heldout: int = 32
+    codec_recipe: str = "quickstart_codec.gin"
+    lm_recipe: str = "quickstart_moshi.gin"
+    codec_overrides: tuple[str, ...] = ()
+    lm_overrides: tuple[str, ...] = ()
+    workers: int = 2
+
+    def __post_init__(self) -> None:
+        for name in ("answered", "unanswered", "heldout", "workers"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"quickstart {name} is {getattr(self, name)}; it must be at least 1")
+        if self.seed < 0 or self.silent < 0:
+            raise ConfigError(f"quickstart seed {self.seed} and silent {self.silent} must not be negative")
+
+
+@dataclass(frozen=True)
+class Folder:
+    """Where everything of a run lies."""
+
+    path: Path
+
+    @property
+    def speech(self) -> Path:
+        """Training calls: manifest.jsonl, audio/, teacher/."""
+        return self.path / "speech"
+
+    @property
+    def heldout(self) -> Path:
+        return self.path / "heldout"
+
+    @property
+    def tokenizer(self) -> Path:
+        return self.path / "tokenizer.model"
+
+    @property
+    def codec(self) -> Path:
+        return self.path / "codec"
+
+    @property
+    def grids(self) -> Path:
+        return self.path / "grids"
+
+    @property
+    def moshi(self) -> Path:
+        return self.path / "moshi"
+
+    @property
+    def artifact(self) -> Path:
+        return self.path / "artifact"
+
+    @property
+    def untrained_artifact(self) -> Path:
+        return self.path / "calls" / "untrained_artifact"
+
+    @property
+    def calls(self) -> Path:
+        """Results of the held-out calls."""
+        return self.path / "calls"
+
+    @property
+    def reply(self) -> Path:
+        return self.path / "reply.wav"
+
+    @property
+    def report(self) -> Path:
+        return self.path / "report.html"
+
+    @property
+    def figures(self) -> Path:
+        """The measured figures, as JSON."""
+        return self.path / "figures.json"
+
+    @property
+    def stages(self) -> Path:
+        """Done-markers."""
+        return self.path / "stages"

@@ -1,0 +1,127 @@
+"""Stages with done-markers: a run that is killed anywhere goes on with the stage it was in."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import moshijax
+from moshijax.errors import ConfigError, DataError, MoshijaxError
+from moshijax.quickstart.settings import Folder, Settings
+
+CLAIM = "quickstart.json"
+
+# Tells how far a stage is: (done, total, note); total None means unknown.
+Tell = Callable[[float, float | None, str], None]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step of the job. `work` may be interrupted anywhere and run again; what it returns goes into the marker."""
+
+    name: str
+    title: str
+    work: Callable[[Settings, Folder, Tell], Mapping[str, Any]]
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Written whole or not at all."""
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        with partial.open("w", encoding="utf-8") as file:
+            json.dump(value, file, indent=1)
+            file.write("\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise MoshijaxError(f"cannot write {path}: {error.strerror}; free some space and run it again") from None
+
+
+def claim(settings: Settings, folder: Folder) -> None:
+    """Take the run directory, or continue in it.
+
+    Raises: ConfigError if it is no directory, holds something else, or was made with other settings.
+    """
+    if folder.path.exists() and not folder.path.is_dir():
+        raise ConfigError(f"{folder.path} is not a directory; choose another --run-dir")
+    wanted = json.loads(json.dumps({"version": moshijax.__version__, **dataclasses.asdict(settings)}))
+    wanted.pop("workers")
+    path = folder.path / CLAIM
+    if not path.exists():
+        if folder.path.exists() and any(folder.path.iterdir()):
+            raise ConfigError(f"{folder.path} holds other files and no {CLAIM}; choose a new or empty --run-dir")
+        try:
+            folder.stages.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"cannot make {folder.path}: {error.strerror}; choose another --run-dir") from None
+        write_json(path, wanted)
+        return
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} cannot be read ({error}); remove {folder.path} and start again") from None
+    for name, value in wanted.items():
+        if found.get(name) != value:
+            raise ConfigError(
+                f"{folder.path} was begun with {name} {found.get(name)!r}, not {value!r}; use that, or another --run-dir"
+            )
+    folder.stages.mkdir(exist_ok=True)
+
+
+def done(folder: Folder, name: str) -> dict[str, Any] | None:
+    """What the marker of a finished stage says, {"seconds": ..., "sessions": ..., "figures": {...}}; None before."""
+    try:
+        return json.loads((folder.stages / f"{name}.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def run(
+    stages: Sequence[Stage],
+    settings: Settings,
+    folder: Folder,
+    until: str | None = None,
+    start: Callable[[int, Stage], Tell] = lambda index, stage: lambda done, total, note: None,
+    finish: Callable[[int, Stage, Mapping[str, Any], bool], None] = lambda index, stage, marker, before: None,
+) -> None:
+    """Work off the stages that have no marker yet, in order, up to and with `until`.
+
+    start: told of a stage that begins, gives where its progress goes. finish: told of every stage that is done, with its
+    marker and whether it was done before this run.
+    Raises: ConfigError if `until` names no stage; whatever a stage raises.
+    """
+    names = [stage.name for stage in stages]
+    if until is not None and until not in names:
+        raise ConfigError(f"no stage {until!r}; choose one of {', '.join(names)}")
+    claim(settings, folder)
+    last = names.index(until) if until is not None else len(stages) - 1
+    for index, stage in enumerate(stages[: last + 1]):
+        marker = done(folder, stage.name)
+        before = marker is not None
+        if marker is None:
+            begun = time.perf_counter()
+            sessions = _begin(folder, stage.name)
+            figures = dict(stage.work(settings, folder, start(index, stage)))
+            marker = {"seconds": round(time.perf_counter() - begun, 2), "sessions": sessions, "figures": figures}
+            write_json(folder.stages / f"{stage.name}.json", marker)
+            (folder.stages / f"{stage.name}.begun").unlink(missing_ok=True)
+        finish(index, stage, marker, before)
+
+
+def _begin(folder: Folder, name: str) -> int:
+    """Count the starts of a stage: 1 if it was never interrupted."""
+    path = folder.stages / f"{name}.begun"
+    try:
+        count = int(path.read_text())
+    except (OSError, ValueError):
+        count = 0
+    path.write_text(str(count + 1))
+    return count + 1

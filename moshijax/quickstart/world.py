@@ -1,0 +1,79 @@
+"""The calls of the small world: which voices are trained on, which are held out, and what they say."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from moshijax.shipped import folder
+
+if TYPE_CHECKING:
+    from moshijax.data.synthesis.dialogue import Dialogue
+    from moshijax.data.synthesis.world import CallRanges, World
+
+FRAME_SECONDS = 0.08
+CALL_SECONDS = 4.8
+
+# espeak-ng timbre variants. The model speaks with one that no user has; held-out users have voices that no training
+# call has: clear ones, rough ones (creaky or distorted), and clear ones with a British accent.
+MODEL_VARIANT = "Andrea"
+TRAINED = (
+    "f1", "f2", "f3", "f5", "m1", "m2", "m3", "m4", "m5", "m7", "m8", "Alex", "Alicia", "Andy", "Denis", "Gene",
+    "Jacky", "Lee", "Michael", "Mario", "adam", "anika", "antonio", "belinda", "benjamin", "david", "ed", "john",
+    "linda", "marcelo", "norbert", "paul", "pablo", "rob", "robert", "steph", "travis", "victor", "zac",
+)  # fmt: skip
+GROUPS = {
+    "clear": ("en-us", ("f4", "m6")),
+    "rough": ("en-us", ("Annie", "Mike", "steph3")),
+    "accented": ("en", ("f4", "m6")),
+}
+
+
+def load() -> tuple[World, World]:
+    """The world that is trained on, and the same questions with the held-out unrelated speech."""
+    from moshijax.data.synthesis.world import parse_world
+
+    def read(name: str) -> World:
+        path = folder("data/small_world") / name
+        return parse_world(Path(path).read_text(encoding="utf-8"), name)
+
+    trained = read("world.txt")
+    return trained, replace(trained, unrelated=read("unrelated_heldout.txt").unrelated)
+
+
+def ranges(language: str = "en-us", variants: tuple[str, ...] = TRAINED) -> CallRanges:
+    from moshijax.data.synthesis.dialogue import Voice
+    from moshijax.data.synthesis.world import CallRanges
+
+    return CallRanges(
+        duration=CALL_SECONDS,
+        lead=(0.1, 1.2),
+        gap=(0.35, 0.35),
+        gain_db=(-8.0, 6.0),
+        snr_db=(15.0, 40.0),
+        language=language,
+        variants=variants,
+        rate=(145, 205),
+        pitch=(25, 75),
+        pitch_range=(30, 70),
+        model_voice=Voice("en-us", MODEL_VARIANT, 175, 50, 50),
+    )
+
+
+def training_calls(world: World, answered: int, unanswered: int, silent: int, seed: int) -> list[Dialogue]:
+    from moshijax.data.synthesis.world import draw_calls
+
+    return draw_calls(world, answered, unanswered, silent, seed, ranges(), prefix="train")
+
+
+def heldout_calls(world: World, per_group: int, seed: int) -> list[Dialogue]:
+    """Per group of voices `per_group` questions and as many unrelated utterances; silent users besides, in 'clear'."""
+    from moshijax.data.synthesis.world import draw_calls
+
+    calls = []
+    for group, (language, variants) in GROUPS.items():
+        silent = max(1, per_group // 4) if group == "clear" else 0
+        drawn = draw_calls(world, per_group, per_group, silent, seed, ranges(language, variants), prefix=group)
+        calls += [replace(call, meta={**call.meta, "group": group}) for call in drawn]
+    return calls
