@@ -50,7 +50,7 @@ def soak(program: runtime.Program, steps: int, seed: int = 0, report_every: int 
             compiled.clear()
         if random.random() < 0.002:
             program.close(rows.pop(int(random.choice(list(rows)))))
-        if step % report_every == report_every - 1 or step == steps // 10:
+        if step == steps // 10 or (step > steps // 10 and step % report_every == report_every - 1):
             memory.append((step + 1, process.memory_info().rss / 2**20))
             print(f"{step + 1:8d} steps  {memory[-1][1]:8.1f} MiB  {time.perf_counter() - started:7.1f} s", flush=True)
     early, late = memory[0][1], memory[-1][1]
@@ -58,14 +58,33 @@ def soak(program: runtime.Program, steps: int, seed: int = 0, report_every: int 
     return {
         "steps": steps,
         "calls": opened,
-        "compilations after step 100": len(compiled),
-        f"resident memory at step {memory[0][0]}": f"{early:.1f} MiB",
-        f"resident memory at step {memory[-1][0]}": f"{late:.1f} MiB",
-        "step time, median of the first tenth": f"{1000 * np.median(times[: steps // 10]):.3f} ms",
-        "step time, median of the last tenth": f"{1000 * np.median(times[-steps // 10 :]):.3f} ms",
-        "step time, p99": f"{1000 * np.percentile(times, 99):.3f} ms",
-        "step time, worst": f"{1000 * times.max():.3f} ms",
+        "compilations": len(compiled),
+        "memory_early_mib": early,
+        "memory_late_mib": late,
+        "memory_growth_mib": late - early,
+        "first_tenth_ms": 1000 * float(np.median(times[: steps // 10])),
+        "last_tenth_ms": 1000 * float(np.median(times[-steps // 10 :])),
+        "p99_ms": 1000 * float(np.percentile(times, 99)),
+        "worst_ms": 1000 * float(times.max()),
     }
+
+
+def table(figures: dict, context: int) -> str:
+    """The figures as a Markdown table."""
+    steps = figures["steps"]
+    rows = {
+        "steps": steps,
+        "calls opened and closed": figures["calls"],
+        "turns of the language model's ring cache": steps // context,
+        "compilations after step 100": figures["compilations"],
+        f"resident memory at step {steps // 10 + 1}": f"{figures['memory_early_mib']:.1f} MiB",
+        f"resident memory at step {steps}": f"{figures['memory_late_mib']:.1f} MiB",
+        "step time, median of the first tenth": f"{figures['first_tenth_ms']:.3f} ms",
+        "step time, median of the last tenth": f"{figures['last_tenth_ms']:.3f} ms",
+        "step time, p99": f"{figures['p99_ms']:.3f} ms",
+        "step time, worst": f"{figures['worst_ms']:.3f} ms",
+    }
+    return "\n".join(f"| {name} | {value} |" for name, value in rows.items())
 
 
 def main() -> None:
@@ -78,15 +97,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         made = options.artifact or artifact.build(*tiny_models(), Path(folder) / "artifact", batches=(options.batch,))
         program = runtime.load(made, options.batch)
-        contexts = program.manifest["config"]["lm"]["temporal"]["context"]
+        context = program.manifest["config"]["lm"]["temporal"]["context"]
         figures = soak(program, options.steps)
-    figures["turns of the language model's ring cache"] = options.steps // contexts
-    lines = [f"| {name} | {value} |" for name, value in figures.items()]
-    print("\n".join(lines))
+    lines = table(figures, context)
+    print(lines)
     if options.write:
-        options.write.write_text(
-            PAGE.format(**vars(options), lines="\n".join(lines), machine=machine()), encoding="utf-8"
-        )
+        options.write.write_text(PAGE.format(**vars(options), lines=lines, machine=machine()), encoding="utf-8")
 
 
 def machine() -> str:

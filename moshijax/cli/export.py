@@ -53,7 +53,8 @@ def command(source: str, artifact: str, codec: str | None, tokenizer: str | None
     if Path(artifact).exists():
         raise ConfigError(f"{artifact} exists; choose another path or remove it first")
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("reading the models", total=None)
 
         def progress(name: str) -> None:

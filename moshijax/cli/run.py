@@ -40,7 +40,8 @@ def command(artifact: str, user: str, out: str | None, **options) -> None:
 
     sampling = {name: value for name in SAMPLING_INPUTS if (value := options.pop(name)) is not None}
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("loading", total=None)
 
         def progress(done: int, total: int) -> None:

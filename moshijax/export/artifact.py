@@ -216,7 +216,7 @@ def check_request(platforms: Sequence[str], batches: Sequence[int]) -> None:
             raise ConfigError(f"unknown platform {platform!r}; choose from {', '.join(manifests.PLATFORMS)}")
     if not platforms or not batches or min(batches) < 1:
         raise ConfigError(
-            f"platforms={list(platforms)} and batches={list(batches)} must name at least one, batches > 0"
+            f"platforms={list(platforms)}, batches={list(batches)}: name at least one of each, batches > 0"
         )
 
 

@@ -26,12 +26,12 @@ def test_step_equals_codec_and_language_model(models, program1):
     codes_BQT = np.asarray(codec.encode(codec_config, codec_params, pcm, num_codebooks=3))
     sampling = lm.Sampling(0.8, 0.7, 20, 20, 0.5, seed=np.array([[0, 11]]))
     state = lm.init_generation(lm_config, lm_params, 1, sampling, top_k_limit=250)
-    generate = jax.jit(lambda state, given: lm.generate_step(lm_config, lm_params, state, given, top_k_limit=250))
+    generate = jax.jit(lambda params, state, given: lm.generate_step(lm_config, params, state, given))
     # The first call only primes: whatever is given, it is not looked at.
     columns = [np.zeros((1, 3), np.int32), *codes_BQT.transpose(2, 0, 1)]
     expected = []
     for given in columns:
-        state, out = generate(state, jnp.asarray(given))
+        state, out = generate(lm_params, state, given)
         expected.append(np.asarray(out[0]))
     assert (expected[0] == UNGENERATED).all()
     expected = np.stack(expected[1:], axis=1)

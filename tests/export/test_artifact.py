@@ -1,0 +1,181 @@
+"""Writing artifacts: every platform from here, types of weights, rebuilding, and nothing half-written."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import json
+import os
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from moshijax.errors import ConfigError, DataError, MoshijaxError
+from moshijax.export import artifact, call, manifest, runtime
+
+GREEDY = {"temperature": 0.0, "text_temperature": 0.0}
+
+
+@pytest.fixture(scope="module")
+def everywhere(models, tmp_path_factory):
+    out = tmp_path_factory.mktemp("everywhere") / "artifact"
+    return artifact.build(*models, out, platforms=("cpu", "cuda", "tpu"), batches=(1, 2), weights_dtype="bfloat16")
+
+
+def test_files_and_manifest(everywhere):
+    description = json.loads((everywhere / "artifact.json").read_text())
+    programs = {
+        f"{name}.{platform}.b{batch}.jaxexp"
+        for name in ("init_state", "step", "step_tokens")
+        for platform in ("cpu", "cuda", "tpu")
+        for batch in (1, 2)
+    }
+    files = {path.name for path in everywhere.iterdir()}
+    assert files == programs | {"artifact.json", "weights.safetensors", "text_pieces.json"}
+    assert set(description["files"]) == files - {"artifact.json"}
+    for name, record in description["files"].items():
+        assert record == manifest.file_record(everywhere / name)
+    assert description["jax"] == {
+        "exported_with": jax.__version__,
+        "calling_convention_version": jax.export.maximum_supported_calling_convention_version,
+        "tried": ["0.10.2", "0.13"],
+    }
+    assert description["platforms"] == ["cpu", "cuda", "tpu"] and description["batches"] == [1, 2]
+    assert description["inputs"]["step"]["pcm"] == {"shape": [None, 640], "dtype": "float32"}
+    assert description["outputs"]["step"]["codes"] == {"shape": [None, 7], "dtype": "int32"}
+    assert description["layout"]["max_delay"] == 1
+    assert [s["name"] for s in description["layout"]["streams"]][:2] == ["model text", "model codebook 0"]
+    assert description["config"]["lm"]["temporal"]["context"] == 12
+
+
+def test_every_platform_is_what_it_says(everywhere):
+    for platform in ("cpu", "cuda", "tpu"):
+        for name in ("init_state", "step", "step_tokens"):
+            exported = jax.export.deserialize(
+                bytearray((everywhere / manifest.program_file(name, platform, 2)).read_bytes())
+            )
+            assert exported.platforms == (platform,)
+
+
+def test_weights_types(everywhere, models):
+    """bfloat16 stores the language model so, and the codec as float32; cpu computes in float32 all the same."""
+    stored = load_file(everywhere / "weights.safetensors")
+    kinds = {name.split("/")[0]: set() for name in stored}
+    for name, value in stored.items():
+        kinds[name.split("/")[0]].add(str(value.dtype))
+    assert kinds == {"lm": {"bfloat16"}, "codec": {"float32"}}
+    program = runtime.load(everywhere, 1)
+    assert {str(value.dtype) for value in program.weights.values()} == {"float32"}
+    cuda = jax.export.deserialize(bytearray((everywhere / "step.cuda.b1.jaxexp").read_bytes()))
+    (weights, state, _), _ = jax.tree.unflatten(cuda.in_tree, cuda.in_avals)
+    assert str(weights["lm/text_head/kernel"].dtype) == "bfloat16"
+    assert str(state["lm/temporal/layers/0/k"].dtype) == "bfloat16"
+
+
+def test_rebuilt_from_itself(program1, artifact_dir, tmp_path):
+    """An artifact alone is enough to make it again, for other batch sizes and platforms too."""
+    again = artifact.rebuild(artifact_dir, tmp_path / "again", batches=(1, 3), platforms=("cpu", "tpu"))
+    first, second = load_file(artifact_dir / "weights.safetensors"), load_file(again / "weights.safetensors")
+    assert set(first) == set(second) and all((first[name] == second[name]).all() for name in first)
+    old, new = manifest.read(artifact_dir), manifest.read(again)
+    for part in ("config", "layout", "audio", "text", "sampling", "state", "inputs", "outputs"):
+        assert old[part] == new[part]
+    assert new["batches"] == [1, 3] and new["platforms"] == ["cpu", "tpu"]
+    wave = (np.random.RandomState(4).randn(640 * 9) * 0.3).astype(np.float32)
+    [before], _ = call.play(program1, [wave])
+    [after], _ = call.play(runtime.load(again, 1), [wave])
+    np.testing.assert_array_equal(before.codes, after.codes)
+    np.testing.assert_array_equal(before.pcm, after.pcm)
+
+
+def test_rebuilding_a_damaged_artifact_is_refused(artifact_dir, tmp_path):
+    import shutil
+
+    copy = shutil.copytree(artifact_dir, tmp_path / "copy")
+    data = bytearray((copy / "weights.safetensors").read_bytes())
+    data[-1] ^= 1
+    (copy / "weights.safetensors").write_bytes(bytes(data))
+    with pytest.raises(DataError, match="weights.safetensors differs"):
+        artifact.rebuild(copy, tmp_path / "again")
+    assert not (tmp_path / "again").exists()
+
+
+def test_either_parameter_layout_gives_the_same_artifact(models, artifact_dir, tmp_path):
+    from moshijax.nn.layout import unstack_layers
+
+    codec_model, (lm_config, lm_params), pieces = models
+    unstacked = lm_config, unstack_layers(lm_params)
+    again = artifact.build(codec_model, unstacked, pieces, tmp_path / "again")
+    assert (again / "weights.safetensors").read_bytes() == (artifact_dir / "weights.safetensors").read_bytes()
+
+
+def test_it_does_not_write_over_other_things(models, artifact_dir, tmp_path):
+    with pytest.raises(ConfigError, match="exists; choose another path"):
+        artifact.build(*models, artifact_dir)
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "precious.txt").write_text("x")
+    with pytest.raises(ConfigError, match="exists and is not an artifact"):
+        artifact.build(*models, tmp_path / "notes", overwrite=True)
+    assert (tmp_path / "notes" / "precious.txt").exists()
+
+
+def test_nothing_half_written_is_left(models, tmp_path, monkeypatch):
+    """The disk runs full on the way: one line, and no directory that looks finished."""
+
+    def full(path, data):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("pathlib.Path.write_bytes", full)
+    with pytest.raises(MoshijaxError, match="No space left on device; free some space or choose another path"):
+        artifact.build(*models, tmp_path / "artifact")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_overwriting_replaces_the_whole_directory(models, tmp_path):
+    out = artifact.build(*models, tmp_path / "artifact", batches=(1, 2))
+    artifact.build(*models, out, batches=(1,), overwrite=True)
+    assert not (out / "step.cpu.b2.jaxexp").exists() and [path.name for path in tmp_path.iterdir()] == ["artifact"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"platforms": ("cpu", "rocm")}, "unknown platform 'rocm'; choose from cpu, cuda, tpu"),
+        ({"platforms": ()}, "name at least one of each"),
+        ({"batches": (0,)}, "batches > 0"),
+        ({"weights_dtype": "int4"}, "weights_dtype='int4' must be one of float32, bfloat16"),
+    ],
+)
+def test_impossible_requests(models, tmp_path, options, message):
+    with pytest.raises(ConfigError, match=message):
+        artifact.build(*models, tmp_path / "artifact", **options)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_models_and_pieces_that_do_not_fit(models, tmp_path):
+    codec_model, (lm_config, lm_params), pieces = models
+    with pytest.raises(ConfigError, match="49 text pieces do not fit text_card=48"):
+        artifact.build(codec_model, (lm_config, lm_params), [*pieces, "x"], tmp_path / "artifact")
+    wider = dataclasses.replace(lm_config, text_card=64)
+    with pytest.raises(ConfigError, match="parameters do not fit the language model's config"):
+        artifact.build(codec_model, (wider, lm_params), pieces, tmp_path / "artifact")
+
+
+def test_sampling_defaults_and_limits(models, tmp_path):
+    out = artifact.build(*models, tmp_path / "artifact", sampling={"temperature": 0.5, "top_k": 9}, top_k_limit=20)
+    sampling = manifest.read(out)["sampling"]
+    assert sampling["defaults"] == {
+        "temperature": 0.5,
+        "text_temperature": 0.7,
+        "top_k": 9,
+        "text_top_k": 20,
+        "pad_bonus": 0.0,
+    }
+    assert sampling["limits"]["top_k"] == [0, 20]
+    program = runtime.load(out, 1)
+    with pytest.raises(ConfigError, match="top_k=21 is outside what the artifact allows .0 to 20"):
+        program.open(sampling={"top_k": 21})
+    [one], _ = call.play(program, [np.zeros(640 * 3, np.float32)])
+    assert one.codes.shape == (7, 3)
