@@ -20,14 +20,16 @@ FROZEN = "frozen"
 def learning_rate(config: OptimizerConfig, step: jax.Array, steps: int) -> jax.Array:
     """Rate at a global step [] int32 of a run of `steps` steps; float32."""
     step = jnp.asarray(step, jnp.float32)
-    warmup = jnp.minimum(1.0, (step + 1) / config.warmup_steps) if config.warmup_steps else jnp.float32(1)
+    rate = jnp.float32(config.learning_rate)
+    if config.warmup_steps:
+        rate *= jnp.minimum(1.0, (step + 1) / config.warmup_steps)
+    if config.decay == "constant":
+        return rate
     start = max(config.warmup_steps, config.decay_start * steps)
     progress = jnp.clip((step - start) / max(1.0, steps - start), 0.0, 1.0)
     if config.decay == "cosine":
         progress = 0.5 - 0.5 * jnp.cos(math.pi * progress)
-    elif config.decay == "constant":
-        progress = jnp.zeros_like(progress)
-    return config.learning_rate * warmup * (1 - progress * (1 - config.final_scale))
+    return rate * (1 - progress * (1 - config.final_scale))
 
 
 def group_of(config: OptimizerConfig, path: str) -> ParameterGroup:

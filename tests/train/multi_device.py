@@ -137,3 +137,46 @@ def refuses_what_does_not_divide():
         assert "8" in str(error)
     else:
         raise AssertionError("12 rows on 8 devices were accepted")
+
+
+def lm_agrees_with_one_device(folder):
+    from tests.train.models import lm_experiment
+
+    meshes = (MeshConfig(data=1, fsdp=8), MeshConfig(data=2, fsdp=2, tensor=2))
+    compare_meshes(lm_experiment(Path(folder)), ("audio", "text"), meshes)
+    experiment = lm_experiment(Path(folder))
+    mesh = sharding.make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
+    with sharding.context(mesh):
+        plan = plan_state(experiment.task, experiment, mesh)
+        batch = experiment.task.sources(experiment)["audio"].batch(0)
+        program = compile_step(experiment.task, experiment, plan, "audio", batch, mesh)
+    # Two in the temporal layer (scanned, so once in the text) and one in the depth transformer, forward and backward.
+    assert count_constraints(program.lowered) >= 3
+
+
+def lm_refuses_indivisible(folder):
+    from tests.train.models import lm_experiment
+
+    experiment = lm_experiment(Path(folder), mesh=MeshConfig(data=1, tensor=8))
+    run_dir = Path(folder) / "indivisible"
+    try:
+        train(experiment, run_dir)
+    except ConfigError as error:
+        assert not run_dir.exists()
+        print(error)
+    else:
+        raise AssertionError("the mesh was accepted")
+
+
+def lm_restores(folder, run_dir):
+    from tests.train.models import lm_experiment
+
+    experiment = lm_experiment(Path(folder), steps=40)
+    checkpointer = Checkpointer(RunDir(Path(run_dir)))
+    alone = checkpointer.restore_model(40)["params"]
+    mesh = sharding.make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
+    with sharding.context(mesh):
+        plan = plan_state(experiment.task, experiment, mesh)
+        state, _ = checkpointer.restore(40, plan.abstract)
+    assert not state.params["temporal"]["layers"]["mlp"]["up"]["kernel"].sharding.is_fully_replicated
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(state.params), jax.device_get(alone))

@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from moshijax import codec
+from moshijax.errors import ConfigError
+from moshijax.train.checkpoint import load_run
+from moshijax.train.loop import train
+from moshijax.train.metrics import read_metrics
+from tests.train.models import CODEC, codec_experiment, write_codec_data
+from tests.train.test_loop import Crash, assert_bit_equal, at_step, crash, numbers, state_at
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("codec") / "speech"
+    write_codec_data(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def whole_run(folder):
+    train(codec_experiment(folder, steps=40), folder / "whole")
+    return folder / "whole"
+
+
+def test_losses_fall_and_codebooks_are_used(whole_run):
+    lines = read_metrics(whole_run / "metrics.jsonl")
+    for name in ("loss", "mel/loss", "distillation/loss"):
+        assert lines[-1][f"train/{name}"] < 0.9 * lines[0][f"train/{name}"], name
+    assert all(lines[-1][f"train/codebook_{q}/usage_entropy"] > 0.5 for q in range(3))
+
+
+def test_resume_is_bit_for_bit(folder, whole_run, run_dir):
+    experiment = codec_experiment(folder, steps=40)
+    with pytest.raises(Crash):
+        train(experiment, run_dir, progress=at_step(17, crash))
+    train(experiment, run_dir)
+    assert_bit_equal(state_at(whole_run, 40, experiment), state_at(run_dir, 40, experiment))
+    assert numbers(run_dir) == numbers(whole_run)
+
+
+def test_load_run_gives_a_codec_that_encodes(whole_run):
+    kind, config, params, extras = load_run(whole_run)
+    assert (kind, config, extras["tokenizer"]) == ("codec", CODEC, None)
+    wave = 0.3 * np.sin(np.arange(6400) / 10).astype(np.float32)[None]
+    codes = np.asarray(codec.encode(config, params, wave))
+    assert codes.shape == (1, 3, 10) and codes.min() >= 0 and codes.max() < 16
+    assert len(np.unique(codes)) > 2
+    assert np.isfinite(codec.decode(config, params, codes)).all()
+
+
+def test_microbatches_change_only_rounding(folder, tmp_path):
+    for count in (1, 2):
+        train(codec_experiment(folder, microbatches=count, steps=3, log_every=1), tmp_path / str(count))
+    ours, theirs = (read_metrics(tmp_path / n / "metrics.jsonl") for n in ("1", "2"))
+    for a, b in zip(ours, theirs, strict=True):
+        for name in ("train/loss", "train/mel/loss", "train/codebook_0/usage_entropy"):
+            np.testing.assert_allclose(a[name], b[name], rtol=2e-3)
+    for name in ("train/loss", "train/mel/loss", "train/grad_norm"):
+        np.testing.assert_allclose(ours[0][name], theirs[0][name], rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"data": {"num_samples": 6401}}, "num_samples 6401 is not a multiple of the frame size 640"),
+        ({"data": {"sample_rate": 24000, "num_samples": 6400}}, "sample_rate is 24000, the codec's is 8000"),
+        ({"data": {"teacher": None}}, "features of width None, but teacher_dim is"),
+        ({"text_ratio": 0.5, "text_data": 1}, "a codec has no text steps"),
+    ],
+)
+def test_data_that_do_not_fit_are_refused(folder, run_dir, change, message):
+    experiment = codec_experiment(folder)
+    if "data" in change:
+        change = {"data": dataclasses.replace(experiment.data, **change["data"])}
+    with pytest.raises(ConfigError, match=message):
+        train(dataclasses.replace(experiment, **change), run_dir)
+    assert not run_dir.exists()

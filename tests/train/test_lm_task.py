@@ -1,0 +1,138 @@
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from moshijax import lm
+from moshijax.errors import ConfigError
+from moshijax.train import sharding
+from moshijax.train.checkpoint import Checkpointer, load_run
+from moshijax.train.feed import put
+from moshijax.train.loop import train
+from moshijax.train.metrics import read_metrics
+from moshijax.train.run_dir import RunDir
+from moshijax.train.state import plan_state
+from moshijax.train.steps import batch_shardings, compile_step
+from tests.train.devices import run_on_devices
+from tests.train.models import LM, lm_experiment, write_lm_data
+from tests.train.test_loop import Crash, assert_bit_equal, at_step, crash, numbers, state_at
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("lm")
+    write_lm_data(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def whole_run(folder):
+    train(lm_experiment(folder, steps=40, log_every=1), folder / "whole")
+    return folder / "whole"
+
+
+def test_losses_fall_and_are_reported_per_stream(whole_run):
+    lines = [line for line in read_metrics(whole_run / "metrics.jsonl") if "train/loss" in line]
+    for name in ("loss", "model_0/loss", "text_padding/loss"):
+        assert lines[-1][f"train/{name}"] < 0.9 * lines[0][f"train/{name}"], name
+    text = [line["train_text/loss"] for line in read_metrics(whole_run / "metrics.jsonl") if "train_text/loss" in line]
+    assert len(text) == 10 and text[-1] < text[0]
+    assert {"train/text_words/loss", "train/model_1/accuracy", "throughput/audio_seconds"} <= lines[-1].keys()
+
+
+def test_the_first_loss_is_that_of_the_model_alone(folder, whole_run):
+    experiment = lm_experiment(folder)
+    state = plan_state(experiment.task, experiment, sharding.make_mesh(experiment.mesh)).create(0)
+    codes = experiment.task.sources(experiment)["audio"].batch(0)["codes"]
+    loss = lm.losses.loss_fn(LM, experiment.task.loss, lm.forward(LM, state.params, codes), codes)
+    line = read_metrics(whole_run / "metrics.jsonl")[0]
+    np.testing.assert_allclose(line["train/loss"], loss, rtol=1e-5)
+
+
+def test_text_steps_train_only_what_text_trains(folder):
+    experiment = lm_experiment(folder)
+    mesh = sharding.make_mesh(experiment.mesh)
+    with sharding.context(mesh):
+        plan = plan_state(experiment.task, experiment, mesh)
+        source = experiment.task.sources(experiment)["text"]
+        program = compile_step(experiment.task, experiment, plan, "text", source.batch(0), mesh)
+        where = batch_shardings(source.batch(0), mesh, 1)
+        state = plan.create(0)
+        start = jax.device_get(state)
+        for n in range(3):
+            state, _ = program.run(state, put(source.batch(n), where))
+    end = jax.device_get(state)
+    changed, same = set(), set()
+    leaves = zip(jax.tree_util.tree_leaves_with_path(start.params), jax.tree.leaves(end.params), strict=True)
+    for (keys, a), b in leaves:
+        (same if a.tobytes() == b.tobytes() else changed).add(keys[0].key)
+    assert changed == {"temporal", "out_norm", "text_embedding", "text_head"}
+    assert same == {"audio_embedding", "depth"}
+    assert_bit_equal(start.opt_states["audio"], end.opt_states["audio"])
+
+
+def test_resume_is_bit_for_bit(folder, whole_run, run_dir):
+    experiment = lm_experiment(folder, steps=40, log_every=1)
+    with pytest.raises(Crash):
+        train(experiment, run_dir, progress=at_step(23, crash))
+    train(experiment, run_dir)
+    assert_bit_equal(state_at(whole_run, 40, experiment), state_at(run_dir, 40, experiment))
+    assert numbers(run_dir) == numbers(whole_run)
+
+
+def test_load_run_gives_the_model_and_its_tokenizer(folder, whole_run):
+    kind, config, params, extras = load_run(whole_run)
+    assert (kind, config, extras["step"]) == ("lm", LM, 40)
+    assert extras["tokenizer"].read_bytes() == (folder / "tokenizer.model").read_bytes()
+    expected = state_at(whole_run, 40, lm_experiment(folder, steps=40)).params
+    jax.tree.map(np.testing.assert_array_equal, params, expected)
+    codes = np.zeros((1, LM.layout.num_streams, 3), np.int32)
+    assert np.isfinite(lm.forward(config, params, codes).logits).all()
+
+
+def test_init_from_a_run(folder, whole_run, run_dir):
+    train(lm_experiment(folder, init_from=str(whole_run), log_every=1, steps=2), run_dir)
+    first, fresh = (read_metrics(path / "metrics.jsonl")[0] for path in (run_dir, whole_run))
+    assert first["train/loss"] < 0.7 * fresh["train/loss"]
+
+
+def test_microbatches_change_only_rounding(folder, tmp_path):
+    for count in (1, 4):
+        train(lm_experiment(folder, microbatches=count, steps=4, log_every=4), tmp_path / str(count))
+    ours, theirs = (read_metrics(tmp_path / n / "metrics.jsonl")[0] for n in ("1", "4"))
+    for name in ("train/loss", "train/model_1/loss", "train_text/loss", "train/grad_norm"):
+        np.testing.assert_allclose(ours[name], theirs[name], rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"text_card": 8}, "has .* pieces, but text_card is 8"),
+        ({"card": 8}, "holds token .*, but card is 8"),
+    ],
+)
+def test_a_model_that_does_not_fit_its_data_is_refused(folder, run_dir, change, message):
+    experiment = lm_experiment(folder)
+    task = dataclasses.replace(experiment.task, model=dataclasses.replace(LM, **change))
+    with pytest.raises(ConfigError, match=message):
+        train(dataclasses.replace(experiment, task=task), run_dir)
+    assert not run_dir.exists()
+
+
+def test_8_devices_agree_with_one(folder):
+    run_on_devices(8, "tests.train.multi_device:lm_agrees_with_one_device", folder)
+
+
+def test_heads_that_do_not_divide_are_refused_before_anything_is_made(folder):
+    out = run_on_devices(8, "tests.train.multi_device:lm_refuses_indivisible", folder)
+    assert "does not divide by the 8 devices" in out
+
+
+def test_checkpoint_of_one_device_read_by_8(folder, whole_run):
+    saved = Checkpointer(RunDir(whole_run))
+    assert saved.latest() == 40
+    saved.close()
+    run_on_devices(8, "tests.train.multi_device:lm_restores", folder, whole_run)
