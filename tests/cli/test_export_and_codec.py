@@ -1,0 +1,183 @@
+"""`moshijax export` from runs and older artifacts, and `moshijax codec`, as commands."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from moshijax import codec, weights
+from moshijax.config_json import to_json
+from moshijax.data import records
+from moshijax.data.encoder import CodecEncoder
+from moshijax.data.text import train_tokenizer
+from moshijax.export import audio, manifest, runtime
+from moshijax.testing import tiny
+from moshijax.train.checkpoint import Checkpointer
+from moshijax.train.run_dir import RunDir, write_json
+from moshijax.train.state import TrainState
+
+pytest.importorskip("sentencepiece")
+GREEDY = {"temperature": 0.0, "text_temperature": 0.0}
+
+
+def write_run(path, kind, config, params, model_state, data_folder=None):
+    """A run directory as training leaves it, with one checkpoint."""
+    run = RunDir(path)
+    path.mkdir()
+    write_json(path / "model.json", {"kind": kind, "config": to_json(config)})
+    write_json(path / "config.json", {"data": {"paths": [str(data_folder)] if data_folder else []}})
+    params, model_state = (
+        {name: jnp.asarray(value) if not isinstance(value, dict) else value for name, value in tree.items()}
+        for tree in (params, model_state)
+    )
+    zero = jnp.zeros((), jnp.int32)
+    state = TrainState(step=zero, params=params, model_state=model_state, opt_states={}, ema={}, nonfinite=zero)
+    checkpointer = Checkpointer(run)
+    checkpointer.save(state, 1, {})
+    checkpointer.close()
+    return path
+
+
+@pytest.fixture(scope="module")
+def models():
+    return tiny.tiny_models()
+
+
+@pytest.fixture(scope="module")
+def runs(models, tmp_path_factory):
+    """A codec run, data encoded with it, and a run of a language model on that data."""
+    import jax
+
+    root = tmp_path_factory.mktemp("runs")
+    (codec_config, codec_params), (lm_config, lm_params), _ = jax.tree.map(
+        lambda leaf: jnp.asarray(leaf) if isinstance(leaf, np.ndarray) else leaf, models
+    )
+    write_run(root / "codec", "codec", codec_config, codec_params["params"], codec_params["codebooks"])
+    encoder = CodecEncoder.load(root / "codec")
+    (root / "grids").mkdir()
+    index = {"codec": {"sha256": encoder.sha256, "source": encoder.source}}
+    records.write_json(root / "grids" / records.INDEX, index)
+    write_run(root / "lm", "lm", lm_config, lm_params, {}, root / "grids")
+    text = ["yes no the red blue green door train leaves soon late never at ten"]
+    train_tokenizer(text, vocab_size=40, byte_fallback=False).save(root / "lm" / "tokenizer.model")
+    return root
+
+
+@pytest.fixture(scope="module")
+def exported(runs):
+    from moshijax.cli.main import run
+
+    assert run(["export", str(runs / "lm"), str(runs / "artifact"), "--batch", "2"]) == 0
+    return runs / "artifact"
+
+
+def greedy_codes(path):
+    program = runtime.load(path, 2)
+    row = program.open(sampling=GREEDY)
+    pcm = np.random.RandomState(0).randn(8, 2, 640).astype(np.float32) * 0.3
+    frames = [program.step(piece) for piece in pcm]
+    return np.stack([frame.codes[row] for frame in frames])
+
+
+def test_a_run_leads_to_its_codec_and_tokenizer(exported, runs):
+    description = manifest.read(exported)
+    assert description["platforms"] == ["cpu"] and description["batches"] == [2]
+    assert description["config"]["codec"] == to_json(tiny.CODEC)
+    pieces = json.loads((exported / "text_pieces.json").read_text(encoding="utf-8"))
+    assert pieces[:4] == ["<unk>", "<s>", "</s>", "<pad>"] and 4 < len(pieces) <= 48
+
+
+def test_an_artifact_leads_to_another(exported, cli, tmp_path):
+    code, out, _ = cli("export", exported, tmp_path / "again", "--platforms", "cpu,tpu")
+    assert code == 0 and f"wrote {tmp_path / 'again'}" in out
+    assert manifest.read(tmp_path / "again")["platforms"] == ["cpu", "tpu"]
+    np.testing.assert_array_equal(greedy_codes(exported), greedy_codes(tmp_path / "again"))
+
+
+def test_another_codec_is_refused(runs, cli, tmp_path):
+    (codec_config, codec_params), _, _ = tiny.tiny_models(seed=1)
+    other = write_run(tmp_path / "other", "codec", codec_config, codec_params["params"], codec_params["codebooks"])
+    code, _, err = cli("export", runs / "lm", tmp_path / "artifact", "--codec", other)
+    assert code == 3 and "is not the one that the data of" in err and "--codec" in err
+    assert not (tmp_path / "artifact").exists()
+
+
+def test_what_cannot_be_found_is_named(runs, cli, tmp_path):
+    lone = shutil.copytree(runs / "lm", tmp_path / "lm")
+    (lone / "tokenizer.model").unlink()
+    code, _, err = cli("export", lone, tmp_path / "artifact")
+    assert code == 2 and "has no tokenizer.model; give the SentencePiece model with --tokenizer" in err
+    write_json(lone / "config.json", {"data": {"paths": [str(tmp_path / "gone")]}})
+    code, _, err = cli("export", lone, tmp_path / "artifact")
+    assert code == 2 and "does not lead to its codec; give it with --codec" in err
+    assert not (tmp_path / "artifact").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (("nowhere", "OUT"), 2, "nothing at nowhere"),
+        (("LM", "LM"), 2, "exists; choose another path or remove it first"),
+        (("LM", "OUT", "--platforms", "cpu,rocm"), 2, "unknown platform 'rocm'"),
+        (("LM", "OUT", "--batch", "1,x"), 2, "--batch 1,x must be whole numbers"),
+        (("LM", "OUT", "--batch", "0"), 2, "batches > 0"),
+        (("LM", "OUT", "--weights-dtype", "int4"), 2, "int4"),
+        (("CODEC", "OUT"), 3, "a language model is needed"),
+    ],
+)
+def test_bad_arguments(cli, runs, tmp_path, arguments, code, message):
+    places = {"LM": runs / "lm", "CODEC": runs / "codec", "OUT": tmp_path / "artifact"}
+    got, _, err = cli("export", *[places.get(argument, argument) for argument in arguments])
+    assert got == code and message in err and err.count("\n") == 1
+    assert not (tmp_path / "artifact").exists()
+
+
+class TestCodec:
+    @pytest.fixture
+    def speech(self, tmp_path):
+        samples = np.random.RandomState(0).uniform(-0.3, 0.3, (640 * 6 + 7, 2)).astype(np.float32)
+        audio.write(tmp_path / "speech.wav", samples, 8000)
+        return tmp_path / "speech.wav"
+
+    @pytest.mark.parametrize("streaming", [(), ("--streaming",)])
+    def test_there_and_back(self, cli, runs, speech, tmp_path, streaming):
+        codes, again = tmp_path / "speech.npz", tmp_path / "again.wav"
+        code, out, _ = cli("codec", "encode", speech, codes, "--codec", runs / "codec", *streaming)
+        assert code == 0 and "2 channel(s), 4 codebooks, 7 frames" in out
+        config, params = weights.load_mimi(runs / "codec")
+        samples, _ = audio.read(speech)
+        expected = np.asarray(codec.encode(config, params, samples.T.copy()))
+        np.testing.assert_array_equal(np.load(codes)["codes"], expected)
+        code, out, _ = cli("codec", "decode", codes, again, "--codec", runs / "codec", *streaming)
+        assert code == 0 and "2 channel(s)" in out
+        back, rate = audio.read(again)
+        waveform = np.asarray(codec.decode(config, params, expected))[:, : len(samples)].T
+        assert rate == 8000 and back.shape == samples.shape
+        np.testing.assert_allclose(back, waveform.clip(-1, 1), atol=2e-4)
+
+    def test_fewer_codebooks(self, cli, runs, speech, tmp_path):
+        codes = tmp_path / "speech.npz"
+        assert cli("codec", "encode", speech, codes, "--codec", runs / "codec", "--num-codebooks", 2)[0] == 0
+        assert np.load(codes)["codes"].shape == (2, 2, 7)
+        code, _, err = cli("codec", "encode", speech, codes, "--codec", runs / "codec", "--num-codebooks", 5)
+        assert code == 2 and "--num-codebooks 5 must be 1 to 4" in err
+
+    def test_bad_input(self, cli, runs, speech, tmp_path):
+        out = tmp_path / "out.wav"
+        (tmp_path / "x.npz").write_bytes(b"not a zip")
+        np.savez(tmp_path / "y.npz", codes=np.full((1, 2, 3), 99), samples=10)
+        for arguments, code, message in (
+            (("encode", tmp_path / "no.wav", tmp_path / "a.npz"), 2, "no audio file at"),
+            (("encode", speech, tmp_path / "a.txt"), 2, "must end in .npz"),
+            (("encode", speech, tmp_path / "no" / "a.npz"), 2, "its folder does not exist"),
+            (("decode", tmp_path / "no.npz", out), 2, "no codes file at"),
+            (("decode", tmp_path / "x.npz", out), 3, "is not a file of `moshijax codec encode`"),
+            (("decode", tmp_path / "y.npz", out), 3, "ids 99 to 99; this codec has 4 of 0 to 31"),
+        ):
+            got, _, err = cli("codec", *arguments, "--codec", runs / "codec")
+            assert got == code and message in err
+        assert not out.exists()
