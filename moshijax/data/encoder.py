@@ -11,6 +11,7 @@ import numpy as np
 from moshijax.data.records import digest, tree_digest
 from moshijax.errors import ConfigError
 
+_ROWS_AT_ONCE = 16
 _FRAMES_AT_ONCE = 3000  # of all rows of one call together
 _BLOCK_FRAMES = 50  # of a long recording per step
 
@@ -35,6 +36,7 @@ class CodecEncoder:
         self.num_codebooks = num_codebooks or config.num_codebooks
         self.sha256 = digest(repr(config), tree_digest(params))
         self._params = codec.inference_layout(config, params)
+        self._silence: dict[int, np.ndarray] = {}
 
     @classmethod
     def load(cls, path: str | Path, num_codebooks: int | None = None) -> CodecEncoder:
@@ -45,27 +47,39 @@ class CodecEncoder:
 
     def encode(self, waveforms: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Waveforms [N_i] float32 -> codes [Q, ceil(N_i / frame_size)] int32, in the same order."""
-        frames = [-(-len(waveform) // self.frame_size) for waveform in waveforms]
-        codes: list[np.ndarray] = [np.zeros((self.num_codebooks, 0), np.int32)] * len(waveforms)
         groups: dict[int, list[int]] = {}
-        for number, count in enumerate(frames):
-            if count:
-                groups.setdefault(self._listed(count), []).append(number)
+        codes: list[np.ndarray] = []
+        for number, waveform in enumerate(waveforms):
+            frames = -(-len(waveform) // self.frame_size)
+            codes.append(self._silent(frames) if not waveform.any() else np.zeros(0))
+            if waveform.any():
+                groups.setdefault(self._listed(frames), []).append(number)
         for length, members in sorted(groups.items()):
-            rows = max(1, min(16, _FRAMES_AT_ONCE // length))
+            rows = max(1, min(_ROWS_AT_ONCE, _FRAMES_AT_ONCE // length))
             for first in range(0, len(members), rows):
                 chosen = members[first : first + rows]
-                batch = np.zeros((rows, length * self.frame_size), np.float32)
-                lengths = np.zeros(rows, np.int32)
-                for row, number in enumerate(chosen):
-                    batch[row, : len(waveforms[number])] = waveforms[number]
-                    lengths[row] = len(waveforms[number])
-                out = np.asarray(
-                    self._codec.encode(self._config, self._params, batch, self.num_codebooks, lengths_B=lengths)
-                )
-                for row, number in enumerate(chosen):
-                    codes[number] = out[row, :, : frames[number]]
+                found = self._encode_rows([waveforms[number] for number in chosen], length, rows)
+                for number, row in zip(chosen, found, strict=True):
+                    codes[number] = row
         return codes
+
+    def _encode_rows(self, waveforms: Sequence[np.ndarray], length: int, rows: int) -> list[np.ndarray]:
+        """Codes of at most `rows` waveforms of at most `length` frames; compiled for (rows, length)."""
+        batch = np.zeros((rows, length * self.frame_size), np.float32)
+        lengths = np.zeros(rows, np.int32)
+        for row, waveform in enumerate(waveforms):
+            batch[row, : len(waveform)] = waveform
+            lengths[row] = len(waveform)
+        out = np.asarray(self._codec.encode(self._config, self._params, batch, self.num_codebooks, lengths_B=lengths))
+        return [out[row, :, : -(-len(w) // self.frame_size)] for row, w in enumerate(waveforms)]
+
+    def _silent(self, frames: int) -> np.ndarray:
+        """Codes of digital silence, encoded once per length: data sets are full of it."""
+        if frames not in self._silence:
+            zeros = np.zeros(frames * self.frame_size, np.float32)
+            empty = np.zeros((self.num_codebooks, 0), np.int32)
+            self._silence[frames] = self._encode_rows([zeros], self._listed(frames), 1)[0] if frames else empty
+        return self._silence[frames]
 
     def _listed(self, frames: int) -> int:
         """Frames of the shortest compiled length, or pieces of the longest and then one that fits."""

@@ -31,6 +31,10 @@ def test_rows_lengths_and_pieces(model):
         if len(single):
             alone = np.asarray(codec.encode(*model, single[None], 4))[0]
             assert (alone != together).mean() < 0.01
+    silence = np.zeros(30_000, np.float32)
+    twice = encoder.encode([silence, waveforms[1], silence])
+    np.testing.assert_array_equal(twice[0], np.asarray(codec.encode(*model, silence[None], 4))[0])
+    np.testing.assert_array_equal(twice[0], twice[2])
     stereo = np.stack([waveform(6.0, 8), waveform(6.0, 9)], axis=1)
     pieces = encoder.encode_blocks(iter(np.array_split(stereo, 7)))
     whole = np.stack(encoder.encode([stereo[:, 0], stereo[:, 1]]))
