@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from moshijax.lm import configs, layouts, tokens
+from moshijax.lm import configs, delays, layouts, tokens
 from moshijax.lm.config import DepthConfig, LMConfig, LookupConditioner
 from moshijax.lm.generation import StepOutput, generate_step, init_generation, reset_generation
 from moshijax.lm.layouts import Stream, StreamLayout
@@ -33,6 +33,7 @@ __all__ = [
     "abstract",
     "configs",
     "count_parameters",
+    "delays",
     "forward",
     "forward_text",
     "generate_step",

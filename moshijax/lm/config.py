@@ -88,7 +88,7 @@ class LookupConditioner:
 class LMConfig:
     """A language model over the grid of `layout`.
 
-    `card`: codes per audio codebook; `text_card`: text pieces; `text_card_out`: width of the text head where it differs.
+    `card`: codes per audio codebook; `text_card`: text pieces; `text_card_out`: size of the text head where it differs.
     `norm_emb`: layer norm on embeddings; `bias_proj`: biases on the heads; `extra_heads` heads of `extra_heads_dim`
     classes on the temporal output; `conditioners` are summed. `pad_id`, `epad_id`: padding pieces.
     Compute and parameter types are those of `temporal` and `depth.transformer`.

@@ -46,7 +46,7 @@ class TokenTables(nn.Module):
             self.scale = self.param("norm_scale", ones, (self.tables, width), dtype)
             self.bias = self.param("norm_bias", zeros, (self.tables, width), dtype)
 
-    def __call__(self, ids_QN: Int[Array, "tables *N"]) -> Float[Array, "tables *N D"]:
+    def __call__(self, ids_QN: Int[Array, "Q ..."]) -> Float[Array, "Q ... D"]:
         """Row q of the ids through table q, all tables at once."""
         lead = (self.tables,) + (1,) * (ids_QN.ndim - 1)
         rows = self.table[jnp.arange(self.tables).reshape(lead), jnp.maximum(ids_QN, 0)]
@@ -58,7 +58,7 @@ class TokenTables(nn.Module):
             rows = jnp.einsum("q...r,qdr->q...d", rows, self.projection.astype(rows.dtype), precision=self.precision)
         return rows
 
-    def one(self, q: int, ids_N: Int[Array, "*N"]) -> Float[Array, "*N D"]:
+    def one(self, q: int, ids_N: Int[Array, "..."]) -> Float[Array, "... D"]:
         """Ids through table q alone."""
         rows = self.table[q, jnp.maximum(ids_N, 0)].astype(jnp.dtype(self.dtype))
         if self.use_norm:

@@ -1,7 +1,7 @@
 """Streaming generation: one frame in, one frame out, every row of the batch on its own clock.
 
-Follows `LMGen` of `moshi` (`models/lm.py`) with `support_out_of_sync`. The state is a dict of arrays with leading axis B:
-a row can be taken out and put into another slot. In call n of a row (counted from 1 after its start or reset)
+Follows `LMGen` of `moshi` (`models/lm.py`) with `support_out_of_sync`. The state is a dict of arrays with leading axis
+B: a row can be taken out and put into another slot. In call n of a row (counted from 1 after its start or reset)
 
 - position n - 1 is fed; the first call feeds initial tokens only, whatever is given;
 - the text token and the codes sampled for row k have index `n - 1 - delay_k`;

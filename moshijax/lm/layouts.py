@@ -1,7 +1,7 @@
 """What the rows of a token grid are: streams, their delays, and which of them the model writes.
 
-A grid is `[B, K, T]` int32, one column per 80 ms frame. Row 0 is text. Then come the audio rows with a step of the depth
-transformer (generated, or scored in training), then the rows that are only given.
+A grid is `[B, K, T]` int32, one column per 80 ms frame. Row 0 is text. Then come the audio rows with a step of the
+depth transformer (generated, or scored in training), then the rows that are only given.
 """
 
 from __future__ import annotations

@@ -31,8 +31,8 @@ class LossConfig:
       - "paper" (arXiv 2410.00037, 4.4): per frame, the audio losses are averaged with `semantic_weight` for codebook 0
         of each speaker and 1 for the others; text and audio are then averaged over frames. PAD counts
         `text_padding_weight`.
-      - "finetune" (the code of moshi-finetune): text and audio losses are weighted means over all their targets; PAD and
-        EPAD count `text_padding_weight`.
+      - "finetune" (the code of moshi-finetune): text and audio losses are weighted means over all their targets; PAD
+        and EPAD count `text_padding_weight`.
       - "split_padding" (the code of nu-dialogue): audio as "finetune"; text is the mean over targets that are not PAD
         plus `text_padding_weight` times the mean over PAD.
     `audio_weight`, `text_weight`: coefficients of the two groups.
@@ -61,7 +61,7 @@ class Term(NamedTuple):
 
 
 def cross_entropy(logits: Float[Array, "... V"], targets: Int[Array, "..."]) -> Float[Array, "..."]:
-    """Negative log likelihood in float32, in nats; targets outside `0 .. V-1` give finite numbers to be weighted by 0."""
+    """Negative log likelihood in float32, in nats; other targets give finite numbers, to be weighted by 0."""
     logits = logits.astype(jnp.float32)
     picked = jnp.arange(logits.shape[-1]) == targets[..., None]
     return jax.nn.logsumexp(logits, axis=-1) - jnp.sum(jnp.where(picked, logits, 0.0), axis=-1)

@@ -25,7 +25,7 @@ PURPOSE_TOKEN = 0
 class Sampling:
     """Sampling parameters: numbers, or arrays `[B]` with one value per batch row.
 
-    `temperature`, `top_k` for audio, `text_temperature`, `text_top_k` for text; temperature 0 is greedy, top-k 0 is off.
+    `temperature`, `top_k` for audio, `text_temperature`, `text_top_k` for text; temperature 0 is greedy, top-k 0 off.
     `pad_bonus` is added to the logit of the PAD piece. `seed`: a number (row i gets the pair `(seed, i)`), or an array
     `[B]` or `[B, 2]` with a seed per row. The defaults are those of the released Moshi.
     """

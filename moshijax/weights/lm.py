@@ -39,7 +39,9 @@ def _plain(shape: tuple[int, ...], path: str, slot: int | None = None, ours: tup
     return Entry(shape, ((path, slot),), lambda a: [a.reshape(inner)], lambda p: p[0].reshape(shape))
 
 
-def _norm(entries: dict[str, Entry], name: str, kind: str, dim: int, path: str, slot: int | None = None, stem="") -> None:
+def _norm(
+    entries: dict[str, Entry], name: str, kind: str, dim: int, path: str, slot: int | None = None, stem: str = ""
+) -> None:
     """Norms are `alpha [1, 1, D]`, or `weight` and `bias`."""
     if NORM_KINDS[kind][0]:
         entries[f"{name}.weight"] = _plain((dim,), f"{path}/{stem}scale", slot)
@@ -69,7 +71,9 @@ def _attention(entries: dict[str, Entry], name: str, c: TransformerConfig, path:
     )
 
 
-def _mlp(entries: dict[str, Entry], name: str, c: TransformerConfig, path: str, steps: list[tuple[str, str, int]]) -> None:
+def _mlp(
+    entries: dict[str, Entry], name: str, c: TransformerConfig, path: str, steps: list[tuple[str, str, int]]
+) -> None:
     """`steps`: published infix, our suffix and hidden width of every distinct weight."""
     for infix, suffix, hidden in steps:
         spare = c.hidden_dim - hidden
@@ -109,9 +113,7 @@ def _layers(entries: dict[str, Entry], name: str, c: TransformerConfig, path: st
         for number in (1, 2):
             _norm(entries, f"{here}.norm{number}", c.norm, c.dim, f"{there}/norm{number}")
             if c.layer_scale is not None:
-                entries[f"{here}.layer_scale_{number}.scale"] = _plain(
-                    (c.dim,), f"{there}/layer_scale_{number}/scale"
-                )
+                entries[f"{here}.layer_scale_{number}.scale"] = _plain((c.dim,), f"{there}/layer_scale_{number}/scale")
         _attention(entries, f"{here}.self_attn", c, f"{there}/attention", weights)
         _mlp(entries, here, c, f"{there}/mlp", steps)
 
@@ -190,7 +192,7 @@ class _FusedNames:
         for fused, parts in numbered.items():
             self._parts[fused] = [parts[i] for i in sorted(parts)]
         self.shapes = {
-            name: (sum(shapes[p][0] for p in parts), *shapes[parts[0]][1:]) if len(parts) > 1 else tuple(shapes[parts[0]])
+            name: (sum(shapes[p][0] for p in parts), *shapes[parts[0]][1:]) if len(parts) > 1 else shapes[parts[0]]
             for name, parts in self._parts.items()
         }
 

@@ -124,11 +124,12 @@ def lm_config(published: Mapping[str, Any]) -> LMConfig:
     for name in published:
         if name not in known:
             near = difflib.get_close_matches(name, known, 1)
-            raise ConfigError(f"config.json has an unknown field {name!r}; " + (f"nearest is {near[0]!r}" if near else "remove it"))
+            remedy = f"nearest is {near[0]!r}" if near else "remove it"
+            raise ConfigError(f"config.json has an unknown field {name!r}; {remedy}")
     field = {**DEFAULTS, **{k: v for k, v in published.items() if k in DEFAULTS}}
     for name in ("cross_attention", "quantize", "lora", "demux_second_stream", "demux_second_text_stream"):
         if field[name]:
-            raise ConfigError(f"config.json has {name}={field[name]!r}: not supported; use a plain self-attention model")
+            raise ConfigError(f"config.json has {name}={field[name]!r}: not supported; use a self-attention model")
     for name in ("num_layers",) + (("depformer_num_heads",) if field["dep_q"] else ()):
         if published.get(name) is None:
             raise ConfigError(f"config.json lacks {name}: it has no default; add it")
@@ -214,7 +215,7 @@ def _conditioners(field: Mapping[str, Any]) -> tuple[LookupConditioner, ...]:
 
 
 def published_config(config: LMConfig) -> dict[str, Any]:
-    """The published fields of a configuration; `lm_config` of them gives the configuration back (names of speakers apart)."""
+    """The published fields of a configuration; `lm_config` of them gives it back (names of speakers apart)."""
     stack, depth = config.temporal, config.depth
     out: dict[str, Any] = {
         "dim": stack.dim,
@@ -292,4 +293,4 @@ def _feedforward(stack: TransformerConfig, hidden: int | None = None) -> int:
         scale = feedforward / stack.dim
         if hidden_width(feedforward, stack.dim, stack.gating) == hidden and int(scale * stack.dim) == feedforward:
             return feedforward
-    raise ConfigError(f"hidden_dim={hidden} with dim={stack.dim}: no published dim_feedforward gives it; use another width")
+    raise ConfigError(f"hidden_dim={hidden} with dim={stack.dim}: no published dim_feedforward gives it; change it")

@@ -1,0 +1,229 @@
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from moshijax import lm
+from moshijax.errors import ConfigError
+from moshijax.lm.tokens import PAD, UNGENERATED
+from tests.lm.models import codes, params, small
+
+CONFIG = small()
+DELAY = CONFIG.layout.max_delay
+CALLS = 20
+SAMPLED = lm.Sampling(temperature=1.0, text_temperature=1.0, top_k=7, text_top_k=0, seed=11)
+
+
+@functools.cache
+def stepper(config):
+    return jax.jit(functools.partial(lm.generate_step, config))
+
+
+def run(config, tree, state, given, force=None, active=None):
+    """`given [calls, B, G]`; returns the state and `[calls, B, M]`."""
+    columns = []
+    for n in range(given.shape[0]):
+        arguments = [None if a is None else a[n] for a in (force, active)]
+        state, out = stepper(config)(tree, state, given[n], *arguments)
+        columns.append(np.asarray(out))
+    return state, np.stack(columns)
+
+
+def user(config, batch, calls=CALLS, seed=3):
+    return jax.random.randint(jax.random.key(seed), (calls, batch, len(config.layout.given_rows)), 0, config.card)
+
+
+def grid_of(config, columns, given):
+    """What the training forward should be fed: returned frames, and given codes from the second call on."""
+    delay = config.layout.max_delay
+    frames = columns[delay:].transpose(1, 2, 0)
+    return jnp.concatenate([frames, given[1 : 1 + frames.shape[2]].transpose(1, 2, 0)[..., : frames.shape[2]]], 1)
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [
+        CONFIG.layout,
+        lm.layouts.recognition(2),
+        lm.layouts.recognition(2, text_delay=3),
+        lm.layouts.synthesis(2, 1, 3),
+        lm.layouts.dialogue(2, 1, score_user=True),
+    ],
+)
+def test_greedy_generation_is_the_training_forward(layout):
+    """Every returned token is the most likely one under the training forward, beyond the window too."""
+    config = small(layout)
+    assert CALLS > 2 * config.temporal.context
+    tree, given = params(config, stacked=False), user(config, 2)
+    state = lm.init_generation(config, tree, 2, lm.Sampling.greedy())
+    _, columns = run(config, tree, state, given)
+    delay = layout.max_delay
+    assert (columns[:delay] == UNGENERATED).all() and (columns[delay:] >= 0).all()
+    frames = CALLS - delay - 1
+    grid = grid_of(config, columns, given)[:, :, :frames]
+    out = lm.forward(config, tree, grid)
+    generated = len(layout.model_rows) - 1
+    text, audio = np.asarray(out.text_logits.argmax(-1)), np.asarray(out.logits.argmax(-1))[:, :generated]
+    np.testing.assert_array_equal(np.where(out.text_mask, text, grid[:, :1]), grid[:, :1])
+    kept = np.asarray(out.mask)[:, :generated]
+    np.testing.assert_array_equal(np.where(kept, audio, 0), np.where(kept, grid[:, 1 : 1 + generated], 0))
+
+
+def test_codes_of_the_first_call_are_ignored():
+    tree, given = params(CONFIG, stacked=False), user(CONFIG, 1)
+    start = lm.init_generation(CONFIG, tree, 1, lm.Sampling.greedy())
+    _, a = run(CONFIG, tree, start, given)
+    _, b = run(CONFIG, tree, start, given.at[0].add(1) % CONFIG.card)
+    _, c = run(CONFIG, tree, start, given.at[1].add(1) % CONFIG.card)
+    np.testing.assert_array_equal(a, b)
+    assert (a != c).any()
+
+
+def test_both_layouts_generate_the_same():
+    given = user(CONFIG, 2, 5)
+    start = lm.init_generation(CONFIG, None, 2, lm.Sampling.greedy())
+    _, a = run(CONFIG, params(CONFIG, stacked=False), start, given)
+    _, b = run(CONFIG, params(CONFIG, stacked=True), start, given)
+    np.testing.assert_array_equal(a, b)
+
+
+def test_a_row_depends_on_its_seed_and_inputs_alone():
+    """Not on its slot, its neighbours, or when it started."""
+    tree, given = params(CONFIG, stacked=False), user(CONFIG, 3)
+    seeds = np.array([[1, 1], [2, 2], [3, 3]])
+    sampling = lm.Sampling(temperature=1.0, text_temperature=1.0, top_k=7, text_top_k=0, seed=seeds)
+    _, base = run(CONFIG, tree, lm.init_generation(CONFIG, tree, 3, sampling), given)
+    assert len({column.tobytes() for column in base.transpose(1, 0, 2)}) == 3
+    order = np.array([2, 0, 1])
+    sampling = lm.Sampling(temperature=1.0, text_temperature=1.0, top_k=7, text_top_k=0, seed=seeds[order])
+    _, moved = run(CONFIG, tree, lm.init_generation(CONFIG, tree, 3, sampling), given[:, order])
+    np.testing.assert_array_equal(moved, base[:, order])
+    # Row 1 again, started late in slot 0, beside strangers.
+    state = lm.init_generation(CONFIG, tree, 3, SAMPLED)
+    state, _ = run(CONFIG, tree, state, user(CONFIG, 3, 4, seed=8))
+    fresh = lm.Sampling(temperature=1.0, text_temperature=1.0, top_k=7, text_top_k=0, seed=seeds[[1, 1, 1]]).rows(3)
+    state = lm.reset_generation(CONFIG, state, jnp.array([True, False, False]), fresh)
+    other = user(CONFIG, 3, seed=9).at[:, 0].set(given[:, 1])
+    _, late = run(CONFIG, tree, state, other)
+    np.testing.assert_array_equal(late[:, 0], base[:, 1])
+
+
+def test_the_same_seed_twice_and_another_seed():
+    tree, given = params(CONFIG, stacked=False), user(CONFIG, 2)
+    start = lm.init_generation(CONFIG, tree, 2, SAMPLED)
+    _, a = run(CONFIG, tree, start, given)
+    _, b = run(CONFIG, tree, start, given)
+    np.testing.assert_array_equal(a, b)
+    other = {**start, "sampling": {**start["sampling"], "seed": start["sampling"]["seed"] + 1}}
+    _, c = run(CONFIG, tree, other, given)
+    assert (a != c).any()
+
+
+def test_frozen_rows():
+    """A frozen row gives nothing, keeps its state, and goes on as if nothing had happened."""
+    tree, given = params(CONFIG, stacked=False), user(CONFIG, 2)
+    start = lm.init_generation(CONFIG, tree, 2, SAMPLED)
+    _, base = run(CONFIG, tree, start, given)
+    pattern = np.array([True, True, False, True, False, False, True] * 4)
+    active = np.stack([np.ones_like(pattern), pattern], axis=1)
+    spread = np.cumsum(pattern) - 1
+    mixed = np.stack([np.asarray(user(CONFIG, 2, len(pattern), seed=5))[:, 0], np.asarray(given)[spread, 1]], axis=1)
+    # What a frozen row is given must not matter.
+    mixed[~pattern, 1] = 0
+    state, columns = run(CONFIG, tree, start, jnp.asarray(mixed), active=jnp.asarray(active))
+    count = min(pattern.sum(), CALLS)
+    np.testing.assert_array_equal(columns[pattern, 1][:count], base[:count, 1])
+    assert (columns[~pattern, 1] == UNGENERATED).all()
+    assert state["offset"].tolist() == [len(pattern), pattern.sum()]
+    frozen, _ = stepper(CONFIG)(tree, state, given[0], None, jnp.array([True, False]))
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a[1], b[1]), frozen, state)
+
+
+def test_reset_rows_start_afresh():
+    tree, given = params(CONFIG, stacked=False), user(CONFIG, 2)
+    start = lm.init_generation(CONFIG, tree, 2, SAMPLED)
+    _, base = run(CONFIG, tree, start, given)
+    state, _ = run(CONFIG, tree, start, user(CONFIG, 2, 13, seed=6))
+    state = lm.reset_generation(CONFIG, state, jnp.array([False, True]))
+    _, again = run(CONFIG, tree, state, given)
+    np.testing.assert_array_equal(again[:, 1], base[:, 1])
+    assert (again[:, 0] != UNGENERATED).all()
+
+
+def test_a_row_moves_to_another_slot():
+    """Rows are data: cut out of one state and put into another batch."""
+    tree, given = params(CONFIG, stacked=False), user(CONFIG, 2)
+    start = lm.init_generation(CONFIG, tree, 2, SAMPLED)
+    _, base = run(CONFIG, tree, start, given)
+    half, _ = run(CONFIG, tree, start, given[:9])
+    other, _ = run(CONFIG, tree, lm.init_generation(CONFIG, tree, 2, SAMPLED), user(CONFIG, 2, 4, seed=7))
+    moved = jax.tree.map(lambda into, out: into.at[0].set(out[1]), other, half)
+    later = jnp.stack([given[9:, 1], given[9:, 0]], axis=1)
+    _, rest = run(CONFIG, tree, moved, later)
+    np.testing.assert_array_equal(rest[:, 0], base[9:, 1])
+
+
+def test_forced_tokens():
+    tree, given = params(CONFIG, stacked=False), user(CONFIG, 2)
+    start = lm.init_generation(CONFIG, tree, 2, lm.Sampling.greedy())
+    _, free = run(CONFIG, tree, start, given)
+    rows = len(CONFIG.layout.model_rows)
+    nothing = jnp.full((CALLS, 2, rows), UNGENERATED)
+    _, same = run(CONFIG, tree, start, given, nothing)
+    np.testing.assert_array_equal(same, free)
+    # Text of row 0 from call 3 on, an acoustic code of row 1 in call 5.
+    force = nothing.at[2:, 0, 0].set(7).at[4, 1, 2].set(5)
+    _, forced = run(CONFIG, tree, start, given, force)
+    assert (forced[DELAY + 2 :, 0, 0] == 7).all()
+    np.testing.assert_array_equal(forced[: DELAY + 2, 0], free[: DELAY + 2, 0])
+    # In call n the code of a row with delay d has index n - 1 - d, and is returned max_delay - d calls later.
+    delay = CONFIG.layout.delays[2]
+    assert forced[4 + DELAY - delay, 1, 2] == 5
+    assert (forced[:, 0] != free[:, 0]).any()
+    # Everything forced gives the forced grid back, shifted by the delays.
+    grid = codes(CONFIG, 2, CALLS, seed=4)[:, :rows]
+    shifted = lm.delays.delay(grid, CONFIG.layout.delays[:rows], (0,) * rows)
+    _, dictated = run(CONFIG, tree, start, given, shifted.transpose(2, 0, 1))
+    np.testing.assert_array_equal(dictated[DELAY:], grid.transpose(2, 0, 1)[: CALLS - DELAY])
+
+
+def test_pad_bonus():
+    tree, given = params(CONFIG, stacked=False), user(CONFIG, 2)
+    sampling = lm.Sampling(pad_bonus=[0.0, 1e3], seed=1)
+    _, columns = run(CONFIG, tree, lm.init_generation(CONFIG, tree, 2, sampling), given)
+    assert (columns[DELAY:, 1, 0] == PAD).all() and (columns[DELAY:, 0, 0] != PAD).any()
+
+
+def test_state_has_one_shape_and_leading_rows():
+    tree, given = params(CONFIG, stacked=False), user(CONFIG, 3)
+    state = lm.init_generation(CONFIG, tree, 3, SAMPLED)
+    assert {leaf.shape[0] for leaf in jax.tree.leaves(state)} == {3}
+    after, _ = stepper(CONFIG)(tree, state, given[0])
+    assert jax.tree.map(lambda a: (a.shape, a.dtype), after) == jax.tree.map(lambda a: (a.shape, a.dtype), state)
+    assert not [leaf for leaf in jax.tree.leaves(state) if not isinstance(leaf, jax.Array)]
+
+
+def test_one_compilation_and_donated_state():
+    tree, given = params(CONFIG, stacked=False), user(CONFIG, 1)
+    step = jax.jit(functools.partial(lm.generate_step, CONFIG), donate_argnums=1)
+    state = lm.init_generation(CONFIG, tree, 1, SAMPLED)
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+    compiled = step.lower(tree, state, given[0]).compile()
+    assert compiled.memory_analysis().alias_size_in_bytes == size
+    for n in range(5):
+        state, _ = step(tree, state, given[n])
+    assert step._cache_size() == 1
+
+
+def test_bad_calls():
+    with pytest.raises(ConfigError, match="context is None"):
+        lm.init_generation(small(context=None), None, 1)
+    state = lm.init_generation(CONFIG, None, 2)
+    with pytest.raises(ConfigError, match=r"given tokens of shape \(2, 1\): must be \[2, 2\]"):
+        lm.generate_step(CONFIG, params(CONFIG), state, jnp.zeros((2, 1), jnp.int32))
+    with pytest.raises(ConfigError, match=r"forced tokens of shape \(2, 1\): must be \[2, 3\]"):
+        lm.generate_step(CONFIG, params(CONFIG), state, jnp.zeros((2, 2), jnp.int32), jnp.zeros((2, 1), jnp.int32))

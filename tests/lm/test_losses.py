@@ -1,0 +1,160 @@
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from moshijax import lm
+from moshijax.errors import ConfigError
+from moshijax.lm import losses
+from moshijax.lm.losses import LossConfig
+from moshijax.lm.model import LMOutput
+from moshijax.lm.tokens import EPAD, PAD, ZERO
+from tests.lm.models import codes, params, small
+
+LAYOUT = lm.layouts.dialogue(codebooks=2, acoustic_delay=1, score_user=True)
+CONFIG = small(LAYOUT)
+B, T = 2, 6
+
+
+def grid_with_padding():
+    grid = codes(CONFIG, B, T).at[:, 0, 1:3].set(PAD).at[:, 0, 3].set(EPAD)
+    return grid.at[0, 0, 5].set(ZERO).at[1, 1:, 4:].set(ZERO)
+
+
+def random_output(grid, seed=0):
+    keys = jax.random.split(jax.random.key(seed))
+    mask = lm.target_mask(CONFIG, grid)
+    return LMOutput(
+        jax.random.normal(keys[0], (B, 4, T, CONFIG.card)),
+        mask[:, 1:],
+        jax.random.normal(keys[1], (B, 1, T, CONFIG.text_card)),
+        mask[:, :1],
+    )
+
+
+def nll(logits, targets):
+    logits = np.asarray(logits, np.float64)
+    log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    return -np.take_along_axis(log_p, np.maximum(np.asarray(targets), 0)[..., None], -1)[..., 0]
+
+
+def by_definition(name, grid, out):
+    """The published formulas in loops."""
+    text, audio = nll(out.text_logits[:, 0], grid[:, 0]), nll(out.logits, grid[:, 1:5])
+    alpha = [100.0, 1.0, 100.0, 1.0]
+    text_terms, word_terms, pad_terms, frames, weighted = [], [], [], [], []
+    for b in range(B):
+        for t in range(T):
+            token = int(grid[b, 0, t])
+            if token != ZERO:
+                half = token == PAD or (name == "finetune" and token == EPAD)
+                text_terms.append(((0.5 if half else 1.0), text[b, t]))
+                (pad_terms if token == PAD else word_terms).append(text[b, t])
+            present = [q for q in range(4) if out.mask[b, q, t]]
+            if present:
+                weight = sum(alpha[q] for q in present)
+                frames.append(sum(alpha[q] * audio[b, q, t] for q in present) / weight)
+                weighted += [(alpha[q], audio[b, q, t]) for q in present]
+    if name == "paper":
+        return sum(w * c for w, c in text_terms) / len(text_terms) + np.mean(frames)
+    audio_loss = sum(w * c for w, c in weighted) / sum(w for w, _ in weighted)
+    if name == "finetune":
+        return sum(w * c for w, c in text_terms) / sum(w for w, _ in text_terms) + audio_loss
+    return np.mean(word_terms) + 0.5 * np.mean(pad_terms) + audio_loss
+
+
+@pytest.mark.parametrize("name", losses.NORMALISATIONS)
+def test_published_normalisations(name):
+    grid = grid_with_padding()
+    out = random_output(grid)
+    got = losses.loss_fn(CONFIG, LossConfig(name), out, grid)
+    assert float(got) == pytest.approx(by_definition(name, grid, out), rel=1e-5)
+
+
+@pytest.mark.parametrize("name", losses.NORMALISATIONS)
+def test_microbatches_add_up_to_the_batch(name):
+    """Numerators per row over denominators of the whole batch, although the rows have unequal numbers of targets."""
+    loss, grid = LossConfig(name), grid_with_padding()
+    out = random_output(grid)
+    divisors = losses.denominators(CONFIG, loss, grid)
+    parts = [
+        losses.total(
+            loss,
+            losses.numerators(CONFIG, loss, jax.tree.map(lambda leaf, b=b: leaf[b : b + 1], out), grid[b : b + 1]),
+            divisors,
+        )
+        for b in range(B)
+    ]
+    assert float(sum(parts)) == pytest.approx(float(losses.loss_fn(CONFIG, loss, out, grid)), rel=1e-6)
+
+
+@pytest.mark.parametrize("name", losses.NORMALISATIONS)
+def test_batch_without_targets(name):
+    grid = jnp.full((1, 5, T), ZERO)
+    tree = params(CONFIG)
+
+    def value(tree):
+        return losses.loss_fn(CONFIG, LossConfig(name), lm.forward(CONFIG, tree, grid), grid)
+
+    loss, grads = jax.jit(jax.value_and_grad(value))(tree)
+    assert float(loss) == 0.0
+    assert all((leaf == 0).all() for leaf in jax.tree.leaves(grads))
+
+
+def test_masked_targets_have_no_gradient():
+    grid = grid_with_padding()
+    out = random_output(grid)
+    grads = jax.grad(lambda logits: losses.loss_fn(CONFIG, LossConfig(), out._replace(logits=logits), grid))(out.logits)
+    moved = np.abs(grads).max(-1) > 0
+    np.testing.assert_array_equal(moved, out.mask)
+
+
+def test_unscored_rows_do_not_count():
+    streams = tuple(dataclasses.replace(s, scored=s.speaker == "model") for s in LAYOUT.streams)
+    config = small(lm.StreamLayout(streams))
+    assert config.layout.dep_q == 2
+    grid = codes(config, B, T)
+    other = grid.at[:, 3:].set(0)
+    terms = [losses.terms(config, LossConfig(), g) for g in (grid, other)]
+    jax.tree.map(np.testing.assert_array_equal, *terms)
+
+
+def test_text_only_loss():
+    grid = grid_with_padding()
+    out = random_output(grid)
+    loss = LossConfig("finetune")
+    sums = losses.text_numerators(CONFIG, loss, out.text_logits, grid)
+    assert set(sums) == {"text"}
+    both = losses.numerators(CONFIG, loss, out, grid)
+    assert float(sums["text"]) == pytest.approx(float(both["text"]))
+    assert set(losses.denominators(CONFIG, loss, grid, text_only=True)) == {"text"}
+
+
+def test_cross_entropy_of_large_logits_is_finite():
+    logits = jnp.array([[1e4, -1e4, 0.0]], jnp.bfloat16)
+    got = losses.cross_entropy(logits, jnp.array([1]))
+    assert got.dtype == jnp.float32 and float(got[0]) == pytest.approx(2e4, rel=1e-2)
+
+
+def test_stream_statistics():
+    grid = grid_with_padding()
+    out = random_output(grid)
+    found = losses.stream_statistics(CONFIG, out, grid)
+    assert set(found) == {"text_words", "text_padding", "model_0", "model_1", "user_0", "user_1"}
+    assert float(found["text_padding"]["count"]) == 4 and float(found["text_words"]["count"]) == 7
+    assert float(found["model_1"]["count"]) == out.mask[:, 1].sum() == 9
+    mask, audio = np.asarray(out.mask), nll(out.logits, grid[:, 1:5])
+    assert float(found["user_0"]["nll"]) == pytest.approx(audio[:, 2][mask[:, 2]].sum(), rel=1e-5)
+    right = (np.asarray(out.logits).argmax(-1) == np.asarray(grid[:, 1:5])) & mask
+    assert float(found["model_0"]["correct"]) == right[:, 0].sum()
+
+
+def test_bad_loss_configs():
+    with pytest.raises(ConfigError, match="normalisation='sum'"):
+        LossConfig("sum")
+    with pytest.raises(ConfigError, match="semantic_weight=-1"):
+        LossConfig(semantic_weight=-1)

@@ -1,0 +1,165 @@
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from moshijax import lm
+from moshijax.errors import ConfigError
+from moshijax.lm.tokens import ZERO
+from moshijax.nn.layout import stack_layers, unstack_layers
+from tests.lm.models import codes, params, small
+
+CONFIG = small()
+
+
+@functools.cache
+def compiled(config):
+    return jax.jit(functools.partial(lm.forward, config))
+
+
+def test_both_layouts_are_one_function_and_round_trip():
+    tree = params(CONFIG)
+    flat = unstack_layers(tree)
+    jax.tree.map(np.testing.assert_array_equal, stack_layers(flat), tree)
+    grid = codes(CONFIG, 2, 9)
+    a, b = compiled(CONFIG)(tree, grid), compiled(CONFIG)(flat, grid)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5), a, b)
+
+
+def test_masks():
+    grid = codes(CONFIG, 2, 9).at[0, 0, 3].set(ZERO).at[1, 2, 4].set(ZERO)
+    out = compiled(CONFIG)(params(CONFIG), grid)
+    want = np.ones((2, 2, 9), bool)
+    want[:, 1, -2:] = False  # the acoustic delay is 2
+    want[1, 1, 4] = False
+    np.testing.assert_array_equal(out.mask, want)
+    assert out.text_mask.sum() == 17 and not out.text_mask[0, 0, 3]
+    assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(out))
+
+
+def test_what_each_prediction_may_see():
+    """By gradient of the predictions with respect to the embedded tokens, through one-hot inputs."""
+    T = 7
+    grid = codes(CONFIG, 1, T)
+    base = compiled(CONFIG)(params(CONFIG), grid)
+    delays = CONFIG.layout.delays
+    for row in range(CONFIG.layout.num_streams):
+        for t in range(T):
+            changed = grid.at[0, row, t].set((grid[0, row, t] + 1) % CONFIG.card)
+            out = compiled(CONFIG)(params(CONFIG), changed)
+            position = t + 1 + delays[row]  # where the token is an input
+            moved_text = np.abs(out.text_logits - base.text_logits)[0, 0].max(-1) > 0
+            assert not moved_text[: min(position, T)].any(), (row, t)
+            for q in range(CONFIG.layout.dep_q):
+                moved = np.abs(out.logits - base.logits)[0, q].max(-1) > 0
+                # Row 1 + q of frame s is predicted at position s + 1 + delay, after the rows before it.
+                for s in range(T - delays[1 + q]):
+                    at = s + 1 + delays[1 + q]
+                    may_see = position < at or (position == at and row <= q)
+                    assert may_see or not moved[s], (row, t, q, s)
+                if row == q and t + delays[row] - delays[1 + q] in range(T - delays[1 + q]):
+                    assert moved[t + delays[row] - delays[1 + q]], "the row before must matter"
+
+
+def test_zero_tokens_add_nothing():
+    config = small(layout=lm.layouts.recognition(2))
+    tree = params(config)
+    grid = codes(config, 1, 6).at[:, 1:].set(ZERO)
+    table = tree["audio_embedding"]["table"]
+    other = {**tree, "audio_embedding": {"table": table.at[:, : config.card].set(9.0)}}
+    a, b = compiled(config)(tree, grid), compiled(config)(other, grid)
+    np.testing.assert_array_equal(a.text_logits, b.text_logits)
+
+
+def test_text_forward_is_the_text_part_of_the_forward():
+    grid = codes(CONFIG, 2, 8).at[:, 1:].set(ZERO)
+    text = jax.jit(functools.partial(lm.forward_text, CONFIG))(params(CONFIG), grid)
+    np.testing.assert_allclose(text, compiled(CONFIG)(params(CONFIG), grid).text_logits, atol=1e-6)
+
+
+def test_text_steps_leave_the_depth_transformer_alone():
+    grid = codes(CONFIG, 2, 8).at[:, 1:].set(ZERO)
+    grads = jax.grad(lambda p: jnp.sum(lm.forward_text(CONFIG, p, grid) ** 2))(params(CONFIG))
+    assert all((leaf == 0).all() for leaf in jax.tree.leaves(grads["depth"]))
+    assert all((leaf != 0).any() for leaf in jax.tree.leaves(grads["temporal"]))
+
+
+def test_conditions_are_added():
+    config = small(conditioners=(lm.LookupConditioner("mood", 3, 4), lm.LookupConditioner("pace", 2, 4)))
+    tree, grid = params(config), codes(config, 2, 5)
+    forward = jax.jit(functools.partial(lm.forward, config))
+    absent = forward(tree, grid, None).text_logits
+    same = forward(tree, grid, {"mood": jnp.array([-1, -1])}).text_logits
+    np.testing.assert_array_equal(absent, same)
+    some = forward(tree, grid, {"mood": jnp.array([-1, 2])}).text_logits
+    np.testing.assert_allclose(some[0], absent[0], atol=1e-6)
+    assert np.abs(some[1] - absent[1]).max() > 1e-3
+
+
+def test_depth_schedule_and_remat_keep_gradients():
+    """Shared weights through the batched products and through separate arrays; with and without remat."""
+    layout = lm.layouts.dialogue(codebooks=3, acoustic_delay=1)
+    depth = dataclasses.replace(CONFIG.depth, schedule=(0, 1, 1), low_rank=4, output_norm="layer_norm")
+    config = small(layout, depth=depth)
+    tree, grid = params(config), codes(config, 2, 5)
+
+    def value(config, tree):
+        out = lm.forward(config, tree, grid)
+        return jnp.sum(jnp.sin(out.logits)) + jnp.sum(jnp.sin(out.text_logits))
+
+    a, grads_a = jax.jit(jax.value_and_grad(functools.partial(value, config)))(tree)
+    b, grads_b = jax.jit(jax.value_and_grad(functools.partial(value, config)))(unstack_layers(tree))
+    remat = dataclasses.replace(
+        config,
+        temporal=dataclasses.replace(config.temporal, remat_policy="full"),
+        depth=dataclasses.replace(depth, transformer=dataclasses.replace(depth.transformer, remat_policy="dots")),
+    )
+    c, grads_c = jax.jit(jax.value_and_grad(functools.partial(value, remat)))(tree)
+    np.testing.assert_allclose([b, c], a, rtol=1e-5)
+    for grads in (stack_layers(grads_b), grads_c):
+        jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=2e-4, rtol=1e-4), grads_a, grads)
+
+
+def test_padding_of_uneven_widths_gets_no_gradient():
+    config = small(depth=dataclasses.replace(CONFIG.depth, hidden_dims=(24, 10)))
+    tree, grid = params(config), codes(config, 2, 5)
+    grads = jax.grad(lambda p: jnp.sum(lm.forward(config, p, grid).logits ** 2))(tree)
+    for name, axis in (("gate", 2), ("up", 2), ("down", 3)):
+        for leaf in (tree, grads):
+            kernel = leaf["depth"]["layers"]["mlp"][name]["steps"]["kernel"]
+            narrow = np.moveaxis(np.asarray(kernel)[:, 1], axis - 1, 1)
+            assert (narrow[:, 10:] == 0).all() and (narrow[:, :10] != 0).any()
+
+
+def test_logical_axes_cover_every_parameter():
+    specs = lm.partition_specs(CONFIG)
+    shapes = lm.abstract(CONFIG)
+    assert jax.tree.map(lambda leaf: len(leaf.shape), shapes) == jax.tree.map(
+        len, specs, is_leaf=lambda leaf: isinstance(leaf, jax.sharding.PartitionSpec)
+    )
+    assert specs["temporal"]["layers"]["attention"]["in_proj"]["kernel"] == ("layers", "heads", "embed")
+    assert specs["depth"]["layers"]["mlp"]["up"]["steps"]["kernel"] == ("layers", "steps", "mlp", "embed")
+    boxed = jax.eval_shape(lambda key: lm.init_boxed(CONFIG, key), jax.random.key(0))
+    leaves = jax.tree.leaves(boxed, is_leaf=lambda leaf: hasattr(leaf, "names"))
+    assert all(isinstance(leaf, nn.Partitioned) for leaf in leaves)
+
+
+def test_initial_scales():
+    config = dataclasses.replace(CONFIG, text_card=4000)
+    tree = lm.init(config, jax.random.key(0))
+    table = np.asarray(tree["text_embedding"]["table"])
+    assert table.std() == pytest.approx(1 / 32**0.5, rel=0.03) and np.abs(table).max() <= 3.0 / 32**0.5 + 1e-6
+    depth = np.asarray(tree["depth"]["layers"]["attention"]["in_proj"]["steps"]["kernel"])
+    assert np.abs(depth).max() <= 0.25 and depth.std() == pytest.approx(0.25 / 3**0.5, rel=0.05)
+    assert (np.asarray(tree["out_norm"]["scale"]) == 1).all()
+
+
+def test_codes_of_another_layout_are_refused():
+    with pytest.raises(ConfigError, match=r"must be \[B, 5, T\]"):
+        lm.forward(CONFIG, params(CONFIG), jnp.zeros((1, 4, 3), jnp.int32))

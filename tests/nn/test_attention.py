@@ -1,0 +1,142 @@
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from moshijax.errors import ConfigError
+from moshijax.nn import attention
+from moshijax.nn.attention import Attention, ring_positions, ring_write
+from moshijax.nn.layout import unpack_in_proj
+from moshijax.testing import check_streaming
+
+KEY = jax.random.key(0)
+
+
+def by_definition(layer, params, x):
+    """Loops over heads, queries and keys in float64."""
+    fused = unpack_in_proj(np.asarray(params["in_proj"]["kernel"], np.float64), layer.num_heads, layer.kv_repeat)
+    out_proj = np.asarray(params["out_proj"]["kernel"], np.float64)
+    x = np.asarray(x, np.float64)
+    B, T, D = x.shape
+    width, groups = D // layer.num_heads, layer.num_heads // layer.kv_repeat
+    y = np.zeros_like(x)
+    for b in range(B):
+        qkv = x[b] @ fused.T
+        q = qkv[:, :D].reshape(T, layer.num_heads, width)
+        k, v = qkv[:, D:].reshape(T, 2, groups, width).swapaxes(0, 1)
+        if layer.rotary is not None:
+            q, k = (_rotate(a, layer.max_period, layer.rotary == "interleaved") for a in (q, k))
+        for h in range(layer.num_heads):
+            g = h // layer.kv_repeat
+            for t in range(T):
+                first = 0 if layer.context is None else max(0, t - layer.context + 1)
+                scores = k[first : t + 1, g] @ q[t, h] / np.sqrt(width)
+                weights = np.exp(scores - scores.max())
+                y[b, t, h * width : (h + 1) * width] = weights @ v[first : t + 1, g] / weights.sum()
+    return y @ out_proj.T
+
+
+def _rotate(x, max_period, interleaved):
+    T, _, width = x.shape
+    out = np.empty_like(x)
+    for i in range(width // 2):
+        re, im = (2 * i, 2 * i + 1) if interleaved else (i, i + width // 2)
+        turn = (x[..., re] + 1j * x[..., im]) * np.exp(1j * np.arange(T) * max_period ** (-2 * i / width))[:, None]
+        out[..., re], out[..., im] = turn.real, turn.imag
+    return out
+
+
+@pytest.mark.parametrize("rotary", ["interleaved", "split", None])
+@pytest.mark.parametrize(("repeat", "context"), [(1, 5), (2, None), (4, 3)])
+def test_equals_the_definition(rotary, repeat, context):
+    layer = Attention(16, 4, repeat, context, rotary=rotary, max_period=50.0)
+    x = jax.random.normal(KEY, (2, 11, 16))
+    variables = layer.init(KEY, x)
+    params = jax.tree.map(lambda box: box.value, variables["params"], is_leaf=lambda leaf: hasattr(leaf, "value"))
+    np.testing.assert_allclose(layer.apply(variables, x), by_definition(layer, params, x), atol=2e-6)
+
+
+@pytest.mark.parametrize("block", [1, 2])
+def test_streaming(block):
+    check_streaming(Attention(16, 4, kv_repeat=2, context=6, block=block), KEY, 16, max_blocks=8, splits=20)
+
+
+def test_window_ring_sees_less_in_the_first_position_of_a_full_block():
+    """The PyTorch streaming path: both keys of a block are written before its first query looks."""
+    context, T = 4, 12
+    exact = Attention(8, 2, context=context, block=2)
+    window = Attention(8, 2, context=context, block=2, ring="window")
+    shorter = Attention(8, 2, context=context - 1)
+    assert (exact.capacity, window.capacity) == (context + 1, context)
+    x = jax.random.normal(KEY, (1, T, 8))
+    variables = exact.init(KEY, x)
+    whole, less = exact.apply(variables, x), shorter.apply(variables, x)
+    _, streamed = window.apply(variables, window.init_state(1), x, method="step")
+    np.testing.assert_allclose(streamed[:, 1::2], whole[:, 1::2], atol=1e-6)
+    np.testing.assert_allclose(streamed[:, :4:2], whole[:, :4:2], atol=1e-6)
+    np.testing.assert_allclose(streamed[:, 4::2], less[:, 4::2], atol=1e-6)
+    assert np.abs(streamed[:, 4::2] - whole[:, 4::2]).max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("T", "context", "limit"), [(130, 16, 2048), (700, 100, 2048), (700, 300, 512), (600, None, 512)]
+)
+def test_long_sequences_in_pieces(monkeypatch, T, context, limit):
+    q = jax.random.normal(KEY, (2, T, 2, 2, 4))
+    k, v = jax.random.normal(jax.random.key(1), (2, 2, T, 2, 4))
+    position = jnp.arange(T)
+
+    def full(q, k, v):
+        mask = attention.window_mask(position, position, context)
+        return attention.attend(q, k.swapaxes(1, 2), v.swapaxes(1, 2), mask, "highest")
+
+    def pieces(q, k, v):
+        return attention.attend_sequence(q, k, v, context, "highest")
+
+    monkeypatch.setattr(attention, "FULL_ATTENTION_LIMIT", limit)
+    monkeypatch.setattr(attention, "SCORE_BUDGET", 1 << 16)
+    weight = jax.random.normal(jax.random.key(2), q.shape)
+    results = [
+        jax.value_and_grad(lambda *args, f=f: jnp.sum(f(*args) * weight), (0, 1, 2))(q, k, v) for f in (full, pieces)
+    ]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4, rtol=1e-4), *results)
+
+
+def test_no_square_array_for_long_sequences():
+    layer = Attention(8, 2, context=64)
+    x = jax.ShapeDtypeStruct((1, 20000, 8), jnp.float32)
+    variables = layer.init(KEY, jnp.zeros((1, 4, 8)))
+    compiled = jax.jit(layer.apply).lower(variables, x).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < 20000 * 20000
+
+
+def test_ring_positions_follow_what_was_written():
+    capacity = 5
+    for end in range(1, 14):
+        held = np.full(capacity, -1)
+        for position in range(end):
+            held[position % capacity] = position
+        found = np.asarray(ring_positions(jnp.array([end]), capacity))[0]
+        np.testing.assert_array_equal(np.maximum(found, -1), held)
+
+
+@pytest.mark.parametrize("rows", [2, 7])
+def test_ring_write_keeps_frozen_rows(rows):
+    """Both ways of writing: few entries, and many."""
+    cache = jax.random.normal(KEY, (rows, 2, 5, 3))
+    new = jax.random.normal(jax.random.key(1), (rows, 2, 2, 3))
+    offset = jnp.arange(rows) * 3
+    active = jnp.arange(rows) % 2 == 0
+    got = np.asarray(jax.jit(ring_write)(cache, new, offset, active))
+    want = np.array(cache)
+    for b in range(0, rows, 2):
+        for t in range(2):
+            want[b, :, (3 * b + t) % 5] = new[b, t]
+    np.testing.assert_array_equal(got, want)
+
+
+def test_attention_without_a_window_cannot_stream():
+    with pytest.raises(ConfigError, match="context is None"):
+        Attention(8, 2).init_state(1)

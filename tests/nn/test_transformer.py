@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from moshijax.errors import ConfigError
+from moshijax.nn.layout import is_stacked, stack_layers, unstack_layers
+from moshijax.nn.transformer import REMAT_POLICIES, Transformer, TransformerConfig
+from moshijax.testing import check_streaming
+from moshijax.testing.streaming import jittered
+
+KEY = jax.random.key(0)
+BASE = TransformerConfig(dim=16, num_layers=2, num_heads=4, hidden_dim=24, context=6)
+KINDS = {
+    "plain": BASE,
+    "gated": dataclasses.replace(
+        BASE, gating="silu", norm="rms_norm_f32", kv_repeat=2, positional_embedding="rope_concat"
+    ),
+    "sin": dataclasses.replace(BASE, positional_embedding="sin_rope", layer_scale=0.5, norm="rms_norm"),
+    "none": dataclasses.replace(BASE, positional_embedding="none", gating="gelu", norm="layer_norm_f32"),
+}
+
+
+def stacked_params(config, x):
+    return jittered(nn.meta.unbox(Transformer(config, scan_layers=True).init(KEY, x)), jax.random.key(1))["params"]
+
+
+@pytest.mark.parametrize(("kind", "block"), [("plain", 2), ("gated", 1), ("sin", 1)])
+def test_streaming(kind, block):
+    check_streaming(Transformer(KINDS[kind], block=block), KEY, 16, max_blocks=8, splits=20)
+
+
+def test_streaming_with_stacked_layers():
+    check_streaming(Transformer(KINDS["gated"], scan_layers=True), KEY, 16, max_blocks=2, splits=2, gradients=False)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_scan_and_remat_change_nothing(kind):
+    config = KINDS[kind]
+    x = jax.random.normal(KEY, (2, 9, 16))
+    params = stacked_params(config, x)
+
+    def results(config, params, scan):
+        module = Transformer(config, scan_layers=scan)
+        loss, grads = jax.value_and_grad(lambda p: jnp.sum(jnp.sin(module.apply({"params": p}, x))))(params)
+        return loss, grads if scan else stack_layers(grads)
+
+    want = results(config, params, True)
+    others = [results(config, unstack_layers(params), False)]
+    others += [results(dataclasses.replace(config, remat_policy=name), params, True) for name in REMAT_POLICIES]
+    for other in others:
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5, rtol=1e-5), want, other)
+
+
+def test_layouts_round_trip():
+    x = jnp.zeros((1, 3, 16))
+    params = stacked_params(BASE, x)
+    flat = unstack_layers(params)
+    assert is_stacked(params) and not is_stacked(flat)
+    assert set(flat) == {"layers_0", "layers_1"}
+    assert jax.tree.structure(stack_layers(flat)) == jax.tree.structure(params)
+    jax.tree.map(np.testing.assert_array_equal, stack_layers(flat), params)
+    own = nn.meta.unbox(Transformer(BASE).init(KEY, x))["params"]
+    assert jax.tree.map(jnp.shape, own) == jax.tree.map(jnp.shape, flat)
+
+
+def test_no_gradient_from_the_future_or_beyond_the_receptive_field():
+    config = dataclasses.replace(BASE, context=3)
+    module = Transformer(config)
+    x = jax.random.normal(KEY, (1, 12, 16))
+    variables = module.init(KEY, x)
+    assert module.receptive_field == 5
+    for t in (0, 4, 9):
+        reach = jax.grad(lambda x, t=t: jnp.sum(module.apply(variables, x)[0, t]))(x)[0]
+        seen = np.abs(reach).max(axis=1) > 0
+        np.testing.assert_array_equal(seen, [t - 5 < s <= t for s in range(12)])
+
+
+def test_bfloat16_computation_keeps_float32_parameters():
+    config = dataclasses.replace(KINDS["gated"], dtype="bfloat16", precision="default")
+    x = jax.random.normal(KEY, (2, 9, 16))
+    params = stacked_params(config, x)
+    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
+    y = Transformer(config, scan_layers=True).apply({"params": params}, x)
+    full = Transformer(KINDS["gated"], scan_layers=True).apply({"params": params}, x)
+    assert y.dtype == jnp.bfloat16
+    assert np.abs(y.astype(jnp.float32) - full).max() < 0.05 * np.abs(full).max()
+
+
+@pytest.mark.parametrize(
+    ("field", "message"),
+    [
+        ({"num_heads": 3}, "num_heads=3 does not divide dim=16"),
+        ({"kv_repeat": 3}, "kv_repeat=3 does not divide num_heads=4"),
+        ({"norm": "batch_norm"}, "norm='batch_norm'"),
+        ({"gating": "swish"}, "gating='swish'"),
+        ({"positional_embedding": "alibi"}, "positional_embedding='alibi'"),
+        ({"dim": 12}, "head width 3"),
+        ({"context": 0}, "context=0"),
+        ({"dtype": "float8"}, "dtype='float8'"),
+        ({"remat_policy": "some"}, "remat_policy='some'"),
+    ],
+)
+def test_bad_configs_name_value_and_rule(field, message):
+    with pytest.raises(ConfigError, match=message):
+        dataclasses.replace(BASE, **field)
