@@ -1,4 +1,4 @@
-"""Scores of question-and-answer calls: what was answered, against chance, and whether the voice says what the text says."""
+"""Scores of question-and-answer calls: answers against chance, and whether the voice speaks where the text does."""
 
 from __future__ import annotations
 

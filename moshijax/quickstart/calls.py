@@ -167,8 +167,8 @@ def summary_lines(figures: Mapping[str, Any]) -> Iterable[str]:
     )
     if energy["words_db"] is not None and energy["silence_db"] is not None:
         yield (
-            f"voice            {energy['words_db']:.0f} dBFS where the text says words, {energy['silence_db']:.0f} dBFS "
-            f"elsewhere; {energy['audible']:.0%} of {energy['words']} words audible"
+            f"voice            {energy['words_db']:.0f} dBFS where the text says words, "
+            f"{energy['silence_db']:.0f} dBFS elsewhere; {energy['audible']:.0%} of {energy['words']} words audible"
         )
     timing = figures["timing"]
     yield f"step             median {timing['median_ms']:.1f} ms, p99 {timing['p99_ms']:.1f} ms of an 80 ms frame"

@@ -37,9 +37,9 @@ class Recordings:
 
 
 def next_commands(folder: Folder) -> list[str]:
-    run = folder.path
+    run, question = folder.path, folder.heldout / "audio" / "clear-00001.wav"
     return [
-        f"moshijax run {folder.artifact} --user {folder.heldout / 'audio' / 'clear-00001.wav'} --channel right --out answer.wav",
+        f"moshijax run {folder.artifact} --user {question} --channel right --out answer.wav",
         f"moshijax codec encode {folder.reply} codes.npz --codec {folder.codec}",
         f"moshijax quickstart --run-dir {run.with_name(run.name + '-seed1')} --seed 1",
     ]
@@ -163,7 +163,7 @@ def _spectrograms(
     signals["answer: the model's own"] = recordings("pcm", number)
     page.section(
         "Original, codec, model",
-        "The codec turns a second of sound into 12.5 columns of small numbers and back; the model speaks in such numbers.",
+        "The codec turns a second of sound into 12.5 columns of small numbers and back; the model speaks in them.",
     )
     page.figure(plots.spectrograms(signals, RATE), f"Spectrograms of call {results[number].id}, 0 to 6 kHz.")
     page.clips(((name, "", wave) for name, wave in signals.items()), RATE)
@@ -205,9 +205,6 @@ def _table(page: Page, results: Sequence[HeldOutCall]) -> None:
             [(r.id, r.asked or "(silence)", r.expected or "(silence)", r.answered or "(silence)") for r in own],
             [r.right for r in own],
         )
-
-
-CODEC_PANELS = {"codec": "train/", "language model": "train/"}
 
 
 def _losses(page: Page, folder: Folder) -> None:

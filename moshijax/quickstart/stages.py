@@ -71,7 +71,8 @@ def claim(settings: Settings, folder: Folder) -> None:
     for name, value in wanted.items():
         if found.get(name) != value:
             raise ConfigError(
-                f"{folder.path} was begun with {name} {found.get(name)!r}, not {value!r}; use that, or another --run-dir"
+                f"{folder.path} was begun with {name} {found.get(name)!r}, not {value!r}; "
+                "use that, or another --run-dir"
             )
     folder.stages.mkdir(exist_ok=True)
 
@@ -94,8 +95,8 @@ def run(
 ) -> None:
     """Work off the stages that have no marker yet, in order, up to and with `until`.
 
-    start: told of a stage that begins, gives where its progress goes. finish: told of every stage that is done, with its
-    marker and whether it was done before this run.
+    start: told of a stage that begins, gives where its progress goes. finish: told of every stage that is done, with
+    its marker and whether it was done before this run.
     Raises: ConfigError if `until` names no stage; whatever a stage raises.
     """
     names = [stage.name for stage in stages]

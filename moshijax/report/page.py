@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _STYLE = """
-:root{--ink:#1d2733;--soft:#5d6b7a;--line:#e3e8ee;--paper:#fff;--wash:#f5f7fa;--accent:#1668b8;--good:#157f4b;--bad:#b3362b}
+:root{--ink:#1d2733;--soft:#5d6b7a;--line:#e3e8ee;
+--paper:#fff;--wash:#f5f7fa;--good:#157f4b;--bad:#b3362b}
 *{box-sizing:border-box}
 body{margin:0;background:var(--wash);color:var(--ink);font:16px/1.55 system-ui,-apple-system,"Segoe UI",Roboto,sans-serif}
 main{max-width:1060px;margin:0 auto;padding:40px 24px 80px}
@@ -48,7 +49,8 @@ tr.good td:first-child,tr.bad td:first-child{width:1%;white-space:nowrap}
 .clip{border:1px solid var(--line);border-radius:10px;padding:12px 14px;font-size:14px}
 .clip audio{width:100%;height:36px;margin-top:8px;display:block}
 .clip div{color:var(--soft)}
-pre{background:#17212c;color:#e8eef4;border-radius:10px;padding:14px 18px;overflow-x:auto;font-size:14px;line-height:1.7;margin:14px 0 0}
+pre{background:#17212c;color:#e8eef4;border-radius:10px;padding:14px 18px;overflow-x:auto;font-size:14px}
+pre{line-height:1.7;margin:14px 0 0}
 """
 
 
@@ -64,7 +66,7 @@ def figure_uri(figure: Figure, width: int = 1000) -> str:
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def audio_uri(pcm: Float[np.ndarray, "N *channels"], sample_rate: int) -> str:
+def audio_uri(pcm: Float[np.ndarray, "..."], sample_rate: int) -> str:
     """Audio in [-1, 1] as a FLAC data address; mono [N] or [N, channels]."""
     import soundfile
 

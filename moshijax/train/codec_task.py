@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from moshijax import codec, data
-from moshijax.codec import losses, training
+from moshijax.codec import filterbank, losses, training
 from moshijax.codec.quantizer_training import QuantizerTraining
 from moshijax.errors import ConfigError
 from moshijax.train.task import LossParts, Source
@@ -25,13 +25,14 @@ class CodecLoss:
     """Weights of the losses of a codec without discriminators.
 
     Attributes:
-      mel: multi-scale mel spectrogram distance.
+      mel: multi-scale mel spectrogram distance, at `mel_windows` samples.
       waveform: mean absolute difference of samples.
       commitment: distance of latents from their codes.
       distillation: cosine distance of the semantic level from the teacher's features.
     """
 
     mel: float = 2.0
+    mel_windows: tuple[int, ...] = losses.WINDOWS
     waveform: float = 1.0
     commitment: float = 1.0
     distillation: float = 1.0
@@ -49,12 +50,14 @@ class CodecTask:
     Attributes:
       teacher_dim: width of the teacher's features; None: no distillation.
       quantizer: how codebooks learn.
+      filterbank: the encoder starts as a filterbank (`moshijax.codec.filterbank`) and not at random.
     """
 
     model: codec.MimiConfig
     teacher_dim: int | None = None
     quantizer: QuantizerTraining = QuantizerTraining()
     loss: CodecLoss = CodecLoss()
+    filterbank: bool = False
 
     kind: ClassVar[str] = "codec"
 
@@ -92,7 +95,8 @@ class CodecTask:
 
     def init(self, key: jax.Array) -> tuple[Any, Any]:
         variables = training.init(self.model, key, self.teacher_dim)
-        return variables["params"], variables["codebooks"]
+        params = filterbank.apply(self.model, variables["params"]) if self.filterbank else variables["params"]
+        return params, variables["codebooks"]
 
     def owns(self, program: str, path: str) -> bool:
         return True
@@ -108,7 +112,7 @@ class CodecTask:
         settings = self.quantizer
         out = training.forward(self.model, settings, variables, audio, key, batch["row"], total_rows)
         rows = {
-            "mel": losses.multi_scale_mel(out.reconstruction, audio, self.model.sample_rate),
+            "mel": losses.multi_scale_mel(out.reconstruction, audio, self.model.sample_rate, self.loss.mel_windows),
             "waveform": losses.waveform_l1(out.reconstruction, audio),
             "commitment": out.commitment,
         }
