@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import struct
+import tracemalloc
 
 import numpy as np
 import pytest
 import soundfile
 
-from moshijax.data.checks import CheckRules, overlap, validate
+from moshijax.data import audio
+from moshijax.data.checks import CheckRules, SignalStatistics, overlap, validate
 from moshijax.data.manifest import read_manifest
 from moshijax.data.transcript import UnknownSpeaker
 from moshijax.errors import DataError
@@ -198,3 +200,18 @@ def test_recordings_in_two_sets_are_found(tmp_path):
     assert overlap(second.items, first.items) == [("call-0", "call-0"), ("call-1", "call-1")]
     write_item(tmp_path / "other", "call-1", audio=tones(WORDS, 3.0))
     assert overlap(second.items, first.items) == [("call-0", "call-0")]
+
+
+def test_an_hour_is_read_in_bounded_memory(tmp_path):
+    path = tmp_path / "hour.wav"
+    with soundfile.SoundFile(path, "w", 8000, 2, "PCM_16") as file:
+        for _ in range(60):
+            file.write(np.full((60 * 8000, 2), 0.1, np.float32))
+    statistics = SignalStatistics(RATE)
+    tracemalloc.start()
+    for block in audio.blocks(path, RATE):
+        statistics.add(block)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert abs(statistics.num_samples - 3600 * RATE) <= 1
+    assert peak < 40e6  # the whole recording would take 691 MB

@@ -47,7 +47,7 @@ class _Worker:
             if self._process is None:
                 command = [sys.executable, "-m", "moshijax.data.synthesis.worker"]
                 self._process = subprocess.Popen(
-                    command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, encoding="utf-8"
+                    command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, encoding="utf-8", start_new_session=True
                 )
             process = self._process
             timer = threading.Timer(_TIME_LIMIT, process.kill)
