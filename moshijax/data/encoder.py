@@ -11,7 +11,7 @@ import numpy as np
 from moshijax.data.records import digest, tree_digest
 from moshijax.errors import ConfigError
 
-_ROWS_AT_ONCE = 16
+_ROWS_AT_ONCE = 8
 _FRAMES_AT_ONCE = 3000  # of all rows of one call together
 _BLOCK_FRAMES = 50  # of a long recording per step
 

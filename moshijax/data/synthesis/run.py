@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,7 +68,8 @@ class _Worker:
 
     def close(self) -> None:
         if self._process is not None:
-            self._process.stdin.close()
+            with suppress(BrokenPipeError):  # what a dead process has not read
+                self._process.stdin.close()
             self._process.stdout.close()
             self._process.wait()
             self._process = None

@@ -232,3 +232,13 @@ def test_shipped_dialogues_can_all_be_spoken(tmp_path):
     kinds = {u.kind for d in dialogues for u in d.utterances}
     assert kinds == {"turn", "backchannel", "interruption"}
     assert any(u.gap < 0 for d in dialogues for u in d.utterances)
+
+
+def test_a_dying_process_is_tried_again_and_then_named(tmp_path, monkeypatch):
+    program = tmp_path / "program"
+    program.write_text(f"#!/bin/sh\necho started >> {tmp_path}/starts\nexit 7\n")
+    program.chmod(0o755)
+    monkeypatch.setattr("moshijax.data.synthesis.run.sys.executable", str(program))
+    with pytest.raises(DataError, match="none of the 2 dialogues .*'calm': the synthesis process died twice"):
+        synthesize(parse(SCRIPT), tmp_path / "out", workers=1)
+    assert (tmp_path / "starts").read_text().count("started") == 4
