@@ -167,6 +167,8 @@ def test_a_wrong_field_of_a_recipe_stops_before_anything_is_written(tmp_path, ov
 
 # A full disk ----------------------------------------------------------------------------------------------------------
 
+needs_unshare = pytest.mark.skipif(shutil.which("unshare") is None, reason="needs a file system of its own")
+
 FULL = """
 mount -t tmpfs -o size={size} tmpfs {folder} || exit 99
 cd {folder}
@@ -187,7 +189,7 @@ def on_a_small_disk(folder: Path, size: str, *arguments: object) -> subprocess.C
     return done
 
 
-@pytest.mark.skipif(shutil.which("unshare") is None, reason="needs unshare")
+@needs_unshare
 def test_synthesis_on_a_full_disk_leaves_no_manifest(tmp_path) -> None:
     world = tmp_path / "world.txt"
     world.write_text("what time is it => it is noon\nwhere are you => at home\n")
@@ -196,3 +198,53 @@ def test_synthesis_on_a_full_disk_leaves_no_manifest(tmp_path) -> None:
     done = on_a_small_disk(small, "300k", "data", "synthesize", world, "out", "--calls", 20)
     assert "no space left" in error_of(done, 1).lower()
     assert "manifest.jsonl" not in done.stdout.partition("left:")[2]
+
+
+@pytest.fixture(scope="module")
+def artifact(tmp_path_factory) -> Path:
+    from moshijax.export.artifact import build
+    from moshijax.testing.tiny import tiny_models
+
+    return build(*tiny_models(), tmp_path_factory.mktemp("full") / "artifact")
+
+
+@pytest.fixture
+def small(tmp_path) -> Path:
+    folder = tmp_path / "small"
+    folder.mkdir()
+    return folder
+
+
+@needs_unshare
+def test_an_export_on_a_full_disk_leaves_no_artifact(artifact, small) -> None:
+    done = on_a_small_disk(small, "200k", "export", artifact, "out")
+    assert "no space left" in error_of(done, 1).lower()
+    assert "artifact.json" not in done.stdout.partition("left:")[2]
+
+
+@needs_unshare
+def test_a_call_on_a_full_disk_leaves_no_recording(artifact, small, tmp_path) -> None:
+    user = tmp_path / "user.wav"
+    soundfile.write(user, np.zeros(80000), 8000)
+    done = on_a_small_disk(small, "100k", "run", artifact, "--user", user, "--out", "out.wav")
+    assert "no space left" in error_of(done, 1).lower()
+    assert "out.wav" not in done.stdout.partition("left:")[2]
+
+
+@needs_unshare
+@pytest.mark.slow
+def test_training_on_a_full_disk_leaves_no_checkpoint_that_looks_complete(small, tmp_path) -> None:
+    world, speech = tmp_path / "world.txt", tmp_path / "speech"
+    world.write_text("what time is it => it is noon\nwhere are you => at home\n")
+    assert moshijax("data", "synthesize", world, speech, "--calls", 4).returncode == 0
+    assert moshijax("data", "teacher", speech / "manifest.jsonl").returncode == 0
+    fields = [f"data.manifest={speech / 'manifest.jsonl'}", f"data.teacher={speech / 'teacher'}"]
+    fields += ["data.batch_size=2", "steps=2", "checkpoint_every=1"]
+    command = ["train", "quickstart_codec.gin", "--run-dir", "run", *(f"--gin.{field}" for field in fields)]
+    done = on_a_small_disk(small, "1m", *command)
+    # The checkpoint library logs from threads of its own too; our message is one line among theirs.
+    assert done.returncode == 1, done.stderr[-3000:]
+    (message,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert "no space left" in message.lower()
+    kept = re.findall(r"checkpoints/(\S+?)/", done.stdout.partition("left:")[2])
+    assert all("tmp" in name for name in kept), f"a checkpoint that looks complete: {kept}"
