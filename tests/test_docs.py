@@ -17,6 +17,7 @@ from moshijax.cli import main
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+RECIPES = [path.name for path in shipped.folder("experiments").glob("*.gin")]
 IDS = [str(page.relative_to(ROOT)) for page in PAGES]
 
 
@@ -54,6 +55,9 @@ def test_documented_commands_exist_with_the_options_they_show(page) -> None:
             inner = command.get_command(click.Context(command), words[0])
             assert inner is not None, f"{line!r}: no command {words[0]!r}"
             command, words = inner, words[1:]
+        if command.name == "train" and words and words[0] in RECIPES:
+            overrides = [word.removeprefix("--gin.") for word in words if word.startswith("--gin.")]
+            config.load(words[0], overrides)
         shown = words if not isinstance(command, click.Group) else [w for w in words if w != "--version"]
         assert not unknown_options(command, shown), f"{line!r}: no option {unknown_options(command, shown)}"
 

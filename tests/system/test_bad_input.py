@@ -229,22 +229,3 @@ def test_a_call_on_a_full_disk_leaves_no_recording(artifact, small, tmp_path) ->
     done = on_a_small_disk(small, "100k", "run", artifact, "--user", user, "--out", "out.wav")
     assert "no space left" in error_of(done, 1).lower()
     assert "out.wav" not in done.stdout.partition("left:")[2]
-
-
-@needs_unshare
-@pytest.mark.slow
-def test_training_on_a_full_disk_leaves_no_checkpoint_that_looks_complete(small, tmp_path) -> None:
-    world, speech = tmp_path / "world.txt", tmp_path / "speech"
-    world.write_text("what time is it => it is noon\nwhere are you => at home\n")
-    assert moshijax("data", "synthesize", world, speech, "--calls", 4).returncode == 0
-    assert moshijax("data", "teacher", speech / "manifest.jsonl").returncode == 0
-    fields = [f"data.manifest={speech / 'manifest.jsonl'}", f"data.teacher={speech / 'teacher'}"]
-    fields += ["data.batch_size=2", "steps=2", "checkpoint_every=1"]
-    command = ["train", "quickstart_codec.gin", "--run-dir", "run", *(f"--gin.{field}" for field in fields)]
-    done = on_a_small_disk(small, "1m", *command)
-    # The checkpoint library logs from threads of its own too; our message is one line among theirs.
-    assert done.returncode == 1, done.stderr[-3000:]
-    (message,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    assert "no space left" in message.lower()
-    kept = re.findall(r"checkpoints/(\S+?)/", done.stdout.partition("left:")[2])
-    assert all("tmp" in name for name in kept), f"a checkpoint that looks complete: {kept}"
