@@ -97,15 +97,17 @@ class _Run:
     bad: list[dict[str, Any]] = field(default_factory=list)
 
     def save(self, state: TrainState, step: int) -> None:
-        self.checkpointer.save(state, step, {"step": step, "interval": self.interval.save()})
+        with jax.transfer_guard("allow"):
+            self.checkpointer.save(state, step, {"step": step, "interval": self.interval.save()})
         self.clock.pause()
 
     def evaluate(self, state: TrainState, step: int) -> None:
         config = self.experiment.task.model_config()
         snapshot = Snapshot(step, config, state.ema or state.params, state.model_state)
         values: dict[str, float] = {}
-        for evaluator in self.evaluators:
-            values |= evaluator(snapshot)
+        with jax.transfer_guard("allow"):
+            for evaluator in self.evaluators:
+                values |= evaluator(snapshot)
         if values:
             self.writer.write(step, values)
             log.info("step %d  %s", step, "  ".join(f"{name} {value:.4g}" for name, value in values.items()))
@@ -174,8 +176,9 @@ def train(
         sources = task.sources(experiment)
         batches = {program: sources[program].batch(0) for program in plan.optimizers}
         where = {program: batch_shardings(batch, mesh, experiment.microbatches) for program, batch in batches.items()}
-        run.claim(experiment, (task.kind, task.model_config()), recipe)
-        task.save_assets(experiment, run.path)
+        if jax.process_index() == 0:
+            run.claim(experiment, (task.kind, task.model_config()), recipe)
+            task.save_assets(experiment, run.path)
         checkpointer = stack.enter_context(contextlib.closing(Checkpointer(run, experiment.keep_checkpoints)))
         if (checkpointer.latest() or 0) >= experiment.steps:
             log.info("%s is complete: %d steps done", run.path, experiment.steps)
@@ -243,7 +246,8 @@ def _stop_non_finite(run: _Run, state: TrainState) -> None:
     done = int(jax.device_get(state.step))
     run.save(state, done)
     run.checkpointer.wait()
-    files.write_json(run.files.path / files.NONFINITE, run.bad)
+    if jax.process_index() == 0:
+        files.write_json(run.files.path / files.NONFINITE, run.bad)
     named = ", ".join(f"{b['step']} ({b['program']} batch {b['batch']})" for b in run.bad)
     raise MoshijaxError(
         f"steps {named} were not finite, {MAX_NONFINITE} in a row; the last good parameters are saved and the batches "

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
+
 log = logging.getLogger(__name__)
 
 
@@ -38,17 +40,20 @@ class Interval:
 
 
 class Writer:
-    """metrics.jsonl and TensorBoard event files of a run. Lines after the step at which a run resumes are dropped
-    first: they will be written again."""
+    """metrics.jsonl and TensorBoard event files of a run, written by the first process alone. Lines after the step at
+    which a run resumes are dropped first: they will be written again."""
 
     def __init__(self, metrics: Path, tensorboard: Path, step: int) -> None:
-        self._path = metrics
-        _drop_later(metrics, step)
-        self._file = metrics.open("a", encoding="utf-8")
-        self._board = _tensorboard(tensorboard, step)
+        self._file = self._board = None
+        if jax.process_index() == 0:
+            _drop_later(metrics, step)
+            self._file = metrics.open("a", encoding="utf-8")
+            self._board = _tensorboard(tensorboard, step)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """One line {"step": ..., name: value, ...}; values that are not finite become null."""
+        if self._file is None:
+            return
         plain = {name: float(f"{value:.7g}") if math.isfinite(value) else None for name, value in values.items()}
         self._file.write(json.dumps({"step": step, **plain}) + "\n")
         self._file.flush()
@@ -57,7 +62,8 @@ class Writer:
                 self._board.add_scalar(name, value, step)
 
     def close(self) -> None:
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
         if self._board is not None:
             self._board.close()
 
@@ -82,7 +88,7 @@ def _tensorboard(path: Path, step: int) -> Any:
     try:
         from tensorboardX import SummaryWriter
     except ModuleNotFoundError:
-        log.warning("package 'tensorboardX' is not installed, so no TensorBoard files: pip install tensorboardX")
+        log.warning("no TensorBoard files: package 'tensorboardX' is not installed: pip install 'moshijax[train]'")
         return None
     return SummaryWriter(str(path), purge_step=step + 1 if step else None, flush_secs=30)
 
