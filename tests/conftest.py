@@ -19,11 +19,12 @@ import pytest
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """`soak` tests run only when they are asked for by name: `-m soak`."""
+    """`soak` tests run only when they are asked for (`-m soak`); whole-system tests go first, as the longest."""
     if "soak" not in (config.option.markexpr or ""):
         soak = [item for item in items if item.get_closest_marker("soak")]
         config.hook.pytest_deselected(items=soak)
         items[:] = [item for item in items if not item.get_closest_marker("soak")]
+    items.sort(key=lambda item: 0 if "quickstart" in item.path.name else 1 if item.path.parent.name == "system" else 2)
 
 
 @pytest.fixture
