@@ -6,6 +6,7 @@ import errno
 import importlib
 import importlib.util
 import os
+import signal
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -120,8 +121,13 @@ def drop_unwritable_cache() -> None:
         click.echo(f"warning: JAX_COMPILATION_CACHE_DIR={folder} is not writable; nothing is cached", err=True)
 
 
+def interrupt(signum: int, frame: object) -> None:
+    raise KeyboardInterrupt
+
+
 def main() -> None:
     drop_unwritable_cache()
+    signal.signal(signal.SIGTERM, interrupt)  # as Ctrl-C; a training run takes both and saves first
     sys.exit(run(sys.argv[1:]))
 
 

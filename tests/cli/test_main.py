@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import subprocess
 import sys
+import time
 
 import click
 import pytest
@@ -95,6 +97,21 @@ def test_version_and_help_in_a_process_of_their_own() -> None:
     done = shell("--help")
     assert done.returncode == 0 and "doctor" in done.stdout and done.stderr == ""
     assert shell("doctor", "--nonsense").returncode == 2
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_long_work_with_75_and_the_same_command_continues(number, tmp_path) -> None:
+    out = tmp_path / "speech"
+    command = [sys.executable, "-m", "moshijax.cli.main", "data", "synthesize", "data/dialogues", str(out)]
+    process = subprocess.Popen([*command, "--copies", "30"], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    while not out.exists():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 75, err
+    assert "Traceback" not in err and err.strip().splitlines()[-1].startswith("error: "), err
+    assert not (out / "manifest.jsonl").exists()
 
 
 def every_command(command: click.Command, path: tuple[str, ...] = ()):
