@@ -21,18 +21,13 @@ CONFIG = MimiConfig(
 def envelopes(params, waveform: np.ndarray, bands: int) -> np.ndarray:
     """[frames at 50 Hz, bands]: the linear channels of the third convolution, computed from the kernels alone."""
     layers = params["encoder"]["seanet"]
-    first, bank, envelope = (
-        {k: np.asarray(v, np.float64) for k, v in layers[f"parts_{i}"].items()} for i in (0, 2, 4)
-    )
+    first, bank, envelope = ({k: np.asarray(v, np.float64) for k, v in layers[f"parts_{i}"].items()} for i in (0, 2, 4))
     assert np.count_nonzero(first["kernel"][:, 0, 0]) == 1
     x = np.asarray(elu(waveform))[:, None]
     rate = np.stack([x[t * 120 : t * 120 + 240, 0] @ bank["kernel"][:, 0] for t in range(len(x) // 120 - 1)])
     rate = np.asarray(elu(rate))
     return np.stack(
-        [
-            np.einsum("ki,kio->o", rate[t * 4 : t * 4 + 8], envelope["kernel"])[:bands]
-            for t in range(len(rate) // 4 - 1)
-        ]
+        [np.einsum("ki,kio->o", rate[t * 4 : t * 4 + 8], envelope["kernel"])[:bands] for t in range(len(rate) // 4 - 1)]
     )
 
 
@@ -53,7 +48,8 @@ def test_the_rest_of_the_codec_is_untouched_and_it_still_runs():
     assert jax.tree.map(lambda a: (a.shape, a.dtype), params) == jax.tree.map(
         lambda a: (a.shape, a.dtype), variables["params"]
     )
-    np.testing.assert_array_equal(params["decoder"]["seanet"]["parts_0"]["kernel"], variables["params"]["decoder"]["seanet"]["parts_0"]["kernel"])  # fmt: skip
+    first = [tree["decoder"]["seanet"]["parts_0"]["kernel"] for tree in (params, variables["params"])]
+    np.testing.assert_array_equal(*first)
     jitted = jax.jit(lambda p: filterbank.apply(CONFIG, p))(variables["params"])
     for a, b in zip(jax.tree.leaves(jitted), jax.tree.leaves(params), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7)

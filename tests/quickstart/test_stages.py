@@ -33,7 +33,10 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path):
     assert log == ["one"] and stages.done(folder, "two") is None
     finished: list[tuple[str, bool]] = []
     stages.run(
-        recording(log), Settings(), folder, finish=lambda i, stage, marker, before: finished.append((stage.name, before))
+        recording(log),
+        Settings(),
+        folder,
+        finish=lambda i, stage, marker, before: finished.append((stage.name, before)),
     )
     assert log == ["one", "two", "three"]
     assert finished == [("one", True), ("two", False), ("three", False)]
