@@ -74,6 +74,27 @@ def test_text_steps_train_only_what_text_trains(folder):
     assert_bit_equal(start.opt_states["audio"], end.opt_states["audio"])
 
 
+def test_a_batch_without_targets_has_loss_0_and_is_no_fault(folder):
+    experiment = lm_experiment(folder)
+    mesh = sharding.make_mesh(experiment.mesh)
+    with sharding.context(mesh):
+        plan = plan_state(experiment.task, experiment, mesh)
+        batch = experiment.task.sources(experiment)["audio"].batch(0)
+        program = compile_step(experiment.task, experiment, plan, "audio", batch, mesh)
+        empty = {"codes": np.full_like(batch["codes"], lm.tokens.ZERO)}
+        state, packed = program.run(plan.create(0), put(empty, batch_shardings(empty, mesh, 1)))
+    sums = program.unpack(packed)
+    assert sums["loss"] == (0.0, 1.0) and sums["nonfinite"][0] == 0 and sums["text_words/loss"] == (0.0, 0.0)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(jax.device_get(state)))
+
+
+def test_golden_first_step(whole_run):
+    """If a change of model, loss or trainer is meant to change these numbers, replace them by those pytest prints."""
+    line = read_metrics(whole_run / "metrics.jsonl")[0]
+    golden = {"train/loss": 6.218, "train/grad_norm": 3.786, "train/model_1/loss": 3.658, "train/text_words/loss": 4.32}
+    assert {name: line[name] for name in golden} == pytest.approx(golden, rel=1e-3)
+
+
 def test_resume_is_bit_for_bit(folder, whole_run, run_dir):
     experiment = lm_experiment(folder, steps=40, log_every=1)
     with pytest.raises(Crash):

@@ -224,4 +224,4 @@ def test_golden_first_steps(whole_run):
     """If a change of the trainer is meant to change these numbers, replace them by the ones that pytest prints."""
     line = numbers(whole_run)[0]
     golden = {"train/loss": 3.4311, "train/grad_norm": 2.0358, "train_text/loss": 3.6009}
-    assert {name: round(line[name], 4) for name in golden} == golden
+    assert {name: line[name] for name in golden} == pytest.approx(golden, rel=1e-3)
