@@ -31,6 +31,8 @@ def soak(program: runtime.Program, steps: int, seed: int = 0, report_every: int 
     jax.monitoring.register_event_duration_secs_listener(
         lambda event, seconds, **_: compiled.append(event) if event == COMPILE_EVENT else None
     )
+    jax.jit(lambda x: x + 1)(np.float32(1))
+    assert compiled, f"jax does not report compilations as {COMPILE_EVENT}: they could not be seen"
     random = np.random.default_rng(seed)
     process = psutil.Process()
     rows: dict[int, runtime.Row] = {}
@@ -64,8 +66,6 @@ def soak(program: runtime.Program, steps: int, seed: int = 0, report_every: int 
         "memory_growth_mib": late - early,
         "first_tenth_ms": 1000 * float(np.median(times[: steps // 10])),
         "last_tenth_ms": 1000 * float(np.median(times[-steps // 10 :])),
-        "p99_ms": 1000 * float(np.percentile(times, 99)),
-        "worst_ms": 1000 * float(times.max()),
     }
 
 
@@ -81,8 +81,6 @@ def table(figures: dict, context: int) -> str:
         f"resident memory at step {steps}": f"{figures['memory_late_mib']:.1f} MiB",
         "step time, median of the first tenth": f"{figures['first_tenth_ms']:.3f} ms",
         "step time, median of the last tenth": f"{figures['last_tenth_ms']:.3f} ms",
-        "step time, p99": f"{figures['p99_ms']:.3f} ms",
-        "step time, worst": f"{figures['worst_ms']:.3f} ms",
     }
     return "\n".join(f"| {name} | {value} |" for name, value in rows.items())
 
@@ -123,7 +121,8 @@ python tools/soak.py --steps {steps} --batch {batch} --write docs/reliability.md
 ```
 
 A tiny codec and language model with random weights, exported and loaded as any artifact is; random audio in; rows open
-and close at random all the time. Checked at every step: audio finite, every ready row returns valid codes. {machine}.
+and close at random all the time. Checked at every step: audio finite, every ready row returns valid codes.
+Other work ran on the machine, so the step times only show that they do not grow. {machine}.
 
 | figure | value |
 |---|---|

@@ -1,18 +1,23 @@
-"""Ten thousand steps: no error, no compilation, no growing memory. `tools/soak.py` runs a hundred thousand."""
+"""What takes longer: ten thousand steps, a large batch, another layout."""
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from moshijax.export import artifact, call, runtime
+from moshijax import lm
+from moshijax.export import artifact, audio, call, runtime
+from moshijax.testing import tiny
 
 
 @pytest.mark.slow
 def test_ten_thousand_steps(artifact_dir):
+    """No error, no compilation, no growing memory. `tools/soak.py` runs a hundred thousand."""
     path = Path(__file__).parents[2] / "tools" / "soak.py"
     spec = importlib.util.spec_from_file_location("soak", path)
     soak = importlib.util.module_from_spec(spec)
@@ -36,3 +41,24 @@ def test_rows_of_a_large_batch_are_alike(models, tmp_path):
         calls, _ = call.play(program, waves, [5 if w is wave else 100 + i for i, w in enumerate(waves)], sampling)
         np.testing.assert_array_equal(calls[position].codes, alone.codes)
         np.testing.assert_array_equal(calls[position].pcm, alone.pcm)
+
+
+@pytest.mark.slow
+def test_recognition_takes_audio_and_gives_text(cli, tmp_path):
+    """Another layout through the same command: nothing is spoken, so there is nothing to write but text."""
+    config = dataclasses.replace(tiny.LM, layout=lm.layouts.recognition(codebooks=3), depth=None)
+    made = artifact.build(*tiny.tiny_models(lm_config=config), tmp_path / "artifact")
+    audio.write(tmp_path / "user.wav", np.random.RandomState(0).uniform(-0.4, 0.4, (640 * 10, 1)), 8000)
+    arguments = ("run", made, "--user", tmp_path / "user.wav")
+    code, out, _ = cli(*arguments, "--text-out", tmp_path / "text.json")
+    assert code == 0 and "wrote" not in out
+    assert (
+        json.loads((tmp_path / "text.json").read_text())["timing"]["steps"] == 9
+    )  # column 0 came with the priming step
+    code, _, err = cli(*arguments, "--out", tmp_path / "reply.wav")
+    assert code == 2 and "has no audio out; leave --out away" in err
+    program = runtime.load(made, 1)
+    assert not program.has_pcm_out and program.has_pcm_in
+    [heard], _ = call.play(program, [np.zeros(640 * 4, np.float32)])
+    assert heard.pcm is None and heard.codes.shape == (4, 4) and (heard.codes[1:] == runtime.UNGENERATED).all()
+    assert heard.text_tokens[0] == runtime.UNGENERATED and (heard.text_tokens[1:] >= 0).all()
