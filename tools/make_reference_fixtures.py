@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import copy
 import json
 import os
 import sys
@@ -26,6 +27,7 @@ import moshi
 import moshi.models.lm as reference_lm
 import numpy as np
 import torch
+from moshi.conditioners import ConditionAttributes
 from moshi.models import loaders
 from moshi.quantization import core_vq
 
@@ -519,12 +521,33 @@ LMS: dict[str, dict] = {
         **_DEPTH,
         **{"depformer_gating": "silu", "depformer_low_rank_embeddings": 4, "norm_emb": True},
     },
+    # Two summed attributes per row, one by name and one by a hashed value; a row may lack either.
+    "lm_conditioned": {
+        **{"dim": 32, "num_heads": 2, "num_layers": 1, "hidden_scale": 4.125, "context": 7, "n_q": 4, "dep_q": 2},
+        **{"card": 24, "text_card": 28, "delays": [0, 0, 1, 0, 1], "norm": "rms_norm_f32", "gating": "silu"},
+        **{"positional_embedding": "rope"},
+        **_DEPTH,
+        "conditioners": {
+            "control": {"type": "lut", "lut": {"n_bins": 6, "dim": 5, "tokenizer": "noop"}},
+            "description": {
+                "type": "lut",
+                "lut": {"n_bins": 4, "dim": 8, "tokenizer": "noop", "possible_values": ["bad", "neutral", "good"]},
+            },
+        },
+        "fuser": {"sum": ["description", "control"], "cross": [], "prepend": []},
+    },
 }
+#: Attributes of three rows (the training forward has the first two).
+ATTRIBUTES = [
+    {"description": "good", "control": "ok"},
+    {"description": None, "control": "also"},
+    {"description": "bad", "control": None},
+]
 NO_GENERATION = {"lm_defaults", "lm_rope_depth", "lm_unbounded"}  # the reference cannot stream these
 
 
 def build_lm(config: dict, seed: int) -> tuple[torch.nn.Module, dict[str, list[int]]]:
-    config = dict(config)
+    config = copy.deepcopy(config)
     model = loaders.get_moshi_lm(None, config, dtype=torch.float32)
     return model, load_weights(model, seed)
 
@@ -541,6 +564,18 @@ def random_codes(seed: int, config: dict, batch: int, steps: int) -> np.ndarray:
     return codes
 
 
+def conditions_of(model, rows: int):
+    """`(condition tensors, {name: value index per row, -1 = absent})`, or none of both."""
+    if model.condition_provider is None:
+        return None, {}
+    attributes = [ConditionAttributes(text=row, tensor={}) for row in ATTRIBUTES[:rows]]
+    indices = {}
+    for name, conditioner in model.condition_provider.conditioners.items():
+        values = conditioner.tokenizer([row[name] for row in ATTRIBUTES[:rows]]).tokens[:, 0].tolist()
+        indices[name] = [-1 if row[name] is None else value for row, value in zip(ATTRIBUTES, values, strict=False)]
+    return model.condition_provider.prepare_and_provide(attributes), indices
+
+
 @torch.no_grad()
 def make_lm(out: Path, name: str) -> None:
     config = LMS[name]
@@ -552,10 +587,12 @@ def make_lm(out: Path, name: str) -> None:
     initial = model._get_initial_token().expand(2, -1, -1)
     delayed = reference_lm._delay_sequence(model.delays, codes, initial)
     delayed = torch.cat([initial, delayed], dim=2)
-    hidden, text_logits = model.forward_text(delayed[:, :, :-1])
+    conditions, indices = conditions_of(model, 2)
+    total = None if conditions is None else model.fuser.get_sum(conditions)
+    hidden, text_logits = model.forward_text(delayed[:, :, :-1], total)
     arrays["temporal_out"] = hidden.numpy()
     if config["dep_q"]:
-        output = model(codes)
+        output = model(codes, conditions)
         arrays["mask"] = output.mask.numpy()
         arrays["logits"] = np.nan_to_num(output.logits.numpy(), nan=0.0)
         arrays["text_mask"] = output.text_mask.numpy()
@@ -574,6 +611,9 @@ def make_lm(out: Path, name: str) -> None:
     parameters = sum(int(np.prod(s)) for s in shapes.values())
     print(f"  {parameters} parameters, {spread}")
     description = {"kind": "lm", "config": config, "seed": seed, "tensors": shapes}
+    if indices:
+        description["conditions"] = indices
+        description["generation_conditions"] = conditions_of(model, 3)[1]
     if name not in NO_GENERATION:
         runs = {}
         for kind in ("sync", "masked", "forced"):
@@ -634,6 +674,7 @@ def run_generator(model, given, active, reset, force, synchronous: bool) -> tupl
         use_sampling=False,
         support_out_of_sync=not synchronous,
         check=True,
+        condition_tensors=conditions_of(model, given.shape[1])[0],
         on_text_logits_hook=lambda x: logits.append(x[:, 0, 0].clone()),
         on_text_hook=on_text,
     )

@@ -12,8 +12,9 @@ import pytest
 from moshijax import lm
 from moshijax.lm.generation import step
 from moshijax.nn.layout import stack_layers
+from moshijax.nn.norms import NORM_KINDS
 from moshijax.weights.lm import from_published
-from moshijax.weights.lm_config import lm_config
+from moshijax.weights.lm_config import DEFAULTS, INHERITED, lm_config
 from tests.parity.weights_by_name import FIXTURES, fill, load_fixture
 
 NAMES = sorted(path.stem for path in FIXTURES.glob("lm_*.json"))
@@ -28,8 +29,33 @@ def load(name):
     return config, jax.tree.map(jnp.asarray, params), arrays, description
 
 
+def conditions(description, key="conditions"):
+    """Value index per row of each conditioner, or none."""
+    return {name: jnp.asarray(values) for name, values in description[key].items()} if key in description else None
+
+
 def test_there_are_enough_models():
     assert len(NAMES) >= 8 and len(STREAMED) >= 6
+
+
+def test_the_models_together_touch_every_supported_field():
+    """Every field appears with a value that is not its default; every kind of norm, position and activation appears."""
+    published = [load_fixture(name)[0]["config"] for name in NAMES]
+    refused = {"cross_attention", "quantize", "lora", "demux_second_stream", "demux_second_text_stream"}
+    fields = (
+        set(DEFAULTS) - refused - {"causal"} | {f"depformer_{name}" for name in INHERITED} | {"depformer_num_heads"}
+    )
+    touched = {field for config in published for field, value in config.items() if value != DEFAULTS.get(field, "")}
+    assert fields - touched == set()
+
+    def values(*names):
+        return {config.get(name, DEFAULTS.get(name)) for config in published for name in names}
+
+    assert values("norm") == set(NORM_KINDS)
+    assert values("positional_embedding") == {"rope", "rope_concat", "sin", "sin_rope", "none"}
+    assert values("depformer_pos_emb") == {"rope", "rope_concat", "sin", "sin_rope", "none"}
+    gated = {"sigmoid", "tanh", "relu", "leaky_relu", "elu", "gelu", "silu", "mish", "softsign", "identity"}
+    assert values("gating", "depformer_gating") - {None} == gated | {"none"}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -41,7 +67,7 @@ def test_training_forward(name):
     codes = jnp.asarray(want["codes"])
     context = config.temporal.context
     assert context is None or codes.shape[2] > context
-    output = jax.jit(functools.partial(lm.forward, config))(params, codes)
+    output = jax.jit(functools.partial(lm.forward, config))(params, codes, conditions(description))
     np.testing.assert_array_equal(output.text_mask, want["text_mask"])
     kept = np.asarray(output.text_mask)[..., None]
     np.testing.assert_allclose(output.text_logits * kept, want["text_logits"] * kept, atol=1e-4, rtol=0)
@@ -65,7 +91,7 @@ def test_training_layout_is_the_same_function(name):
 
 @pytest.mark.parametrize("name", STREAMED)
 def test_generation_token_for_token(name):
-    config, params, want, _ = load(name)
+    config, params, want, description = load(name)
     batch = want["sync_out"].shape[1]
 
     @jax.jit
@@ -81,7 +107,8 @@ def test_generation_token_for_token(name):
         reset = want.get(f"{kind}_reset", np.zeros((calls, batch), bool))
         free = np.full(want[f"{kind}_out"].shape, lm.tokens.UNGENERATED)
         force = want.get(f"{kind}_force", free)
-        state = lm.init_generation(config, params, batch, lm.Sampling.greedy())
+        chosen = conditions(description, "generation_conditions")
+        state = lm.init_generation(config, params, batch, lm.Sampling.greedy(), conditions=chosen)
         for n in range(calls):
             state, output = one(params, state, given[n], force[n], active[n], reset[n])
             np.testing.assert_array_equal(output.out_BK, want[f"{kind}_out"][n], err_msg=f"{kind}, call {n + 1}")
