@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import click
@@ -33,15 +35,40 @@ def overrides_of(arguments: tuple[str, ...]) -> list[str]:
     return found
 
 
+class Echo(logging.Handler):
+    """Log lines on standard output, above a progress bar if there is one."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        click.echo(record.getMessage())
+
+
 def show_log() -> None:
-    """Log lines of this package on standard output, without decoration."""
+    """Show the log of this package, without decoration."""
     logger = logging.getLogger("moshijax")
     logger.setLevel(logging.INFO)
-    if not logger.handlers:
-        handler = logging.StreamHandler(click.get_text_stream("stdout"))
-        handler.setFormatter(logging.Formatter("%(message)s"))
-        logger.addHandler(handler)
     logger.propagate = False
+    if not any(isinstance(handler, Echo) for handler in logger.handlers):
+        logger.addHandler(Echo())
+
+
+@contextlib.contextmanager
+def progress_bar() -> Iterator[Callable[[int, int, Mapping[str, float]], None]]:
+    """A bar on the terminal for `train(progress=...)`; nothing where the output is no terminal."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    console = Console(stderr=True)
+    columns = (TextColumn("training"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task("training", total=None)
+        yield lambda done, steps, values: bar.update(task, completed=done, total=steps)
 
 
 @click.command("train", context_settings={"ignore_unknown_options": True})
@@ -58,7 +85,7 @@ def command(recipe: str, run_dir: Path, overrides: tuple[str, ...]) -> None:
 
     \b
     Example:
-      moshijax train tiny_moshi.gin --run-dir runs/tiny --gin.steps=2000
+      moshijax train quickstart_moshi.gin --run-dir runs/moshi --gin.steps=2000
     """
     bindings = overrides_of(overrides)
     from moshijax import config
@@ -66,4 +93,5 @@ def command(recipe: str, run_dir: Path, overrides: tuple[str, ...]) -> None:
 
     experiment = config.load(recipe, bindings)
     show_log()
-    train(experiment, run_dir, recipe=config.dump(experiment))
+    with progress_bar() as progress:
+        train(experiment, run_dir, recipe=config.dump(experiment), progress=progress)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -287,24 +287,3 @@ def _describe(run: RunDir, state: TrainState, programs: Mapping[str, Program], s
         log.info(
             "%s step: %.3g GFLOP, %.0f MB of temporary memory", name, program.flops / 1e9, program.memory_bytes / 1e6
         )
-
-
-@contextlib.contextmanager
-def progress_bar(description: str) -> Iterator[Progress]:
-    """A bar on the terminal for `train(progress=...)`; nothing where the output is no terminal."""
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield lambda done, steps, values: None
-        return
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
-    with Progress(*columns, TimeRemainingColumn(), TextColumn("{task.fields[loss]}"), console=console) as bar:
-        task = bar.add_task(description, total=None, loss="")
-
-        def update(done: int, steps: int, values: Mapping[str, float]) -> None:
-            loss = {"loss": f"loss {values['train/loss']:.3f}"} if "train/loss" in values else {}
-            bar.update(task, completed=done, total=steps, **loss)
-
-        yield update
