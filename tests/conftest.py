@@ -27,6 +27,16 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items.sort(key=lambda item: 0 if "quickstart" in item.path.name else 1 if item.path.parent.name == "system" else 2)
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """What tests measured (`record_property("figures", text)`), also from the worker processes of a parallel run."""
+    for outcome in ("passed", "failed"):
+        for report in terminalreporter.stats.get(outcome, []):
+            for name, text in getattr(report, "user_properties", ()):
+                if name == "figures" and report.when == "call":
+                    terminalreporter.section(f"figures of {report.nodeid}")
+                    terminalreporter.write_line(str(text))
+
+
 @pytest.fixture
 def run_dir(tmp_path: Path) -> Path:
     """An empty place for a run; the folder itself does not exist yet."""
