@@ -1,0 +1,187 @@
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from moshijax import codec
+from moshijax.codec import quantizer_training, training
+from moshijax.codec.quantizer_training import QuantizerTraining, kmeans, quantize, update
+from moshijax.errors import ConfigError
+from tests.codec.small import SMALL, filled, noise
+
+FRAME = SMALL.frame_size
+KEY = jax.random.key(0)
+PLAIN = QuantizerTraining(quantization_rate=1.0, dropout=False)
+
+
+@pytest.fixture(scope="module")
+def variables():
+    return filled(SMALL)
+
+
+@pytest.fixture(scope="module")
+def forward():
+    return jax.jit(training.forward, static_argnums=(0, 1))
+
+
+def acoustic(variables):
+    return jax.tree.map(jnp.asarray, variables["codebooks"]["quantizer"]["acoustic"])
+
+
+def test_without_randomness_training_is_the_codec(variables, forward):
+    waveform = noise(0, 3, 5 * FRAME)
+    out = forward(SMALL, PLAIN, variables, waveform, KEY)
+    codes = codec.encode(SMALL, variables, waveform)
+    np.testing.assert_array_equal(out.codes, codes)
+    np.testing.assert_allclose(out.reconstruction, codec.decode(SMALL, variables, codes), atol=1e-5)
+    np.testing.assert_allclose(out.latent, codec.encode_latent(SMALL, variables, waveform), atol=1e-5)
+    counts = out.statistics["semantic"].counts[0]
+    np.testing.assert_array_equal(counts, np.bincount(np.asarray(codes[:, 0]).ravel(), minlength=16))
+
+
+def test_quantization_rate_and_dropout(variables, forward):
+    waveform = noise(1, 4, 5 * FRAME)
+    never = QuantizerTraining(quantization_rate=0.0, dropout=False)
+    out = forward(SMALL, never, variables, waveform, KEY)
+
+    def project(mimi, x):  # the latent through the projections alone
+        latent = mimi.encoder(x)
+        parts = (mimi.quantizer.semantic, mimi.quantizer.acoustic)
+        return mimi.decoder(sum(part.output_proj(part.input_proj(latent)) for part in parts))
+
+    want = codec.Mimi(SMALL).apply(variables, waveform, method=project)
+    np.testing.assert_allclose(out.reconstruction, want, atol=1e-5)
+    np.testing.assert_array_equal(out.codes, codec.encode(SMALL, variables, waveform))  # still counted
+
+    dropout = QuantizerTraining(quantization_rate=1.0, dropout=True)
+    levels = set()
+    for i in range(20):
+        out = forward(SMALL, dropout, variables, waveform, jax.random.key(i))
+        used = (np.asarray(out.codes) >= 0).all(axis=(0, 2))
+        count = int(used.sum())
+        assert used[:count].all() and count >= 2  # the semantic level and one acoustic level always take part
+        levels.add(count)
+    assert levels == {2, 3, 4}
+
+
+def test_rows_draw_the_same_in_every_microbatch(variables, forward):
+    waveform = noise(2, 4, 3 * FRAME)
+    settings = QuantizerTraining(quantization_rate=0.5)
+    whole = forward(SMALL, settings, variables, waveform, KEY)
+    parts = [
+        forward(SMALL, settings, variables, waveform[rows], KEY, jnp.asarray(rows), jnp.int32(4))
+        for rows in ([2, 0], [1, 3])
+    ]
+    order = [2, 0, 1, 3]
+    for name in ("reconstruction", "commitment", "codes"):
+        joined = np.concatenate([getattr(part, name) for part in parts])
+        np.testing.assert_allclose(joined, np.asarray(getattr(whole, name))[order], atol=1e-5, err_msg=name)
+    added = jax.tree.map(jnp.add, parts[0].statistics, parts[1].statistics)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), added, whole.statistics)
+
+
+def test_gradients(variables):
+    waveform = jnp.asarray(noise(3, 2, 2 * FRAME))
+
+    def loss(params):
+        out = training.forward(SMALL, PLAIN, {**variables, "params": params}, waveform, KEY)
+        return jnp.square(out.reconstruction - waveform).mean() + out.commitment.mean(), out.codes
+
+    grads, _ = jax.jit(jax.grad(loss, has_aux=True))(variables["params"])
+    for path, grad in jax.tree_util.tree_leaves_with_path(grads):
+        assert np.isfinite(grad).all() and np.abs(grad).max() > 0, jax.tree_util.keystr(path)
+
+
+def test_commitment_gradient_moves_latents_towards_their_codes(variables):
+    book, z = acoustic(variables), jnp.asarray(noise(4, 2, 5, 4))
+    no = jnp.zeros(2, bool)
+
+    def distance(z):
+        return quantize(PLAIN, book, z, 3, no, KEY, jnp.arange(2), 2).commitment.sum()
+
+    before = distance(z)
+    assert distance(z - 0.01 * jax.grad(distance)(z)) < before
+
+
+def test_update_is_the_moving_average(variables):
+    book, z = acoustic(variables), jnp.asarray(noise(5, 2, 30, 4))
+    out = quantize(PLAIN, book, z, 2, jnp.zeros(2, bool), KEY, jnp.arange(2), 2)
+    new, _ = update(PLAIN, book, out.statistics, KEY, 0)
+    codes, vectors = np.asarray(out.codes[:, 0]).ravel(), np.asarray(z).reshape(-1, 4)
+    for code in range(16):
+        chosen = vectors[codes == code]
+        np.testing.assert_allclose(
+            new["cluster_usage"][0, code], 0.99 * book["cluster_usage"][0, code] + 0.01 * len(chosen), rtol=1e-5
+        )
+        want = 0.99 * book["embedding_sum"][0, code] + 0.01 * chosen.sum(0)
+        np.testing.assert_allclose(new["embedding_sum"][0, code], want, atol=1e-5)
+    np.testing.assert_array_equal(new["embedding_sum"][2], book["embedding_sum"][2])  # this level took no part
+
+
+def test_levels_get_their_codebooks_one_by_one():
+    rng = np.random.RandomState(0)
+    centres = 10 * rng.standard_normal((16, 4))
+    z = jnp.asarray((centres[rng.randint(16, size=(4, 200))] + 0.1 * rng.standard_normal((4, 200, 4))), jnp.float32)
+    book = acoustic(codec.init(SMALL, KEY))
+    assert not book["initialized"].any()
+    step = jax.jit(
+        lambda book, i: update(
+            PLAIN, book, quantize(PLAIN, book, z, 3, jnp.zeros(4, bool), KEY, jnp.arange(4), 4).statistics, KEY, i
+        )
+    )
+    for level in range(3):
+        book, _ = step(book, 0)
+        assert book["initialized"].tolist() == [True] * (level + 1) + [False] * (2 - level)
+    for i in range(60):  # replacement finds the clusters that k-means merged
+        book, metrics = step(book, i)
+    out = quantize(PLAIN, book, z, 1, jnp.zeros(4, bool), KEY, jnp.arange(4), 4)
+    spread = float(jnp.square(z - z.mean((0, 1))).mean())
+    assert float(out.commitment.mean()) < 0.02 * spread
+    assert metrics["usage_entropy"].shape == (3,)
+
+
+def test_dead_codes_restart_from_the_batch(variables):
+    book, z = acoustic(variables), jnp.asarray(noise(6, 2, 50, 4))
+    book["embedding_sum"] = book["embedding_sum"].at[0, 3].set(1e6)  # far from everything
+    out = quantize(PLAIN, book, z, 3, jnp.zeros(2, bool), KEY, jnp.arange(2), 2)
+    book["cluster_usage"] = book["cluster_usage"].at[0, 3].set(1e-6)
+    for step, replaced in ((3, False), (4, True)):
+        new, metrics = update(PLAIN, book, out.statistics, KEY, step)
+        assert (float(metrics["replaced"][0]) > 0) is replaced
+    vector = np.asarray(new["embedding_sum"][0, 3] / new["cluster_usage"][0, 3])
+    assert np.abs(np.asarray(z).reshape(-1, 4) - vector).max(1).min() < 1e-4
+    np.testing.assert_allclose(new["cluster_usage"][0, 3], new["cluster_usage"][0].sum() / 16, rtol=0.1)
+
+
+def test_kmeans():
+    rng = np.random.RandomState(0)
+    centres = np.array([[0.0, 0], [10, 0], [0, 10]])
+    vectors = jnp.asarray(np.repeat(centres, 20, 0) + 0.1 * rng.standard_normal((60, 2)), jnp.float32)
+    counts, found = kmeans(vectors, 3, 20, jax.random.key(1))
+    assert sorted(np.asarray(counts)) == [20, 20, 20]
+    assert all(np.abs(np.asarray(found) - centre).max(1).min() < 0.2 for centre in centres)
+
+
+def test_teacher_head(variables):
+    trained = training.init(SMALL, KEY, teacher_dim=5)
+    assert trained["params"]["teacher_projection"]["kernel"].shape == (5, 8)
+    assert "teacher_projection" not in training.without_teacher(trained)["params"]
+    estimate = training.teacher_estimate(trained, jnp.ones((2, 3, 8)))
+    assert estimate.shape == (2, 3, 5)
+    codec.encode(SMALL, trained, noise(0, 1, FRAME))  # the side head is in nobody's way
+
+
+def test_codebooks_keep_their_structure(variables, forward):
+    out = forward(SMALL, PLAIN, variables, noise(7, 2, 4 * FRAME), KEY)
+    new, metrics = training.update_codebooks(PLAIN, variables["codebooks"], out.statistics, KEY, 0)
+    assert jax.tree.map(jnp.shape, new) == jax.tree.map(jnp.shape, variables["codebooks"])
+    assert metrics["usage_entropy"].shape == metrics["replaced"].shape == (4,)
+    assert quantizer_training.USAGE_AT_LEAST > 0
+
+
+@pytest.mark.parametrize("bad", [dict(decay=1.0), dict(quantization_rate=1.5), dict(samples_per_code=0)])
+def test_refusals(bad):
+    with pytest.raises(ConfigError):
+        QuantizerTraining(**bad)
