@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -93,7 +93,6 @@ class Program:
     names: tuple[str, ...]
     flops: float
     memory_bytes: int
-    lowered: Any = field(repr=False, default=None)
 
     def unpack(self, packed: jax.Array) -> dict[str, tuple[float, float]]:
         """Metric name -> (numerator, denominator); waits for the step."""
@@ -167,10 +166,10 @@ def batch_shardings(batch: Mapping[str, np.ndarray], mesh: Mesh, microbatches: i
     return found
 
 
-def compile_step(
+def lower_step(
     task: Task, experiment: ExperimentConfig, plan: StatePlan, program: str, batch: Mapping[str, np.ndarray], mesh: Mesh
-) -> Program:
-    """Compile the step of a program for batches of the shapes of `batch`; it never compiles again.
+) -> tuple[jax.stages.Lowered, tuple[str, ...]]:
+    """The lowered step of a program for batches of the shapes of `batch`, and the names of its metrics.
 
     Call it inside `sharding.context(mesh)`.
     """
@@ -182,15 +181,22 @@ def compile_step(
         step, in_shardings=(plan.shardings, where), out_shardings=(plan.shardings, replicated), donate_argnums=0
     )
     lowered = jitted.lower(plan.abstract, abstract)
+    return lowered, tuple(names)
+
+
+def compile_step(
+    task: Task, experiment: ExperimentConfig, plan: StatePlan, program: str, batch: Mapping[str, np.ndarray], mesh: Mesh
+) -> Program:
+    """`lower_step`, compiled: the program never compiles again."""
+    lowered, names = lower_step(task, experiment, plan, program, batch, mesh)
     compiled = lowered.compile()
     memory = compiled.memory_analysis()
     return Program(
         name=program,
         run=compiled,
-        names=tuple(names),
+        names=names,
         flops=3 * forward_flops(task, program, plan, batch),
         memory_bytes=getattr(memory, "temp_size_in_bytes", 0) or 0,
-        lowered=lowered,
     )
 
 
