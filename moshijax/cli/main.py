@@ -51,7 +51,7 @@ class Commands(click.Group):
         return importlib.import_module(f"moshijax.cli.{cmd_name}").command
 
 
-@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(moshijax.__version__, prog_name="moshijax")
 def cli() -> None:
     """Train, export and talk to full-duplex voice models.
