@@ -74,7 +74,7 @@ def table(figures: dict, context: int) -> str:
     steps = figures["steps"]
     rows = {
         "steps": steps,
-        "calls opened and closed": figures["calls"],
+        "calls opened": figures["calls"],
         "turns of the language model's ring cache": steps // context,
         "compilations after step 100": figures["compilations"],
         f"resident memory at step {steps // 10 + 1}": f"{figures['memory_early_mib']:.1f} MiB",
