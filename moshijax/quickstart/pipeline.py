@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ from moshijax.quickstart.settings import Folder, Settings
 from moshijax.quickstart.stages import Stage, Tell
 
 if TYPE_CHECKING:
+    from moshijax.data.synthesis import Dialogue, SynthesisResult
     from moshijax.data.text import Tokenizer
     from moshijax.train.experiment import ExperimentConfig
 
@@ -29,18 +30,25 @@ def synthesize(settings: Settings, folder: Folder, tell: Tell) -> Mapping[str, A
     trained, heldout = world.load()
     calls = world.training_calls(trained, settings.answered, settings.unanswered, settings.silent, settings.seed)
     tests = world.heldout_calls(heldout, settings.heldout, settings.seed)
-    total = len(calls) + len(tests)
+    speech = world.dense_speech(trained, settings.recordings, settings.seed)
+    total = len(speech) + len(calls) + len(tests)
 
-    def progress(before: int) -> Callable[[int, int], None]:
-        return lambda done, _: tell(before + done, total, "calls")
+    finished = 0
 
-    made = synthesize(calls, folder.speech, settings.seed, settings.workers, progress(0))
-    held = synthesize(tests, folder.heldout, settings.seed, settings.workers, progress(len(calls)))
+    def make(dialogues: list[Dialogue], where: Path) -> SynthesisResult:
+        nonlocal finished
+        before, finished = finished, finished + len(dialogues)
+        return synthesize(
+            dialogues, where, settings.seed, settings.workers, lambda done, _: tell(before + done, total, "recordings")
+        )
+
+    dense, made, held = make(speech, folder.speech), make(calls, folder.training_calls), make(tests, folder.heldout)
     return {
+        "speech_minutes": round(dense.seconds / 60, 1),
         "calls": made.items,
         "minutes": round(made.seconds / 60, 1),
         "heldout_calls": held.items,
-        "rejected": [list(pair) for pair in (*made.rejected, *held.rejected)],
+        "rejected": [list(pair) for one in (dense, made, held) for pair in one.rejected],
         "voices": len(world.TRAINED),
     }
 
@@ -61,9 +69,11 @@ def teacher(settings: Settings, folder: Folder, tell: Tell) -> Mapping[str, Any]
     from moshijax.data.teacher import compute_features
 
     index, report = compute_features(
-        read_manifest(folder.speech), folder.speech / "teacher", progress=lambda done, total: tell(done, total, "calls")
+        read_manifest(folder.speech),
+        folder.speech / "teacher",
+        progress=lambda done, total: tell(done, total, "recordings"),
     )
-    return {"features": index["dim"], "calls": report.usable}
+    return {"features": index["dim"], "recordings": report.usable}
 
 
 def codec_experiment(settings: Settings, folder: Folder) -> ExperimentConfig:
@@ -118,7 +128,10 @@ def prepare(settings: Settings, folder: Folder, tell: Tell) -> Mapping[str, Any]
 
     encoder = CodecEncoder.load(folder.codec)
     _, report = prepare(
-        read_manifest(folder.speech), folder.grids, encoder, progress=lambda done, total, _: tell(done, total, "calls")
+        read_manifest(folder.training_calls),
+        folder.grids,
+        encoder,
+        progress=lambda done, total, _: tell(done, total, "calls"),
     )
     return {"calls": report.usable}
 

@@ -14,6 +14,7 @@ class Settings:
 
     Attributes:
       seed: of voices, levels, order of the data, initial parameters and sampling.
+      recordings: of speech without pauses, for the codec.
       answered, unanswered, silent: training calls with a question, with unrelated speech, and with silence.
       heldout: held-out calls per group and kind.
       codec_recipe, lm_recipe: gin recipes, shipped ones by name.
@@ -22,6 +23,7 @@ class Settings:
     """
 
     seed: int = 0
+    recordings: int = 640
     answered: int = 1920
     unanswered: int = 1020
     silent: int = 60
@@ -33,7 +35,7 @@ class Settings:
     workers: int = 2
 
     def __post_init__(self) -> None:
-        for name in ("answered", "unanswered", "heldout", "workers"):
+        for name in ("recordings", "answered", "unanswered", "heldout", "workers"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"quickstart {name} is {getattr(self, name)}; it must be at least 1")
         if self.seed < 0 or self.silent < 0:
@@ -48,12 +50,17 @@ class Folder:
 
     @property
     def speech(self) -> Path:
-        """Training calls: manifest.jsonl, audio/, teacher/."""
+        """What the codec is trained on: manifest.jsonl, audio/, teacher/."""
         return self.path / "speech"
 
     @property
+    def training_calls(self) -> Path:
+        """What the language model is trained on."""
+        return self.path / "training_calls"
+
+    @property
     def heldout(self) -> Path:
-        return self.path / "heldout"
+        return self.path / "heldout_calls"
 
     @property
     def tokenizer(self) -> Path:

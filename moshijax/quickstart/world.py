@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -59,6 +60,39 @@ def ranges(language: str = "en-us", variants: tuple[str, ...] = TRAINED) -> Call
         pitch_range=(30, 70),
         model_voice=Voice("en-us", MODEL_VARIANT, 175, 50, 50),
     )
+
+
+def dense_speech(world: World, count: int, seed: int) -> list[Dialogue]:
+    """Recordings with speech on both channels nearly all the time: what a codec learns most from in a short time.
+
+    The user says two or three of the world's sentences, and the model speaks over each of them.
+    """
+    from moshijax.data.synthesis.dialogue import Dialogue, Utterance
+    from moshijax.data.synthesis.voices import random_voice
+
+    drawn = ranges()
+    sentences = [*world.unrelated, *(question for question, _ in world.questions)]
+    answers = [answer for _, answer in world.questions]
+    recordings = []
+    for index in range(count):
+        rng = random.Random(f"{seed} speech {index}")
+        utterances = []
+        for _ in range(rng.randint(2, 3)):
+            utterances.append(Utterance("user", rng.choice(sentences), gap=rng.uniform(0.1, 0.4)))
+            utterances.append(Utterance("model", ", ".join(rng.sample(answers, 2)), kind="backchannel", at=0.05))
+        recordings.append(
+            Dialogue(
+                id=f"speech-{index:05d}",
+                utterances=tuple(utterances),
+                model_voice=drawn.model_voice,
+                user_voice=random_voice(rng, TRAINED, "en-us", drawn.rate, drawn.pitch, drawn.pitch_range),
+                lead=round(rng.uniform(0.05, 0.5), 3),
+                tail=round(rng.uniform(0.1, 0.6), 3),
+                gain_db=round(rng.uniform(*drawn.gain_db), 2),
+                snr_db=round(rng.uniform(*drawn.snr_db), 1),
+            )
+        )
+    return recordings
 
 
 def training_calls(world: World, answered: int, unanswered: int, silent: int, seed: int) -> list[Dialogue]:

@@ -19,6 +19,7 @@ from moshijax.quickstart.settings import Folder, Settings
 COMMAND = (sys.executable, "-m", "moshijax.cli.main", "quickstart", "--run-dir")
 
 SMALL = Settings(
+    recordings=16,
     answered=32,
     unanswered=16,
     silent=2,
@@ -48,7 +49,7 @@ def test_first_stage_alone(tmp_path):
     run_dir = tmp_path / "run"
     done = subprocess.run([*COMMAND, run_dir, "--until", "synthesize"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    manifest = (run_dir / "speech" / "manifest.jsonl").read_text().splitlines()
+    manifest = (run_dir / "training_calls" / "manifest.jsonl").read_text().splitlines()
     assert len(manifest) == Settings().answered + Settings().unanswered + Settings().silent
     again = subprocess.run([*COMMAND, run_dir, "--until", "synthesize"], capture_output=True, text=True)
     assert again.returncode == 0 and "done before" in again.stderr
