@@ -72,6 +72,7 @@ def write(settings: Settings, folder: Folder) -> None:
     _run(page, markers)
     page.section("Try next")
     page.commands(next_commands(folder))
+    call_figure(results[shown[0]], recordings, shown[0]).savefig(folder.picture, dpi=130)
     page.write(folder.report)
 
 
@@ -122,10 +123,9 @@ def _one_call(page: Page, results: Sequence[HeldOutCall], recordings: Recordings
         "One call, frame by frame",
         "Each column is 80 ms. The model hears the user's codes and writes its text and its own voice's codes at once.",
     )
-    for number in shown[:1]:
-        result = results[number]
-        caption = f"Call {result.id}: asked “{result.asked}”, answered “{result.answered or 'nothing'}”."
-        page.figure(call_figure(result, recordings, number), caption)
+    result = results[shown[0]]
+    caption = f"Call {result.id}: asked “{result.asked}”, answered “{result.answered or 'nothing'}”."
+    page.figure(call_figure(result, recordings, shown[0]), caption)
 
 
 def _listen(page: Page, results: Sequence[HeldOutCall], recordings: Recordings, shown: Sequence[int]) -> None:

@@ -100,6 +100,11 @@ class Folder:
         return self.path / "report.html"
 
     @property
+    def picture(self) -> Path:
+        """One held-out call, as the report shows it."""
+        return self.path / "call.png"
+
+    @property
     def figures(self) -> Path:
         """The measured figures, as JSON."""
         return self.path / "figures.json"

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import html
 import json
 import random
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -117,4 +119,12 @@ def test_the_trained_model_answers_voices_it_never_heard(tmp_path, record_proper
         assert part in report or part.lower() in report.lower()
     commands = re.search(r"<pre>(.*?)</pre>", report, re.S)[1].splitlines()
     assert len(commands) == 3
+    for command in commands[:2]:
+        again = subprocess.run(
+            [sys.executable, "-m", "moshijax.cli.main", *shlex.split(html.unescape(command))[1:]],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+        )
+        assert again.returncode == 0, f"{command}\n{again.stderr}"
     assert (folder.artifact / "artifact.json").exists() and folder.reply.exists()
