@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import types
 import typing
 from fractions import Fraction
 from typing import Any
 
+from moshijax.annotations import name_of, nearest
 from moshijax.errors import ConfigError
 
 
@@ -58,7 +58,7 @@ def from_json(cls: Any, value: Any, where: str = "") -> Any:
         return Fraction(value)
     elif isinstance(cls, type) and isinstance(value, cls) and not (cls is int and isinstance(value, bool)):
         return value
-    raise ConfigError(f"{where or 'config'} is {value!r}, which is not of type {_name(cls)}")
+    raise ConfigError(f"{where or 'config'} is {value!r}, which is not of type {name_of(cls)}")
 
 
 def _dataclass_from_json(cls: type, value: Any, where: str) -> Any:
@@ -69,9 +69,8 @@ def _dataclass_from_json(cls: type, value: Any, where: str) -> Any:
     known = [f.name for f in dataclasses.fields(cls) if f.init]
     for key in found:
         if key not in known:
-            near = difflib.get_close_matches(key, known, 1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise ConfigError(f"{cls.__name__} has no field {key!r} (in {where or 'config'}){hint}")
+            near = nearest(key, known)
+            raise ConfigError(f"{cls.__name__} has no field {key!r} (in {where or 'config'}); {near}check the name")
     kwargs = {key: from_json(hints[key], item, f"{where}.{key}" if where else key) for key, item in found.items()}
     try:
         return cls(**kwargs)
@@ -92,11 +91,7 @@ def _union_from_json(choices: tuple[Any, ...], value: Any, where: str) -> Any:
             failures.append(error)
     if len(choices) == 2 and type(None) in choices:  # an optional value: report what is wrong with it
         raise failures[0] if choices[1] is type(None) else failures[1]
-    raise ConfigError(f"{where or 'config'} is {value!r}, which is none of {', '.join(_name(c) for c in choices)}")
-
-
-def _name(cls: Any) -> str:
-    return getattr(cls, "__name__", str(cls))
+    raise ConfigError(f"{where or 'config'} is {value!r}, which is none of {', '.join(name_of(c) for c in choices)}")
 
 
 def differences(old: Any, new: Any, where: str = "") -> list[tuple[str, Any, Any]]:
