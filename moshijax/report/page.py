@@ -22,7 +22,8 @@ _STYLE = """
 :root{--ink:#1d2733;--soft:#5d6b7a;--line:#e3e8ee;
 --paper:#fff;--wash:#f5f7fa;--good:#157f4b;--bad:#b3362b}
 *{box-sizing:border-box}
-body{margin:0;background:var(--wash);color:var(--ink);font:16px/1.55 system-ui,-apple-system,"Segoe UI",Roboto,sans-serif}
+body{margin:0;background:var(--wash);color:var(--ink);
+  font:16px/1.55 system-ui,-apple-system,"Segoe UI",Roboto,sans-serif}
 main{max-width:1060px;margin:0 auto;padding:40px 24px 80px}
 h1{font-size:32px;line-height:1.2;margin:0 0 6px;letter-spacing:-.01em}
 h2{font-size:21px;margin:0 0 4px}

@@ -128,7 +128,8 @@ def token_grid(
     """The token grid of a call as a picture: the text row above the codes of each speaker, and optional spectrograms.
 
     groups: speaker -> codes [Q, T], negative where there are none. text: the piece of every frame, '' for padding.
-    epad: True where the padding ends. words: (word, start, end) in seconds, written over the grid. audio: name -> waveform.
+    epad: True where the padding ends. words: (word, start, end) in seconds, written over the grid.
+    audio: name -> waveform.
     """
     audio = audio or {}
     frames = next(iter(groups.values())).shape[1]
