@@ -14,7 +14,6 @@ from moshijax.errors import ConfigError
 from moshijax.train.experiment import OptimizerConfig, ParameterGroup
 
 REST = "rest"
-FROZEN = "frozen"
 
 
 def learning_rate(config: OptimizerConfig, step: jax.Array, steps: int) -> jax.Array:
@@ -40,11 +39,11 @@ def group_of(config: OptimizerConfig, path: str) -> ParameterGroup:
     return ParameterGroup(name=REST, pattern="")
 
 
-def owned_paths(config: OptimizerConfig, paths: Sequence[str]) -> tuple[str, ...]:
-    """The paths that are not frozen.
+def check_groups(config: OptimizerConfig, paths: Sequence[str]) -> None:
+    """Every group must match a parameter of the model.
 
     Raises:
-      ConfigError: a group matches no parameter.
+      ConfigError: one does not.
     """
     for group in config.groups:
         if not any(re.search(group.pattern, path) for path in paths):
@@ -52,6 +51,10 @@ def owned_paths(config: OptimizerConfig, paths: Sequence[str]) -> tuple[str, ...
                 f"parameter group {group.name!r}: pattern {group.pattern!r} matches none of {len(paths)} parameters; "
                 f"one is called {paths[0]!r}"
             )
+
+
+def trainable(config: OptimizerConfig, paths: Sequence[str]) -> tuple[str, ...]:
+    """The paths that are not frozen."""
     return tuple(path for path in paths if not group_of(config, path).frozen)
 
 

@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from moshijax.errors import ConfigError
 from moshijax.train import sharding
 from moshijax.train.experiment import ExperimentConfig
-from moshijax.train.optimizer import make_optimizer, owned_paths
+from moshijax.train.optimizer import check_groups, make_optimizer, trainable
 from moshijax.train.task import Task
 
 
@@ -55,13 +55,14 @@ def make_optimizers(task: Task, experiment: ExperimentConfig) -> dict[str, Optim
     Raises:
       ConfigError: a parameter group matches nothing, or a program trains nothing.
     """
-    abstract = sharding.unboxed(jax.eval_shape(task.init, jax.random.key(0))[0])
+    everything = list(flatten_dict(sharding.unboxed(jax.eval_shape(task.init, jax.random.key(0))[0]), sep="/"))
     found = {}
     for program, config in experiment.program_optimizers.items():
-        paths = [path for path in flatten_dict(abstract, sep="/") if task.owns(program, path)]
+        check_groups(config, everything)
+        paths = [path for path in everything if task.owns(program, path)]
         if not paths:
             raise ConfigError(f"{program} steps train no parameter; set text_ratio = 0 or add parameters for them")
-        owned = owned_paths(config, paths)
+        owned = trainable(config, paths)
         if not owned:
             raise ConfigError(f"every parameter of the {program} steps is frozen; leave one group free")
         found[program] = Optimizer(owned, make_optimizer(config, owned, experiment.steps))

@@ -15,7 +15,7 @@ from moshijax.train.experiment import (
     ParameterGroup,
     place_of_step,
 )
-from moshijax.train.optimizer import learning_rate, owned_paths
+from moshijax.train.optimizer import check_groups, learning_rate
 from tests.train.small_task import SmallData, SmallTask
 
 
@@ -61,7 +61,7 @@ def test_impossible_experiments_are_refused(fields, message):
 def test_a_group_that_matches_nothing_is_refused():
     config = OptimizerConfig(groups=(ParameterGroup("depth", "^depht/"),))
     with pytest.raises(ConfigError, match="'depth': pattern '\\^depht/' matches none of 1"):
-        owned_paths(config, ["depth/kernel"])
+        check_groups(config, ["depth/kernel"])
 
 
 def test_configs_survive_json():
