@@ -12,8 +12,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from moshijax import codec, lm
 from moshijax.errors import ConfigError, DataError, MoshijaxError
 from moshijax.export import artifact, call, manifest, runtime
+from moshijax.export.step import CallStep, flatten
 
 GREEDY = {"temperature": 0.0, "text_temperature": 0.0}
 
@@ -179,3 +181,18 @@ def test_sampling_defaults_and_limits(models, tmp_path):
         program.open(sampling={"top_k": 21})
     [one], _ = call.play(program, [np.zeros(640 * 3, np.float32)])
     assert one.codes.shape == (7, 3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("platform", ["cuda", "tpu"])
+def test_the_full_size_models_export(platform):
+    """Mimi and Moshi 7B in one program, traced without their weights; the state is what one call costs in memory."""
+    full_codec, full_lm = codec.configs.MIMI, lm.configs.MOSHI_7B.with_dtype("bfloat16", "bfloat16")
+    step = CallStep(full_codec, full_lm)
+    inference = jax.eval_shape(lambda: codec.inference_layout(full_codec, codec.init(full_codec, jax.random.key(0))))
+    weights = flatten({"codec": inference, "lm": lm.abstract(full_lm, stacked=False)})
+    exported = artifact._export("step", step, platform, 1, weights)  # checks that every state array is donated
+    assert exported.platforms == (platform,) and len(exported.serialize()) < 4e6
+    state = jax.eval_shape(lambda: step.init_state(1))
+    caches = [spec for name, spec in state.items() if name.startswith("lm/temporal/layers")]
+    assert sum(spec.size for spec in caches) == 2 * 32 * 3000 * 4096 and {str(c.dtype) for c in caches} == {"bfloat16"}
