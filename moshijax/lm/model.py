@@ -6,6 +6,7 @@ either layout of `moshijax.nn.layout`.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import flax.linen as nn
@@ -177,6 +178,11 @@ def init_boxed(config: LMConfig, key: Array) -> Params:
 
 def init(config: LMConfig, key: Array, stacked: bool = True) -> Params:
     """New parameters as a plain tree of arrays, in the training layout or, with `stacked=False`, for inference."""
+    return _init(config, stacked, key)
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _init(config: LMConfig, stacked: bool, key: Array) -> Params:
     params = nn.meta.unbox(init_boxed(config, key))
     return params if stacked else unstack_layers(params)
 

@@ -102,26 +102,38 @@ def ring_positions(end_B: Int[Array, " B"], capacity: int) -> Int[Array, "B S"]:
 def ring_write(
     cache_BGSC: Array, new_BTGC: Array, offset_B: Int[Array, " B"], active_B: Bool[Array, " B"] | None
 ) -> Array:
-    """Write T entries at slots `(offset + i) mod capacity`; frozen rows write back what the slots held."""
-    B, T = new_BTGC.shape[:2]
+    """Write T entries at slots `(offset + i) mod capacity`; frozen rows write back what the slots held.
+
+    A scatter over the merged axis `B G`: XLA on CPU does it in place, where updating slices of the four axes copies the
+    whole cache (and ten times over when B is 1).
+    """
+    B, T, G, C = new_BTGC.shape
     capacity = cache_BGSC.shape[2]
-    new_BTGC = new_BTGC.astype(cache_BGSC.dtype)
-    slot_BT = (offset_B[:, None] + jnp.arange(T)) % capacity
-    if B * T <= 4:
-        zero = jnp.zeros((), slot_BT.dtype)
-        for b in range(B):
-            for t in range(T):
-                start = (zero + b, zero, slot_BT[b, t], zero)
-                entry = new_BTGC[b, t][None, :, None, :]
-                if active_B is not None:
-                    old = jax.lax.dynamic_slice(cache_BGSC, start, entry.shape)
-                    entry = jnp.where(active_B[b], entry, old)
-                cache_BGSC = jax.lax.dynamic_update_slice(cache_BGSC, entry, start)
-        return cache_BGSC
-    row = jnp.arange(B)[:, None]
+    cache_NSC = cache_BGSC.reshape(B * G, capacity, C)
+    new_NTC = jnp.swapaxes(new_BTGC, 1, 2).reshape(B * G, T, C).astype(cache_BGSC.dtype)
+    row_NT = jnp.arange(B * G)[:, None]
+    slot_NT = jnp.repeat((offset_B[:, None] + jnp.arange(T)) % capacity, G, axis=0)
     if active_B is not None:
-        new_BTGC = jnp.where(active_B[:, None, None, None], new_BTGC, cache_BGSC[row, :, slot_BT])
-    return cache_BGSC.at[row, :, slot_BT].set(new_BTGC, unique_indices=True)
+        new_NTC = jnp.where(jnp.repeat(active_B, G)[:, None, None], new_NTC, cache_NSC[row_NT, slot_NT])
+    cache_NSC = cache_NSC.at[row_NT, slot_NT].set(new_NTC, unique_indices=True)
+    return cache_NSC.reshape(cache_BGSC.shape)
+
+
+def attend_ring(
+    q_BTGRC: Array, k_BGSC: Array, v_BGSC: Array, mask_BTS: Bool[Array, "B T S"], precision: str | None
+) -> Float[Array, "B T G R C"]:
+    """`attend` for a few queries over a cache, on the merged axis `B G`, so that the cache is read where it lies."""
+    B, T, G, R, C = q_BTGRC.shape
+    S = k_BGSC.shape[2]
+    k_NSC, v_NSC = k_BGSC.reshape(B * G, S, C), v_BGSC.reshape(B * G, S, C)
+    q_NMC = jnp.transpose(q_BTGRC, (0, 2, 1, 3, 4)).reshape(B * G, T * R, C)
+    batch = ((0,), (0,))
+    scores = jax.lax.dot_general(q_NMC, k_NSC, (((2,), (2,)), batch), precision=precision).astype(jnp.float32)
+    mask = jnp.broadcast_to(mask_BTS[:, None, :, None], (B, G, T, R, S)).reshape(scores.shape)
+    scores = jnp.where(mask, scores / math.sqrt(C), jnp.finfo(jnp.float32).min)
+    weights = jax.nn.softmax(scores, axis=-1).astype(v_NSC.dtype)
+    y_NMC = jax.lax.dot_general(weights, v_NSC, (((2,), (1,)), batch), precision=precision)
+    return jnp.transpose(y_NMC.reshape(B, G, T, R, C), (0, 2, 1, 3, 4))
 
 
 class Attention(nn.Module):
@@ -229,8 +241,8 @@ class Attention(nn.Module):
         cache = {"k": ring_write(cache["k"], k, offset_B, active_B), "v": ring_write(cache["v"], v, offset_B, active_B)}
         query = offset_B[:, None] + jnp.arange(self.block)
         key = ring_positions(offset_B + self.block, self.capacity)
-        mask = window_mask(query, key, self.context)[:, None, None]
-        return cache, attend(q, cache["k"], cache["v"], mask, self.precision)
+        mask = window_mask(query, key, self.context)
+        return cache, attend_ring(q, cache["k"], cache["v"], mask, self.precision)
 
     @nn.nowrap
     def init_cache(self, batch_size: int) -> dict[str, Array]:

@@ -20,7 +20,8 @@ CONFIG = small()
 
 @functools.cache
 def compiled(config):
-    return jax.jit(functools.partial(lm.forward, config))
+    forward = jax.jit(functools.partial(lm.forward, config))
+    return lambda *arguments: jax.device_get(forward(*arguments))
 
 
 def test_both_layouts_are_one_function_and_round_trip():
@@ -40,7 +41,7 @@ def test_masks():
     want[1, 1, 4] = False
     np.testing.assert_array_equal(out.mask, want)
     assert out.text_mask.sum() == 17 and not out.text_mask[0, 0, 3]
-    assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(out))
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(out))
 
 
 def test_what_each_prediction_may_see():
@@ -51,7 +52,8 @@ def test_what_each_prediction_may_see():
     delays = CONFIG.layout.delays
     for row in range(CONFIG.layout.num_streams):
         for t in range(T):
-            changed = grid.at[0, row, t].set((grid[0, row, t] + 1) % CONFIG.card)
+            changed = np.array(grid)
+            changed[0, row, t] = (changed[0, row, t] + 1) % CONFIG.card
             out = compiled(CONFIG)(params(CONFIG), changed)
             position = t + 1 + delays[row]  # where the token is an input
             moved_text = np.abs(out.text_logits - base.text_logits)[0, 0].max(-1) > 0
@@ -71,8 +73,9 @@ def test_zero_tokens_add_nothing():
     config = small(layout=lm.layouts.recognition(2))
     tree = params(config)
     grid = codes(config, 1, 6).at[:, 1:].set(ZERO)
-    table = tree["audio_embedding"]["table"]
-    other = {**tree, "audio_embedding": {"table": table.at[:, : config.card].set(9.0)}}
+    table = np.array(tree["audio_embedding"]["table"])
+    table[:, : config.card] = 9.0
+    other = {**tree, "audio_embedding": {"table": table}}
     a, b = compiled(config)(tree, grid), compiled(config)(other, grid)
     np.testing.assert_array_equal(a.text_logits, b.text_logits)
 
@@ -85,7 +88,8 @@ def test_text_forward_is_the_text_part_of_the_forward():
 
 def test_text_steps_leave_the_depth_transformer_alone():
     grid = codes(CONFIG, 2, 8).at[:, 1:].set(ZERO)
-    grads = jax.grad(lambda p: jnp.sum(lm.forward_text(CONFIG, p, grid) ** 2))(params(CONFIG))
+    grads = jax.jit(jax.grad(lambda p: jnp.sum(lm.forward_text(CONFIG, p, grid) ** 2)))(params(CONFIG))
+    grads = jax.device_get(grads)
     assert all((leaf == 0).all() for leaf in jax.tree.leaves(grads["depth"]))
     assert all((leaf != 0).any() for leaf in jax.tree.leaves(grads["temporal"]))
 
@@ -93,11 +97,11 @@ def test_text_steps_leave_the_depth_transformer_alone():
 def test_conditions_are_added():
     config = small(conditioners=(lm.LookupConditioner("mood", 3, 4), lm.LookupConditioner("pace", 2, 4)))
     tree, grid = params(config), codes(config, 2, 5)
-    forward = jax.jit(functools.partial(lm.forward, config))
+    forward = compiled(config)
     absent = forward(tree, grid, None).text_logits
-    same = forward(tree, grid, {"mood": jnp.array([-1, -1])}).text_logits
+    same = forward(tree, grid, {"mood": np.array([-1, -1])}).text_logits
     np.testing.assert_array_equal(absent, same)
-    some = forward(tree, grid, {"mood": jnp.array([-1, 2])}).text_logits
+    some = forward(tree, grid, {"mood": np.array([-1, 2])}).text_logits
     np.testing.assert_allclose(some[0], absent[0], atol=1e-6)
     assert np.abs(some[1] - absent[1]).max() > 1e-3
 
@@ -129,7 +133,7 @@ def test_depth_schedule_and_remat_keep_gradients():
 def test_padding_of_uneven_widths_gets_no_gradient():
     config = small(depth=dataclasses.replace(CONFIG.depth, hidden_dims=(24, 10)))
     tree, grid = params(config), codes(config, 2, 5)
-    grads = jax.grad(lambda p: jnp.sum(lm.forward(config, p, grid).logits ** 2))(tree)
+    grads = jax.device_get(jax.jit(jax.grad(lambda p: jnp.sum(lm.forward(config, p, grid).logits ** 2)))(tree))
     for name, axis in (("gate", 2), ("up", 2), ("down", 3)):
         for leaf in (tree, grads):
             kernel = leaf["depth"]["layers"]["mlp"][name]["steps"]["kernel"]

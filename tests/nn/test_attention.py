@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -53,11 +55,12 @@ def _rotate(x, max_period, interleaved):
 def test_equals_the_definition(rotary, repeat, context):
     layer = Attention(16, 4, repeat, context, rotary=rotary, max_period=50.0)
     x = jax.random.normal(KEY, (2, 11, 16))
-    variables = layer.init(KEY, x)
+    variables = jax.jit(layer.init)(KEY, x)
     params = jax.tree.map(lambda box: box.value, variables["params"], is_leaf=lambda leaf: hasattr(leaf, "value"))
-    np.testing.assert_allclose(layer.apply(variables, x), by_definition(layer, params, x), atol=2e-6)
+    np.testing.assert_allclose(jax.jit(layer.apply)(variables, x), by_definition(layer, params, x), atol=2e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block", [1, 2])
 def test_streaming(block):
     check_streaming(Attention(16, 4, kv_repeat=2, context=6, block=block), KEY, 16, max_blocks=8, splits=20)
@@ -71,9 +74,10 @@ def test_window_ring_sees_less_in_the_first_position_of_a_full_block():
     shorter = Attention(8, 2, context=context - 1)
     assert (exact.capacity, window.capacity) == (context + 1, context)
     x = jax.random.normal(KEY, (1, T, 8))
-    variables = exact.init(KEY, x)
-    whole, less = exact.apply(variables, x), shorter.apply(variables, x)
-    _, streamed = window.apply(variables, window.init_state(1), x, method="step")
+    variables = jax.jit(exact.init)(KEY, x)
+    whole, less = (np.asarray(jax.jit(layer.apply)(variables, x)) for layer in (exact, shorter))
+    step = jax.jit(lambda state, x: window.apply(variables, state, x, method="step"))
+    streamed = np.asarray(step(window.init_state(1), x)[1])
     np.testing.assert_allclose(streamed[:, 1::2], whole[:, 1::2], atol=1e-6)
     np.testing.assert_allclose(streamed[:, :4:2], whole[:, :4:2], atol=1e-6)
     np.testing.assert_allclose(streamed[:, 4::2], less[:, 4::2], atol=1e-6)
@@ -99,7 +103,8 @@ def test_long_sequences_in_pieces(monkeypatch, T, context, limit):
     monkeypatch.setattr(attention, "SCORE_BUDGET", 1 << 16)
     weight = jax.random.normal(jax.random.key(2), q.shape)
     results = [
-        jax.value_and_grad(lambda *args, f=f: jnp.sum(f(*args) * weight), (0, 1, 2))(q, k, v) for f in (full, pieces)
+        jax.jit(jax.value_and_grad(lambda *args, f=f: jnp.sum(f(*args) * weight), (0, 1, 2)))(q, k, v)
+        for f in (full, pieces)
     ]
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4, rtol=1e-4), *results)
 
@@ -107,7 +112,7 @@ def test_long_sequences_in_pieces(monkeypatch, T, context, limit):
 def test_no_square_array_for_long_sequences():
     layer = Attention(8, 2, context=64)
     x = jax.ShapeDtypeStruct((1, 20000, 8), jnp.float32)
-    variables = layer.init(KEY, jnp.zeros((1, 4, 8)))
+    variables = jax.eval_shape(layer.init, KEY, jnp.zeros((1, 4, 8)))
     compiled = jax.jit(layer.apply).lower(variables, x).compile()
     assert compiled.memory_analysis().temp_size_in_bytes < 20000 * 20000
 
@@ -124,7 +129,6 @@ def test_ring_positions_follow_what_was_written():
 
 @pytest.mark.parametrize("rows", [2, 7])
 def test_ring_write_keeps_frozen_rows(rows):
-    """Both ways of writing: few entries, and many."""
     cache = jax.random.normal(KEY, (rows, 2, 5, 3))
     new = jax.random.normal(jax.random.key(1), (rows, 2, 2, 3))
     offset = jnp.arange(rows) * 3
@@ -135,6 +139,21 @@ def test_ring_write_keeps_frozen_rows(rows):
         for t in range(2):
             want[b, :, (3 * b + t) % 5] = new[b, t]
     np.testing.assert_array_equal(got, want)
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize("frozen", [False, True])
+def test_a_step_updates_its_cache_in_place(rows, frozen):
+    """No copy of a whole cache in the compiled step: on CPU one would cost ten times the step."""
+    layer = Attention(32, 4, context=500)
+    x = jnp.zeros((rows, 1, 32))
+    variables = jax.jit(layer.init)(KEY, x)
+    active = jnp.ones((rows,), bool) if frozen else None
+    step = jax.jit(lambda state, x, active: layer.apply(variables, state, x, active, method="step"), donate_argnums=0)
+    compiled = step.lower(layer.init_state(rows), x, active).compile()
+    cache = rows * 4 * 500 * 8 * 4
+    assert compiled.memory_analysis().temp_size_in_bytes < cache / 2
+    assert not re.search(r"= f32\[[0-9,]*500,8\]\S* (copy|transpose)\(", compiled.as_text())
 
 
 def test_attention_without_a_window_cannot_stream():
