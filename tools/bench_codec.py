@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
-import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -50,7 +50,7 @@ def small_config(config) -> dict:
     return {**rates, "seanet": seanet, "quantizer": quantizer, "transformer": transformer}
 
 
-def contestants(config, params, samples: int, frames: int):
+def contestants(config, params, samples: int, frames: int, clock: Callable[[], float]):
     """Ours: `(stream, whole_file)`, each returning seconds."""
     import jax
     import numpy as np
@@ -68,27 +68,27 @@ def contestants(config, params, samples: int, frames: int):
         encoder, decoder = codec.init_encoder_state(config, 1), codec.init_decoder_state(config, 1)
         for t in range(frames + 3):  # three to warm up
             chunk = noise[:, (t % 100) * size : (t % 100 + 1) * size]
-            started = time.perf_counter()
+            started = clock()
             encoder, codes = encode_step(params, encoder, chunk)
             codes = np.asarray(codes)
-            middle = time.perf_counter()
+            middle = clock()
             decoder, pcm = decode_step(params, decoder, codes)
             np.asarray(pcm)
             seconds["encode"].append(middle - started)
-            seconds["decode"].append(time.perf_counter() - middle)
+            seconds["decode"].append(clock() - middle)
         return {name: values[3:] for name, values in seconds.items()}
 
     def whole_file():
-        started = time.perf_counter()
+        started = clock()
         codes = np.asarray(codec.encode(config, params, noise, num_codebooks=CODEBOOKS))
-        middle = time.perf_counter()
+        middle = clock()
         np.asarray(codec.decode(config, params, codes))
-        return {"encode": [middle - started], "decode": [time.perf_counter() - middle]}
+        return {"encode": [middle - started], "decode": [clock() - middle]}
 
     return stream, whole_file
 
 
-def training_step(config, params):
+def training_step(config, params, clock: Callable[[], float]):
     """One step of the small codec: L1 and commitment losses, AdamW, moving codebooks; as `codec_train` there."""
     import jax
     import jax.numpy as jnp
@@ -124,10 +124,10 @@ def training_step(config, params):
     def run():
         seconds = []
         for _ in range(2):
-            started = time.perf_counter()
+            started = clock()
             held[0], value = step(held[0], waveform)
             float(value)
-            seconds.append(time.perf_counter() - started)
+            seconds.append(clock() - started)
         return {"step": seconds}
 
     return run
@@ -135,9 +135,7 @@ def training_step(config, params):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--reference-python", required=True, help="interpreter of an environment with moshi, rustymimi")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=3)
+    bench_support.add_options(parser)
     parser.add_argument("--frames", type=int, default=25, help="streaming frames per round")
     options = parser.parse_args()
     bench_support.limit_threads(options.threads)
@@ -145,8 +143,8 @@ def main() -> None:
     from moshijax import codec, weights
     from tests.parity import weights_by_name
 
-    reference = bench_support.Reference(options.reference_python, options.threads)
-    ms = bench_support.fastest_ms
+    reference = bench_support.Reference(options)
+    ms, clock = bench_support.fastest_ms, bench_support.CLOCKS[options.clock]
     with tempfile.TemporaryDirectory() as scratch:
         description, _ = weights_by_name.load_fixture("mimi_full_long")
         directory = weights_by_name.write_checkpoint(Path(scratch) / "full", description)
@@ -155,7 +153,7 @@ def main() -> None:
         samples = SECONDS * config.sample_rate
         reference("load_mimi", directory=str(directory), codebooks=CODEBOOKS)
         reference("load_rust", directory=str(directory), codebooks=CODEBOOKS)
-        stream, whole_file = contestants(config, params, samples, options.frames)
+        stream, whole_file = contestants(config, params, samples, options.frames, clock)
         in_turn = partial(bench_support.in_turn, options.rounds)
         streams = in_turn(
             {
@@ -172,7 +170,7 @@ def main() -> None:
         reference("load_mimi", directory=str(directory), codebooks=tiny.num_codebooks)
         train = in_turn(
             {
-                "ours": training_step(tiny, tiny_params),
+                "ours": training_step(tiny, tiny_params, clock),
                 "PyTorch": lambda: reference(
                     "codec_train", rows=TRAIN_ROWS, samples=TRAIN_FRAMES * tiny.frame_size, steps=2
                 ),
@@ -195,9 +193,9 @@ def main() -> None:
     row(f"training step, small codec, {TRAIN_ROWS} x {TRAIN_FRAMES * 0.08:.2f} s", train, ("step",))
     bench_support.write_section(
         "Codec",
-        f"python tools/bench_codec.py --reference-python PYTHON --threads {options.threads} --rounds {options.rounds}",
+        bench_support.command(options),
         [
-            bench_support.environment(reference.version, options.threads, options.rounds),
+            bench_support.environment(reference.version, options),
             f"Full-size Mimi, {CODEBOOKS} codebooks, batch 1, float32. Training: `codec.configs.TINY`, L1 and "
             "commitment losses, codebook averages, AdamW. Ratios are how many times faster ours is.",
         ],

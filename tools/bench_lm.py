@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
-import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -37,7 +37,7 @@ TRAIN = {
 ROWS, FRAMES = 4, 125
 
 
-def ours_step(directory: Path, steps: int):
+def ours_step(directory: Path, steps: int, clock: Callable[[], float]):
     """`(run, floor)`: seconds per generated frame; seconds to read every weight of it once."""
     import jax
     import jax.numpy as jnp
@@ -56,10 +56,10 @@ def ours_step(directory: Path, steps: int):
         state = lm.init_generation(config, params, 1, sampling)
         seconds = []
         for _ in range(steps + 4):
-            started = time.perf_counter()
+            started = clock()
             state, out = step(params, state, given)
             np.asarray(out)
-            seconds.append(time.perf_counter() - started)
+            seconds.append(clock() - started)
         return {"step": seconds[4:]}
 
     paths = jax.tree_util.tree_flatten_with_path(params)[0]
@@ -70,15 +70,15 @@ def ours_step(directory: Path, steps: int):
     def floor():
         seconds = []
         for _ in range(steps):
-            started = time.perf_counter()
+            started = clock()
             float(add_up(read))
-            seconds.append(time.perf_counter() - started)
+            seconds.append(clock() - started)
         return {"step": seconds}
 
     return run, floor, sum(leaf.size for leaf in read)
 
 
-def ours_train(directory: Path):
+def ours_train(directory: Path, clock: Callable[[], float]):
     """Seconds of one step of the trainer's own program."""
     import jax
     import numpy as np
@@ -108,10 +108,10 @@ def ours_train(directory: Path):
         seconds = []
         with sharding.context(mesh):
             for _ in range(2):
-                started = time.perf_counter()
+                started = clock()
                 held[0], packed = program.run(held[0], batch)
                 np.asarray(packed)
-                seconds.append(time.perf_counter() - started)
+                seconds.append(clock() - started)
         return {"step": seconds}
 
     return run
@@ -119,14 +119,13 @@ def ours_train(directory: Path):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--reference-python", required=True, help="interpreter of an environment with moshi")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=3)
+    bench_support.add_options(parser)
     parser.add_argument("--steps", type=int, default=15, help="generated frames per round")
     parser.add_argument("--only", choices=("step", "train"))
     options = parser.parse_args()
     bench_support.limit_threads(options.threads)
-    reference = bench_support.Reference(options.reference_python, options.threads)
+    reference = bench_support.Reference(options)
+    clock = bench_support.CLOCKS[options.clock]
     in_turn = partial(bench_support.in_turn, options.rounds)
     table = [["", "ours", "PyTorch", "ratio", "reading the weights once", "ratio"]]
     notes = []
@@ -143,7 +142,7 @@ def main() -> None:
         if options.only != "train":
             directory = bench_support.write_model(reference, Path(scratch) / "step", "lm", STEP)
             parameters = reference("load_lm", directory=str(directory), train=False)["parameters"]
-            run, floor, read = ours_step(directory, options.steps)
+            run, floor, read = ours_step(directory, options.steps, clock)
             peer = lambda: reference("lm_step", steps=options.steps)  # noqa: E731
             times = in_turn({"ours": run, "PyTorch": peer, "floor": floor})
             row(f"one frame, {parameters / 1e6:.0f} M parameters, batch 1", times)
@@ -154,21 +153,16 @@ def main() -> None:
             directory = bench_support.write_model(reference, Path(scratch) / "train", "lm", TRAIN)
             parameters = reference("load_lm", directory=str(directory), train=True)["parameters"]
             peer = lambda: reference("lm_train", rows=ROWS, frames=FRAMES, steps=2)  # noqa: E731
-            times = in_turn({"ours": ours_train(directory), "PyTorch": peer})
+            times = in_turn({"ours": ours_train(directory, clock), "PyTorch": peer})
             row(f"training step, {parameters / 1e6:.0f} M parameters, {ROWS} x {FRAMES} frames", times)
     reference.close()
-    command = (
-        f"python tools/bench_lm.py --reference-python PYTHON --threads {options.threads} --rounds {options.rounds}"
-    )
-    if options.only:
-        command += f" --only {options.only}"
     notes = [
-        bench_support.environment(reference.version, options.threads, options.rounds),
+        bench_support.environment(reference.version, options),
         *notes,
         "Training: the trainer's own compiled step (loss, metrics, clipping, AdamW), float32. Ratios with PyTorch are "
         "how many times faster ours is.",
     ]
-    bench_support.write_section("Language model", command, notes, table)
+    bench_support.write_section("Language model", bench_support.command(options), notes, table)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
@@ -17,25 +18,42 @@ PAGE = ROOT / "docs" / "benchmarks.md"
 Seconds = Mapping[str, list[float]]
 
 
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--reference-python", required=True, help="interpreter of an environment with moshi, rustymimi")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument(
+        "--clock",
+        choices=tuple(CLOCKS),
+        default="wall",
+        help="cpu: processor time, which other work on the machine disturbs less; for comparisons on one thread",
+    )
+
+
 def limit_threads(threads: int) -> None:
     """Call before jax is imported: this process and the reference run on so many cores."""
     cores = sorted(os.sched_getaffinity(0))[:threads]
     os.sched_setaffinity(0, cores)
     os.environ["OMP_NUM_THREADS"] = str(threads)
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "moshijax" / "bench-compilation"
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
 
 
 class Reference:
     """The PyTorch process; `reference("mimi_file", samples=...)` runs one operation of bench_reference.py."""
 
-    def __init__(self, python: str, threads: int):
+    def __init__(self, options: argparse.Namespace):
         self._process = subprocess.Popen(
-            [python, str(ROOT / "tools" / "bench_reference.py")],
+            [options.reference_python, str(ROOT / "tools" / "bench_reference.py")],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
         )
-        self.version = self("setup", threads=threads)["version"]
+        self.version = self("setup", threads=options.threads, clock=options.clock)["version"]
 
     def __call__(self, operation: str, **arguments) -> dict:
         assert self._process.stdin is not None and self._process.stdout is not None
@@ -103,7 +121,14 @@ def write_section(title: str, command: str, notes: list[str], table: list[list[s
     PAGE.write_text(page.rstrip("\n") + "\n")
 
 
-def environment(reference_version: str, threads: int, rounds: int) -> str:
+def command(options: argparse.Namespace) -> str:
+    """The command line, without the path of the interpreter."""
+    named = {name: getattr(options, name, None) for name in ("threads", "rounds", "clock", "only")}
+    given = [f"--{name} {value}" for name, value in named.items() if value is not None]
+    return " ".join([f"python tools/{Path(sys.argv[0]).name} --reference-python PYTHON", *given])
+
+
+def environment(reference_version: str, options: argparse.Namespace) -> str:
     import jax
 
     processor = next(
@@ -111,8 +136,9 @@ def environment(reference_version: str, threads: int, rounds: int) -> str:
         platform.processor() or "unknown processor",
     )
     return (
-        f"{processor}, {threads} threads, Python {sys.version.split()[0]}, jax {jax.__version__}, PyTorch "
-        f"{reference_version} eager; {rounds} rounds each in turn after one to warm up; the fastest time of each."
+        f"{processor}, {options.threads} threads, {options.clock} time, Python {sys.version.split()[0]}, "
+        f"jax {jax.__version__}, PyTorch {reference_version} eager; {options.rounds} rounds each in turn after one to "
+        "warm up; the fastest time of each."
     )
 
 

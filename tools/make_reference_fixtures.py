@@ -241,6 +241,8 @@ def pick_frames(model, frames: int, first_seed: int, whole_from: int) -> tuple[l
             if MARGINS.smallest > MARGIN:
                 smallest = min(smallest, MARGINS.smallest)
                 seeds.append(seed)
+                if len(seeds) % 20 == 0:
+                    print(f"  {len(seeds)} of {frames} frames chosen from {seed - first_seed + 1}", flush=True)
             else:
                 _restore(before)
             seed += 1
@@ -705,9 +707,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", help="make only the fixtures whose name starts with this")
     parser.add_argument("--out", type=Path, default=weights_by_name.FIXTURES)
+    parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
-    torch.set_num_threads(2)
+    torch.set_num_threads(options.threads)
     _watch_codebooks()
     _watch_sampling()
     full = {
