@@ -96,8 +96,8 @@ class MimiConfig:
         seanet: the convolutions.
         transformer: of encoder and decoder alike; they run at the rate of the convolutional latent.
         quantizer: the codebooks.
-        ring: capacity of the attention caches when streaming: ``exact`` (live codes equal whole-file codes) or ``window``
-            (one position less, as the PyTorch streaming codec has it; for parity tests).
+        ring: capacity of the attention caches when streaming: ``exact`` (live codes equal whole-file codes) or
+            ``window`` (one position less, as the PyTorch streaming codec has it; for parity tests).
     """
 
     sample_rate: int = 24_000
@@ -117,8 +117,8 @@ class MimiConfig:
         frame = Fraction(self.sample_rate) / Fraction(self.frame_rate)
         _check(
             frame.denominator == 1 and frame.numerator % self.seanet.hop == 0,
-            f"a frame of {float(frame):g} samples (sample_rate {self.sample_rate} / frame_rate {self.frame_rate}) must be a "
-            f"multiple of the product {self.seanet.hop} of seanet ratios {self.seanet.ratios}",
+            f"a frame of {float(frame):g} samples (sample_rate {self.sample_rate} / frame_rate {self.frame_rate}) must "
+            f"be a multiple of the product {self.seanet.hop} of seanet ratios {self.seanet.ratios}",
         )
         _check(
             self.transformer.dim == self.seanet.dimension,

@@ -38,8 +38,8 @@ def init(config: MimiConfig, key: Array) -> dict[str, Any]:
 
     Returns:
         ``{'params': ..., 'codebooks': {'quantizer': {'semantic' | 'acoustic': {'embedding_sum' [Q, V, C],
-        'cluster_usage' [Q, V], 'initialized' [Q] bool}}}}``. ``params`` is what gradients train. Codebooks start at zero;
-        training fills them by k-means (`moshijax.codec.quantizer_training`).
+        'cluster_usage' [Q, V], 'initialized' [Q] bool}}}}``. ``params`` is what gradients train. Codebooks start at
+        zero; training fills them by k-means (`moshijax.codec.quantizer_training`).
     """
     return nn.meta.unbox(_init(config, key))
 
@@ -128,12 +128,14 @@ def encode_latent(config: MimiConfig, params: dict[str, Any], waveform: Float[Ar
 
 
 def decode(config: MimiConfig, params: dict[str, Any], codes: Int[Array, "B Q T"]) -> Float[Array, "B N"]:
-    """The waveform ``[B, T * frame_size]`` of codes; as many codebooks as rows are given, `ZERO` (-1) codes add nothing.
+    """The waveform ``[B, T * frame_size]`` of codes; as many codebooks as rows are given, `ZERO` (-1) codes add
+    nothing.
 
     Not clipped to [-1, 1].
 
     Raises:
-        ConfigError: the number of rows is not 1 to ``config.num_codebooks``, or ``codes`` is not ``[B, Q, T]`` of integers.
+        ConfigError: the number of rows is not 1 to ``config.num_codebooks``, or ``codes`` is not ``[B, Q, T]`` of
+            integers.
         DataError: a code is not below ``config.bins`` (checked unless traced).
     """
     codes = _checked_codes(config, codes)

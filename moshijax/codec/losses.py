@@ -1,4 +1,5 @@
-"""Losses of codec training. Every function gives one value per row, so that the caller weighs rows over the whole batch."""
+"""Losses of codec training. Every function gives one value per row, so that the caller weighs rows over the whole
+batch."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ HIGHEST = jax.lax.Precision.HIGHEST
 WINDOWS = (64, 128, 256, 512, 1024)
 #: Up to this window a product with the DFT matrix is as fast as an FFT on CPU, and faster on accelerators.
 MATRIX_WINDOW = 128
-#: Teacher features per second, and the average pooling that brings them to the frame rate (arXiv 2410.00037 section 3.3.2).
+#: Teacher features per second, and the average pooling that brings them to the frame rate (arXiv 2410.00037 section
+#: 3.3.2).
 TEACHER_RATE = 50
 POOL_KERNEL, POOL_STRIDE = 8, 4
 
@@ -113,7 +115,8 @@ def waveform_l1(estimate: Float[Array, "B N"], target: Float[Array, "B N"]) -> F
 def pool_teacher(features: Float[Array, "B T50 F"], frames: int) -> Float[Array, "B T F"]:
     """Teacher features at 50 Hz to 12.5 Hz: average of 8 centred on each frame's 4, edges averaging what exists.
 
-    Not causal: features of the next frame take part, which teaches the codec to anticipate; targets exist in training only.
+    Not causal: features of the next frame take part, which teaches the codec to anticipate; targets exist in training
+    only.
 
     Raises:
         ValueError: fewer than ``4 * frames`` features.

@@ -1,6 +1,7 @@
 """The Mimi codec as Linen modules: waveform to latent, latent to waveform, and the quantiser between them.
 
-Everything computes in float32 at HIGHEST precision. Sources: arXiv 2410.00037 section 3.3; upstream ``models/compression.py``.
+Everything computes in float32 at HIGHEST precision. Sources: arXiv 2410.00037 section 3.3; upstream
+``models/compression.py``.
 """
 
 from __future__ import annotations
@@ -125,8 +126,8 @@ class Decoder(_Stages):
 class Mimi(nn.Module):
     """Encoder, split residual quantiser and decoder.
 
-    Variables: ``params`` (encoder, quantizer, decoder; what gradients train) and ``codebooks`` (quantizer; moving averages,
-    see `moshijax.nn.vq`).
+    Variables: ``params`` (encoder, quantizer, decoder; what gradients train) and ``codebooks`` (quantizer; moving
+    averages, see `moshijax.nn.vq`).
     """
 
     config: MimiConfig

@@ -31,8 +31,8 @@ class QuantizerTraining:
 
     Attributes:
         decay: of the moving averages of usage and sums.
-        quantization_rate: probability that a sequence is decoded from the quantised latent; otherwise its projected latent
-            passes unquantised (drawn for the semantic and the acoustic part apart).
+        quantization_rate: probability that a sequence is decoded from the quantised latent; otherwise its projected
+            latent passes unquantised (drawn for the semantic and the acoustic part apart).
         dropout: draw the number of acoustic levels of a batch uniformly from 1 to all.
         kmeans_iterations: of the initialisation of a level.
         samples_per_code: vectors kept per step and level, per code, for k-means and for replacements.
@@ -172,8 +172,8 @@ def update(
         step: number of the step; dead codes are replaced when ``step % replace_every`` is the last of its round.
 
     Returns:
-        The new codebook, and per level: ``replaced`` (share of codes replaced) and ``usage_entropy`` (of the moving usage,
-        divided by log V; 1 is uniform), both ``[Q]``.
+        The new codebook, and per level: ``replaced`` (share of codes replaced) and ``usage_entropy`` (of the moving
+        usage, divided by log V; 1 is uniform), both ``[Q]``.
     """
     usage, sums, initialized = codebook["cluster_usage"], codebook["embedding_sum"], codebook["initialized"]
     num_levels, bins = usage.shape
@@ -216,7 +216,8 @@ def update(
     return new, {"replaced": jnp.mean(dead.astype(jnp.float32), axis=1), "usage_entropy": entropy}
 
 
-#: A centroid that k-means left without vectors starts with this usage, so that its table row stays finite and is soon replaced.
+#: A centroid that k-means left without vectors starts with this usage, so that its table row stays finite and is soon
+#: replaced.
 USAGE_AT_LEAST = 1e-2
 
 

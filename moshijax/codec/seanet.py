@@ -1,4 +1,5 @@
-"""SEANet: the convolutional encoder and decoder of the codec (arXiv 2410.00037 section 3.3.1; upstream ``modules/seanet.py``).
+"""SEANet: the convolutional encoder and decoder of the codec (arXiv 2410.00037 section 3.3.1; upstream
+``modules/seanet.py``).
 
 Both are plain chains; the index of a part in its chain is the index in the published tensor names.
 """

@@ -27,8 +27,8 @@ class TrainingOutput(NamedTuple):
     Attributes:
         reconstruction: decoded waveform.
         latent: before quantisation.
-        semantic: the semantic part of the quantised latent, after its output projection (straight-through); the teacher's
-            side of the distillation reads it through `teacher_estimate`.
+        semantic: the semantic part of the quantised latent, after its output projection (straight-through); the
+            teacher's side of the distillation reads it through `teacher_estimate`.
         commitment: per row.
         codes: -1 where a level was dropped or has no codebook yet.
         statistics: of the ``semantic`` and the ``acoustic`` quantiser, for `update_codebooks`.

@@ -5,7 +5,8 @@ nothing of the future is used (Mimi, arXiv 2410.00037 section 3.3.1; upstream ``
 
 Kernels have two forms; a layer takes the one it finds among its parameters:
 
-* ``kernel [k, in / groups, out]``, for training and for high-rate layers: a convolution, which XLA does near peak speed;
+* ``kernel [k, in / groups, out]``, for training and for high-rate layers: a convolution, which XLA does near peak
+  speed;
 * ``kernel_rows [out, k * in]``, for the inference layout of low-rate layers with large kernels: blocks times a matrix,
   which for a single frame reads every weight once, in order. `rows_from_kernel` converts.
 
@@ -53,11 +54,12 @@ class CausalConv(nn.Module):
         dilation: input steps between taps.
         groups: input and output channels are split in so many groups; ``in_features`` means depthwise.
         use_bias: add a bias.
-        padding: ``zeros``, or ``replicate``: the first step of the sequence is repeated before it. Replicate padding needs
-            a block of at least as many steps as are padded when it streams.
+        padding: ``zeros``, or ``replicate``: the first step of the sequence is repeated before it. Replicate padding
+            needs a block of at least as many steps as are padded when it streams.
 
     Raises:
-        ConfigError: from the shape rules above; from ``__call__`` and ``step``, if L is not a positive multiple of stride.
+        ConfigError: from the shape rules above; from ``__call__`` and ``step``, if L is not a positive multiple of
+            stride.
     """
 
     in_features: int
@@ -168,8 +170,9 @@ class CausalConv(nn.Module):
 
 
 class TransposedConv(nn.Module):
-    """``[B, L, in] -> [B, L * stride, out]``: input step t adds ``kernel[:, j]`` times itself to output step t * stride + j;
-    the last ``kernel_size - stride`` steps are dropped, so that the layer is causal. Float32, HIGHEST precision.
+    """``[B, L, in] -> [B, L * stride, out]``: input step t adds ``kernel[:, j]`` times itself to output step
+    t * stride + j; the last ``kernel_size - stride`` steps are dropped, so that the layer is causal. Float32,
+    HIGHEST precision.
 
     Attributes:
         in_features: input channels.
@@ -224,14 +227,16 @@ class TransposedConv(nn.Module):
             self.bias = self.param("bias", uniform(fan_in), (self.features,), jnp.float32)
 
     def _spread(self, x: Float[Array, "B L I"]) -> Float[Array, "B L+ S O"]:
-        """All contributions, added where they overlap, without bias: ``L + ceil(overlap / stride)`` groups of stride steps."""
+        """All contributions, added where they overlap, without bias: ``L + ceil(overlap / stride)`` groups of stride
+        steps."""
         groups = self.receptive_field
         if self.depthwise:
             taps = x[:, :, None, :] * self.kernel
         elif self.kernel_rows is not None:
             taps = linear(x, self.kernel_rows).reshape(*x.shape[:2], self.kernel_size, self.features)
         else:
-            # One contracted axis: with (b, l) contracted as two, XLA transposes, and the kernel's gradient takes 5 times longer.
+            # One contracted axis: with (b, l) contracted as two, XLA transposes, and the kernel's gradient takes 5
+            # times longer.
             taps = jnp.dot(
                 x.reshape(-1, self.in_features), self.kernel.reshape(self.in_features, -1), precision=HIGHEST
             )

@@ -3,14 +3,16 @@
 A streaming layer is a Linen module that has
 
 * ``__call__(x)``: the whole sequence ``[B, T, ...]``, differentiable;
-* ``init_state(batch_size)``: a pytree of arrays, every leaf with leading axis ``B`` (no parameters needed, works unbound);
+* ``init_state(batch_size)``: a pytree of arrays, every leaf with leading axis ``B`` (no parameters needed, works
+  unbound);
 * ``step(state, x, active=None) -> (state, y)``: any number of whole blocks; rows with ``active`` False keep their state
   (their output is meaningless);
 * ``reset(state, rows)``: the rows ``[B]`` that are True start afresh (works unbound);
 * ``block_size``: input steps per block; ``output_ratio``: output steps per input step; ``receptive_field``: how many
   input steps, counted back from the end of the block an output belongs to, can influence it (None: unbounded).
 
-``moshijax.testing.check_streaming`` verifies all of it. `Chain`, `Residual` and `Pointwise` build larger layers of smaller.
+``moshijax.testing.check_streaming`` verifies all of it. `Chain`, `Residual` and `Pointwise` build larger layers of
+smaller.
 """
 
 from __future__ import annotations
@@ -46,7 +48,8 @@ class StreamingLayer(Protocol):
 
 
 def select_rows(rows: Bool[Array, " B"], on_true: State, on_false: State) -> State:
-    """Row b of every leaf from ``on_true`` where ``rows[b]``, else from ``on_false``. Touches whole leaves: small states only."""
+    """Row b of every leaf from ``on_true`` where ``rows[b]``, else from ``on_false``. Touches whole leaves: small
+    states only."""
 
     def select(a, b):
         return jnp.where(rows.reshape(rows.shape + (1,) * (a.ndim - 1)), a, b)
@@ -55,7 +58,8 @@ def select_rows(rows: Bool[Array, " B"], on_true: State, on_false: State) -> Sta
 
 
 def keep_frozen(active: Bool[Array, " B"] | None, new: State, old: State) -> State:
-    """The state after a step: ``new`` for active rows, ``old`` for frozen ones; all rows are active when ``active`` is None."""
+    """The state after a step: ``new`` for active rows, ``old`` for frozen ones; all rows are active when ``active``
+    is None."""
     return new if active is None else select_rows(active, new, old)
 
 
@@ -67,7 +71,8 @@ def whole_blocks(length: int, block_size: int, name: str) -> int:
     """
     if length <= 0 or length % block_size:
         raise ConfigError(
-            f"{name}: input of {length} steps, must be a positive multiple of {block_size}; pad the input to whole blocks"
+            f"{name}: input of {length} steps, must be a positive multiple of {block_size}; "
+            f"pad the input to whole blocks"
         )
     return length // block_size
 

@@ -158,7 +158,8 @@ class SplitResidualVQ(nn.Module):
     def decode(self, codes: Int[Array, "B Q T"]) -> Float[Array, "B T D"]:
         """The quantised latent, from as many levels as ``codes`` has rows (at least 1)."""
         if not 1 <= codes.shape[1] <= self.num_codebooks:
-            raise ConfigError(f"codes have {codes.shape[1]} rows, must have 1 to {self.num_codebooks}, what the codec has")
+            rows = codes.shape[1]
+            raise ConfigError(f"codes have {rows} rows, must have 1 to {self.num_codebooks}, what the codec has")
         x = self.semantic.decode(codes[:, : self.semantic_codebooks])
         if codes.shape[1] > self.semantic_codebooks:
             x = x + self.acoustic.decode(codes[:, self.semantic_codebooks :])

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 
 
 def jittered(variables: Any, key: Array, scale: float = 0.1) -> Any:
-    """The same tree with noise added to vectors and scalars, so that biases, norms and layer scales are not at 0 or 1."""
+    """The same tree with noise added to vectors and scalars, so that biases, norms and layer scales are not at 0 or
+    1."""
     leaves, tree = jax.tree.flatten(variables)
     keys = jax.random.split(key, len(leaves))
     out = [
@@ -43,9 +44,9 @@ def check_streaming(
     """Assert that ``layer`` keeps the streaming contract.
 
     Whole sequence = stepwise, outputs and gradients (of parameters and input), for every block count per step up to
-    ``max_blocks`` and for ``splits`` random splits; no effect of the future; arbitrary finite values after a row's length
-    leave its earlier outputs and their gradients unchanged; nothing older than the receptive field matters; the state
-    keeps its structure and has leading axis B; frozen and reset rows are right.
+    ``max_blocks`` and for ``splits`` random splits; no effect of the future; arbitrary finite values after a
+    row's length leave its earlier outputs and their gradients unchanged; nothing older than the receptive field
+    matters; the state keeps its structure and has leading axis B; frozen and reset rows are right.
 
     Args:
         layer: a streaming layer, unbound.

@@ -41,8 +41,8 @@ def load_mimi(path: str | Path, config: MimiConfig | None = None) -> tuple[MimiC
     """A codec from published weights or from a run.
 
     Args:
-        path: a safetensors file; a directory with ``model.safetensors`` and a codec's ``config.json``, or with a published
-            ``config.json`` that names its codec file (``mimi_name``); or a run directory of a codec.
+        path: a safetensors file; a directory with ``model.safetensors`` and a codec's ``config.json``, or with a
+            published ``config.json`` that names its codec file (``mimi_name``); or a run directory of a codec.
         config: of the codec in a lone file; default is the published Mimi.
 
     Returns:
@@ -50,7 +50,8 @@ def load_mimi(path: str | Path, config: MimiConfig | None = None) -> tuple[MimiC
         (`moshijax.codec.inference_layout` makes it fast).
 
     Raises:
-        DataError: the file is incomplete or not of this codec; missing, unexpected and mis-shaped tensors are listed together.
+        DataError: the file is incomplete or not of this codec; missing, unexpected and mis-shaped tensors are listed
+            together.
         ConfigError: the config asks for what this codec does not do.
     """
     path = Path(path)
@@ -109,9 +110,17 @@ def config_from_json(fields: dict[str, Any], source: str = "config.json") -> Mim
             for name, only in _FIXED[table].items():
                 if values.get(name, only) != only:
                     raise ConfigError(
-                        f"{source}: {table} {name} is {values[name]!r}, only {only!r} is supported; use another checkpoint"
+                        f"{source}: {table} {name} is {values[name]!r}, only {only!r} is supported; "
+                        f"use another checkpoint"
                     )
-        names = ("n_filters", "kernel_size", "residual_kernel_size", "last_kernel_size", "n_residual_layers", "compress")
+        names = (
+            "n_filters",
+            "kernel_size",
+            "residual_kernel_size",
+            "last_kernel_size",
+            "n_residual_layers",
+            "compress",
+        )
         config = MimiConfig(
             sample_rate=fields["sample_rate"],
             frame_rate=fields["frame_rate"],
@@ -211,7 +220,9 @@ def _transformer(config: TransformerConfig, prefix: str, target: tuple[str, ...]
     for i in range(config.num_layers):
         published, place = f"{prefix}.layers.{i}", (*target, f"layers_{i}")
         yield _Tensor(f"{published}.self_attn.in_proj_weight", (*place, "attention", "in_proj", "kernel"), pack, _same)
-        yield _Tensor(f"{published}.self_attn.out_proj.weight", (*place, "attention", "out_proj", "kernel"), _same, _same)
+        yield _Tensor(
+            f"{published}.self_attn.out_proj.weight", (*place, "attention", "out_proj", "kernel"), _same, _same
+        )
         yield _Tensor(f"{published}.linear1.weight", (*place, "mlp", "up", "kernel"), _same, _same)
         yield _Tensor(f"{published}.linear2.weight", (*place, "mlp", "down", "kernel"), _same, _same)
         for norm in ("norm1", "norm2"):

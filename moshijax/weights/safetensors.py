@@ -1,7 +1,7 @@
 """Reading published weight files: safetensors, lazily and strictly.
 
-`TensorFile` checks the whole structure of a file before any tensor is read, so that an interrupted download or a git-lfs
-pointer is named as such. `take` fetches a set of expected tensors and reports everything that does not fit at once.
+`TensorFile` checks the whole structure of a file before any tensor is read, so that an interrupted download or a
+git-lfs pointer is named as such. `check_names_and_shapes` reports everything that does not fit a model at once.
 """
 
 from __future__ import annotations
@@ -52,7 +52,8 @@ class TensorFile(Mapping):
         dtypes: name -> numpy dtype.
 
     Raises:
-        DataError: the file is missing, a directory, a git-lfs pointer, not safetensors, truncated, or longer than it says.
+        DataError: the file is missing, a directory, a git-lfs pointer, not safetensors, truncated, or longer than it
+            says.
     """
 
     def __init__(self, path: str | Path):
@@ -164,7 +165,8 @@ def check_names_and_shapes(
         ignored: names that may be in the file and are not used.
 
     Raises:
-        DataError: one line that lists the missing, the unexpected and the mis-shaped tensors together, with both shapes.
+        DataError: one line that lists the missing, the unexpected and the mis-shaped tensors together, with both
+            shapes.
     """
     ignored = set(ignored)
     problems = [f"missing {name} {list(expected[name])}" for name in expected if name not in found]
@@ -178,5 +180,6 @@ def check_names_and_shapes(
     ]
     if problems:
         raise DataError(
-            f"{path}: {len(problems)} tensors do not fit the model: {'; '.join(problems)}; use the file and config of one model"
+            f"{path}: {len(problems)} tensors do not fit the model: {'; '.join(problems)}; "
+            f"use the file and config of one model"
         )
