@@ -1,15 +1,17 @@
-"""A start for training: the encoder's first convolutions as a filterbank with compression, instead of at random.
+"""A start for training: a filterbank at both ends of the codec, instead of random convolutions.
 
 From random weights an encoder of waveforms spends its first tens of thousands of steps on finding out about
 frequencies. Small codecs are trained for less than that, so their encoder begins as what is known to work: band-pass
-filters in quadrature, their envelopes, and a logarithm-like compression made of exponentials. Nothing is frozen and
-no architecture changes; training moves every weight from there.
+filters in quadrature, their envelopes, and a logarithm-like compression made of exponentials. The decoder ends as the
+matching synthesis bank. No architecture changes. Training moves everything from there but the encoder's first two
+convolutions, and saves the larger part of the encoder's backward pass, which runs at the sample rate.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+import jax
 import numpy as np
 
 from moshijax.codec.config import MimiConfig
@@ -20,7 +22,9 @@ LOWEST, HIGHEST = 120.0, 7000.0  # Hz, outer edges of the bands
 PHASES = 2  # a quarter period apart; rectified, added and smoothed they give the envelope
 GAIN, TILT = 300.0, 0.8  # a band at 300 Hz is amplified by GAIN, others in proportion to frequency ** TILT
 LEVELS = (0.7, 2.0, 6.0, 18.0)  # amplified envelopes at which the exponentials saturate
+SYNTHESIS = 0.03  # amplitude of a band of the decoder for an input of 1
 SHORTEST = 48  # samples of the first stride
+FROZEN = ("parts_0", "parts_2")
 
 
 def band_filters(bands: int, length: int, sample_rate: int) -> tuple[np.ndarray, np.ndarray]:
@@ -34,10 +38,11 @@ def band_filters(bands: int, length: int, sample_rate: int) -> tuple[np.ndarray,
 
 
 def apply(config: MimiConfig, params: dict[str, Any]) -> dict[str, Any]:
-    """``params`` (learnt tree of a fresh codec, see `functions.init`) with other first convolutions in the encoder.
+    """``params`` (learnt tree of a fresh codec, see `functions.init`) with other convolutions next to the waveform.
 
-    The first passes the waveform on in channel 0; the second is the bank, the third envelopes and their compression.
-    What is left of the channels stays random.
+    The encoder's first passes the waveform on in channel 0; its second is the bank, its third envelopes and their
+    compression. The decoder's last transposed convolution is the bank again, written to channel 0, which its last
+    convolution passes on. What is left of the channels stays random.
 
     Raises:
         ConfigError: the codec has residual blocks, or too short a first stride.
@@ -67,4 +72,30 @@ def apply(config: MimiConfig, params: dict[str, Any]) -> dict[str, Any]:
     layers["parts_2"] = {"kernel": kernel, "bias": bank["bias"].at[:used].set(0.0)}
     kernel = (0.1 * envelope["kernel"]).at[:, :used, : smoothed.shape[2]].set(smoothed)
     layers["parts_4"] = {"kernel": kernel, "bias": envelope["bias"].at[: smoothed.shape[2]].set(0.0)}
+    return {
+        **params,
+        "encoder": {**params["encoder"], "seanet": layers},
+        "decoder": {**params["decoder"], "seanet": _synthesis(params["decoder"]["seanet"], filters, len(strides))},
+    }
+
+
+def _synthesis(layers: dict[str, Any], filters: np.ndarray, stages: int) -> dict[str, Any]:
+    """The decoder's convolutions with a bank at the end; input band * PHASES + phase drives one filter."""
+    last, out = f"parts_{2 * stages}", f"parts_{2 * stages + 2}"
+    waves = filters.reshape(-1, filters.shape[2])
+    waves = SYNTHESIS * waves / np.abs(waves).max(axis=1, keepdims=True)
+    bank, passing = layers[last], layers[out]
+    kernel = (0.1 * bank["kernel"]).at[: len(waves), :, 0].set(waves)
+    final = (0.1 * passing["kernel"]).at[:, 0, 0].set(0.0).at[-1, 0, 0].set(1.0)
+    return {
+        **layers,
+        last: {"kernel": kernel, "bias": bank["bias"].at[0].set(0.0)},
+        out: {"kernel": final, "bias": 0.0 * passing["bias"]},
+    }
+
+
+def freeze(params: dict[str, Any]) -> dict[str, Any]:
+    """The same parameters; no gradient reaches the encoder's first two convolutions."""
+    layers = dict(params["encoder"]["seanet"])
+    layers |= {name: jax.lax.stop_gradient(layers[name]) for name in FROZEN}
     return {**params, "encoder": {**params["encoder"], "seanet": layers}}

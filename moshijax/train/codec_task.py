@@ -50,7 +50,7 @@ class CodecTask:
     Attributes:
       teacher_dim: width of the teacher's features; None: no distillation.
       quantizer: how codebooks learn.
-      filterbank: the encoder starts as a filterbank (`moshijax.codec.filterbank`) and not at random.
+      filterbank: start as a filterbank (`moshijax.codec.filterbank`), whose first part stays as it is.
     """
 
     model: codec.MimiConfig
@@ -107,6 +107,7 @@ class CodecTask:
     def loss_parts(
         self, program: str, params: Any, model_state: Any, batch: Mapping[str, jax.Array], denominators: Any, key: Any
     ) -> LossParts:
+        params = filterbank.freeze(params) if self.filterbank else params
         variables, audio = {"params": params, "codebooks": model_state}, batch["audio"]
         total_rows = denominators["rows"].astype(jnp.int32)
         settings = self.quantizer

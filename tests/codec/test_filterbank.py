@@ -59,3 +59,19 @@ def test_a_codec_without_room_for_it_is_refused():
     config = codec.configs.TINY
     with pytest.raises(ConfigError, match="filterbank start needs"):
         filterbank.apply(config, codec.init(config, jax.random.key(0))["params"])
+
+
+def test_the_decoder_ends_as_a_bank_and_the_frozen_part_gets_no_gradient():
+    params = filterbank.apply(CONFIG, codec.init(CONFIG, jax.random.key(0))["params"])
+    layers = params["decoder"]["seanet"]
+    bank, passing = np.asarray(layers["parts_6"]["kernel"]), np.asarray(layers["parts_8"]["kernel"])
+    np.testing.assert_allclose(np.abs(bank[:, :, 0]).max(axis=1), filterbank.SYNTHESIS, rtol=1e-6)
+    np.testing.assert_array_equal(passing[:, 0, 0], [0, 0, 1])
+
+    def total(params):
+        return sum(jax.numpy.sum(leaf) for leaf in jax.tree.leaves(filterbank.freeze(params)))
+
+    gradient = jax.grad(total)(params)["encoder"]["seanet"]
+    for name, layer in gradient.items():
+        frozen = name in filterbank.FROZEN
+        assert all((np.abs(leaf).max() == 0) == frozen for leaf in jax.tree.leaves(layer)), name
