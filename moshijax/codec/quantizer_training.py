@@ -175,6 +175,7 @@ def update(
         The new codebook, and per level: ``replaced`` (share of codes replaced) and ``usage_entropy`` (of the moving
         usage, divided by log V; 1 is uniform), both ``[Q]``.
     """
+    codebook = jax.tree.map(jnp.asarray, codebook)
     usage, sums, initialized = codebook["cluster_usage"], codebook["embedding_sum"], codebook["initialized"]
     num_levels, bins = usage.shape
     counts, batch_sums, samples = jax.lax.stop_gradient(statistics)

@@ -7,12 +7,14 @@ import pytest
 
 from moshijax import codec
 from moshijax.codec import quantizer_training, training
-from moshijax.codec.quantizer_training import QuantizerTraining, kmeans, quantize, update
+from moshijax.codec.quantizer_training import QuantizerTraining, kmeans
 from moshijax.errors import ConfigError
 from tests.codec.small import SMALL, filled, noise
 
 FRAME = SMALL.frame_size
 KEY = jax.random.key(0)
+quantize = jax.jit(quantizer_training.quantize, static_argnums=0)
+update = jax.jit(quantizer_training.update, static_argnums=0)
 PLAIN = QuantizerTraining(quantization_rate=1.0, dropout=False)
 
 
@@ -101,8 +103,8 @@ def test_commitment_gradient_moves_latents_towards_their_codes(variables):
     def distance(z):
         return quantize(PLAIN, book, z, 3, no, KEY, jnp.arange(2), 2).commitment.sum()
 
-    before = distance(z)
-    assert distance(z - 0.01 * jax.grad(distance)(z)) < before
+    before, slope = jax.jit(jax.value_and_grad(distance))(z)
+    assert distance(z - 0.01 * slope) < before
 
 
 def test_update_is_the_moving_average(variables):
@@ -126,20 +128,20 @@ def test_levels_get_their_codebooks_one_by_one():
     z = jnp.asarray((centres[rng.randint(16, size=(4, 200))] + 0.1 * rng.standard_normal((4, 200, 4))), jnp.float32)
     book = acoustic(codec.init(SMALL, KEY))
     assert not book["initialized"].any()
-    step = jax.jit(
-        lambda book, i: update(
-            PLAIN, book, quantize(PLAIN, book, z, 3, jnp.zeros(4, bool), KEY, jnp.arange(4), 4).statistics, KEY, i
-        )
-    )
+    distances = []
+    no, rows = jnp.zeros(4, bool), jnp.arange(4)
     for level in range(3):
-        book, _ = step(book, 0)
+        out = quantize(PLAIN, book, z, 3, no, KEY, rows, 4)
+        distances.append(float(out.commitment.mean() * out.active_levels))
+        book, metrics = update(PLAIN, book, out.statistics, KEY, 0)
         assert book["initialized"].tolist() == [True] * (level + 1) + [False] * (2 - level)
-    for i in range(60):  # replacement finds the clusters that k-means merged
-        book, metrics = step(book, i)
-    out = quantize(PLAIN, book, z, 1, jnp.zeros(4, bool), KEY, jnp.arange(4), 4)
+        assert 0 < metrics["usage_entropy"][level] <= 1
     spread = float(jnp.square(z - z.mean((0, 1))).mean())
-    assert float(out.commitment.mean()) < 0.02 * spread
-    assert metrics["usage_entropy"].shape == (3,)
+    assert distances[0] == 0 and 0 < distances[1] < 0.2 * spread  # k-means found most of the 16 clusters
+    for level in (1, 2, 3):  # each level leaves less than the one before
+        distances.append(float(quantize(PLAIN, book, z, level, no, KEY, rows, 4).commitment.mean() * level))
+    first, second, third = np.diff([0, *distances[3:]])
+    assert first > second > third
 
 
 def test_dead_codes_restart_from_the_batch(variables):
@@ -159,7 +161,7 @@ def test_kmeans():
     rng = np.random.RandomState(0)
     centres = np.array([[0.0, 0], [10, 0], [0, 10]])
     vectors = jnp.asarray(np.repeat(centres, 20, 0) + 0.1 * rng.standard_normal((60, 2)), jnp.float32)
-    counts, found = kmeans(vectors, 3, 20, jax.random.key(1))
+    counts, found = jax.jit(kmeans, static_argnums=(1, 2))(vectors, 3, 20, jax.random.key(1))
     assert sorted(np.asarray(counts)) == [20, 20, 20]
     assert all(np.abs(np.asarray(found) - centre).max(1).min() < 0.2 for centre in centres)
 
@@ -175,7 +177,9 @@ def test_teacher_head(variables):
 
 def test_codebooks_keep_their_structure(variables, forward):
     out = forward(SMALL, PLAIN, variables, noise(7, 2, 4 * FRAME), KEY)
-    new, metrics = training.update_codebooks(PLAIN, variables["codebooks"], out.statistics, KEY, 0)
+    new, metrics = jax.jit(training.update_codebooks, static_argnums=0)(
+        PLAIN, variables["codebooks"], out.statistics, KEY, 0
+    )
     assert jax.tree.map(jnp.shape, new) == jax.tree.map(jnp.shape, variables["codebooks"])
     assert metrics["usage_entropy"].shape == metrics["replaced"].shape == (4,)
     assert quantizer_training.USAGE_AT_LEAST > 0
