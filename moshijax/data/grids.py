@@ -37,6 +37,9 @@ class GridData:
         text_jitter: the text of a row is moved by a time drawn uniformly from +- so many seconds.
         text_mask: probability that a row's text is all ZERO.
         swap_speakers: probability that the user plays the model's part (both channels and words change sides).
+      user_mask: share of the user's codes that are ZERO, drawn per cell; the model learns to hear through gaps.
+      user_levels: draw, per row of the batch, how many of the user's codebooks are kept, from 1 to all: what is heard
+        rests on the semantic codebook, which differs least between voices.
     """
 
     paths: tuple[str, ...]
@@ -47,6 +50,8 @@ class GridData:
     text_jitter: float = 0.0
     text_mask: float = 0.0
     swap_speakers: float = 0.0
+    user_mask: float = 0.0
+    user_levels: bool = False
 
     def __post_init__(self) -> None:
         if not self.paths or isinstance(self.paths, str):
@@ -55,7 +60,7 @@ class GridData:
             raise ConfigError(f"weights {self.weights} do not fit {len(self.paths)} paths: give each a positive number")
         if self.num_frames < 1 or self.batch_size < 1:
             raise ConfigError(f"num_frames {self.num_frames} and batch_size {self.batch_size} must be at least 1")
-        for name in ("text_mask", "swap_speakers"):
+        for name in ("text_mask", "swap_speakers", "user_mask"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}: it is a probability from 0 to 1")
         if not 0 <= self.text_jitter <= 10:
@@ -154,7 +159,16 @@ class GridMaker:
         grid = self.window(
             record, start, bool(swap < self.config.swap_speakers), jitter, bool(mask < self.config.text_mask)
         )
+        self.mask_user(grid, rng)
         return {"codes": grid}
+
+    def mask_user(self, grid: np.ndarray, rng: np.random.Generator) -> None:
+        """ZERO in some of the user's cells, in place (see `GridData.user_mask` and `user_levels`)."""
+        rows = [row for row, channel, _ in self.audio_rows if CHANNELS[channel] == "user"]
+        kept = rng.integers(1, len(rows) + 1) if self.config.user_levels and rows else len(rows)
+        grid[rows[kept:]] = ZERO
+        if self.config.user_mask:
+            grid[rows] = np.where(rng.random((len(rows), grid.shape[1])) < self.config.user_mask, ZERO, grid[rows])
 
 
 class GridSource(BatchSource):

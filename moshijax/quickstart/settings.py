@@ -25,7 +25,7 @@ class Settings:
     seed: int = 0
     recordings: int = 640
     answered: int = 1920
-    unanswered: int = 1020
+    unanswered: int = 1280
     silent: int = 60
     heldout: int = 32
     codec_recipe: str = "quickstart_codec.gin"
