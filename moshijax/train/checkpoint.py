@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import logging
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from moshijax.train.state import TrainState
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 NO_SPACE_WORDS = ("no space left", "resource_exhausted", "disk quota", "file too large")
+AFTER_FREEING = "free some and run the same command again: the run continues from its last complete checkpoint"
 SHOWN_MISMATCHES = 12
 
 
@@ -32,10 +35,36 @@ def _space_errors(path: Path) -> Iterator[None]:
         full = isinstance(error, OSError) and error.errno in NO_SPACE
         if not full and not any(words in text for words in NO_SPACE_WORDS):
             raise
+        raise MoshijaxError(f"no space left for a checkpoint in {path}; {AFTER_FREEING}") from error
+
+
+def check_space(path: Path, needed: int) -> None:
+    """Refuse to start writing what cannot fit.
+
+    Raises:
+      MoshijaxError: the disk of `path` has less than `needed` bytes free.
+    """
+    free = shutil.disk_usage(path).free
+    if free < needed:
         raise MoshijaxError(
-            f"no space left for a checkpoint in {path}; free some and run the same command again: the run continues "
-            "from its last complete checkpoint"
-        ) from error
+            f"no space left for a checkpoint in {path}: it needs {needed / 1e6:.1f} MB, {free / 1e6:.1f} MB are free; "
+            f"{AFTER_FREEING}"
+        )
+
+
+@contextlib.contextmanager
+def quiet_orbax() -> Iterator[None]:
+    """Without Orbax's own log: what goes wrong in its threads is raised at the next save or wait, and said once."""
+
+    def others(record: logging.LogRecord) -> bool:
+        return "orbax" not in Path(record.pathname).parts
+
+    logger = logging.getLogger("absl")
+    logger.addFilter(others)
+    try:
+        yield
+    finally:
+        logger.removeFilter(others)
 
 
 def _parts(state: Any) -> dict[str, Any]:
@@ -92,6 +121,7 @@ class Checkpointer:
         """
         if step in self.steps():
             return
+        check_space(self.path, sum(leaf.nbytes for leaf in jax.tree.leaves(state)))
         items = {name: ocp.args.StandardSave(tree) for name, tree in _parts(state).items()}
         with _space_errors(self.path):
             self._manager.save(step, args=ocp.args.Composite(**items, meta=ocp.args.JsonSave(dict(meta))), force=True)

@@ -19,7 +19,7 @@ import jax
 from moshijax.errors import MoshijaxError, Stopped
 from moshijax.train import run_dir as files
 from moshijax.train import sharding
-from moshijax.train.checkpoint import Checkpointer, load_run, raise_on_mismatch
+from moshijax.train.checkpoint import Checkpointer, load_run, quiet_orbax, raise_on_mismatch
 from moshijax.train.evaluate import Evaluator, HeldOutLoss, Snapshot
 from moshijax.train.experiment import ExperimentConfig
 from moshijax.train.feed import Fed, Feed
@@ -53,11 +53,15 @@ class _Clock:
     def pause(self) -> None:
         self._since = None
 
-    def step(self, program: Program, waited: float, amounts: Mapping[str, float]) -> None:
+    def wait(self, seconds: float) -> None:
+        """Time that went by in waiting for data since the last step was done."""
+        if self._since is not None:
+            self.waited += seconds
+
+    def step(self, program: Program, amounts: Mapping[str, float]) -> None:
         now = time.perf_counter()
         if self._since is not None:
             self.running += now - self._since
-            self.waited += waited
             self.steps += 1
             self.flops += program.flops
             for name, amount in amounts.items():
@@ -124,7 +128,7 @@ class _Run:
         done = step + 1
         in_a_row = int(sums.pop(NONFINITE)[0])
         amounts = experiment.task.amounts(fed.program, fed.batch)
-        self.clock.step(program, fed.waited, amounts)
+        self.clock.step(program, amounts)
         if in_a_row:
             self.bad = [*self.bad, {"step": step, "program": fed.program, "batch": fed.index}][-MAX_NONFINITE:]
             log.warning("step %d was not finite: update skipped (%s batch %d)", step, fed.program, fed.index)
@@ -168,6 +172,7 @@ def train(
     """
     run = RunDir(Path(run_dir))
     with StopSignal() as stop, contextlib.ExitStack() as stack:
+        stack.enter_context(quiet_orbax())
         mesh = sharding.make_mesh(experiment.mesh)
         peak = peak_flops(jax.devices())
         stack.enter_context(sharding.context(mesh))
@@ -220,6 +225,7 @@ def _loop(run: _Run, state: TrainState, start: int, feed: Feed, stop: StopSignal
                 settle()
                 run.save(state, step)
             fed = feed.get(step)
+            run.clock.wait(fed.waited)
             with jax.profiler.StepTraceAnnotation(fed.program, step_num=step):
                 state, packed = run.programs[fed.program].run(state, fed.batch)
             settle()

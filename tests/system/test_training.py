@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 import resource
 import signal
@@ -46,7 +45,7 @@ def start(folder: Path, run_dir: Path, *options: str, **process) -> subprocess.P
 
 
 def finish(process: subprocess.Popen) -> tuple[int, str]:
-    out, err = process.communicate(timeout=600)
+    out, err = process.communicate(timeout=3600)
     return process.returncode, out + err
 
 
@@ -107,18 +106,16 @@ def test_terminated_saves_exits_75_and_goes_on(folder, whole):
 def test_a_full_disk_is_one_line_and_leaves_complete_checkpoints(folder, whole):
     run_dir = folder / "full"
 
-    def little_room():
+    def no_large_files():
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
 
-    def ignore_and_limit():
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        little_room()
-
-    environment = {**os.environ, "JAX_ENABLE_COMPILATION_CACHE": "false"}
-    code, output = finish(start(folder, run_dir, preexec_fn=ignore_and_limit, env=environment))
+    code, output = finish(start(folder, run_dir, preexec_fn=no_large_files))
     assert code == 1, output
-    assert "Traceback" not in output and output.count("error:") == 1
-    assert "no space left" in output
+    # The library that writes the files may complain in its own words before us.
+    last = output.strip().splitlines()[-1]
+    assert last.startswith("error: no space left for a checkpoint in") and output.count("error:") == 1
+    assert not [path for path in (run_dir / "checkpoints").iterdir() if path.name.isdigit()]
     code, output = finish(start(folder, run_dir))
     assert code == 0, output
     same(whole, run_dir, folder)

@@ -24,7 +24,7 @@ def run_on_devices(count: int, function: str, *arguments: object) -> str:
         env=environment,
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=3600,
     )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-6000:]
     return done.stdout

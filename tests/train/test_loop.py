@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 import signal
 
 import jax
@@ -11,7 +12,7 @@ import pytest
 
 from moshijax.errors import ConfigError, DataError, MoshijaxError, Stopped
 from moshijax.train import sharding
-from moshijax.train.checkpoint import Checkpointer
+from moshijax.train.checkpoint import Checkpointer, check_space
 from moshijax.train.experiment import ExperimentConfig, OptimizerConfig, ParameterGroup
 from moshijax.train.loop import train
 from moshijax.train.metrics import read_metrics
@@ -201,8 +202,13 @@ def test_microbatches_change_only_rounding(run_dir, tmp_path):
         train(dataclasses.replace(experiment, microbatches=3), tmp_path / "three")
 
 
-def test_init_from_copies_the_parameters(whole_run, run_dir):
-    pytest.importorskip("orbax.checkpoint")
+def test_what_cannot_fit_on_the_disk_is_not_begun(tmp_path):
+    check_space(tmp_path, 1)
+    with pytest.raises(MoshijaxError, match="no space left for a checkpoint in .* MB are free; free some"):
+        check_space(tmp_path, shutil.disk_usage(tmp_path).free + 10**9)
+
+
+def test_init_from_another_kind_of_run_is_refused(whole_run, run_dir):
     with pytest.raises(DataError, match="kind 'small'"):  # only real models can be read by name
         train(dataclasses.replace(EXPERIMENT, init_from=str(whole_run)), run_dir)
 
