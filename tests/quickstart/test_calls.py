@@ -17,9 +17,10 @@ def result(kind: str, group: str, expected: str, answered: str, start: float = 1
     return HeldOutCall("x", group, kind, "asked", expected, answered, words, 0.3 if words else None)
 
 
-def played(loud_from: int) -> Call:
+def played(speaks: bool) -> Call:
     pcm = np.zeros(60 * 1920, np.float32)
-    pcm[loud_from * 1920 : (loud_from + 5) * 1920] = 0.1
+    if speaks:
+        pcm[12 * 1920 : 17 * 1920] = 0.1
     return Call(np.full(60, 3, np.int32), np.zeros((9, 60), np.int32), pcm, np.zeros_like(pcm))
 
 
@@ -34,7 +35,7 @@ def test_figures_keep_groups_and_kinds_apart():
     ]
     untrained = [result("question", "clear", "rain", "cold cold")]
     timing = Timing(np.full(100, 0.002), 0.08)
-    figures = calls.measure(results, untrained, [played(12)] * 6, PROGRAM, timing)
+    figures = calls.measure(results, untrained, [played(bool(r.words)) for r in results], PROGRAM, timing)
     clear, rough = figures["groups"]["clear"], figures["groups"]["rough"]
     assert (clear["exact"]["hits"], clear["exact"]["total"]) == (1, 2)
     assert clear["unrelated_answered"]["rate"] == 0.0 and rough["unrelated_answered"]["rate"] == 1.0
