@@ -211,7 +211,7 @@ def _losses(page: Page, folder: Folder) -> None:
     from moshijax.train.metrics import read_metrics
 
     page.section("Training", "Loss per stream, and what else the runs measured.")
-    for name, run in (("codec", folder.codec), ("language model", folder.moshi)):
+    for name, run in (("codec's ear", folder.hearing), ("codec", folder.codec), ("language model", folder.moshi)):
         metrics = read_metrics(run / "metrics.jsonl")
         page.figure(plots.loss_curves(metrics, panels(metrics)), f"Training of the {name}, against its steps.")
 

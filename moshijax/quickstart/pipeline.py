@@ -76,7 +76,7 @@ def teacher(settings: Settings, folder: Folder, tell: Tell) -> Mapping[str, Any]
     return {"features": index["dim"], "recordings": report.usable}
 
 
-def codec_experiment(settings: Settings, folder: Folder) -> ExperimentConfig:
+def codec_experiment(settings: Settings, folder: Folder, recipe: str, *more: str) -> ExperimentConfig:
     from moshijax import config
 
     here = (
@@ -84,7 +84,7 @@ def codec_experiment(settings: Settings, folder: Folder) -> ExperimentConfig:
         f"data.teacher={str(folder.speech / 'teacher')!r}",
         f"seed={settings.seed}",
     )
-    return config.load(settings.codec_recipe, (*here, *settings.codec_overrides))
+    return config.load(recipe, (*here, *more, *settings.codec_overrides))
 
 
 def lm_experiment(settings: Settings, folder: Folder) -> ExperimentConfig:
@@ -117,8 +117,13 @@ def _train(experiment: ExperimentConfig, run_dir: Path, tell: Tell) -> Mapping[s
     return {"steps": experiment.steps, "last": lines[-1] if lines else {}}
 
 
+def train_hearing(settings: Settings, folder: Folder, tell: Tell) -> Mapping[str, Any]:
+    return _train(codec_experiment(settings, folder, settings.hearing_recipe), folder.hearing, tell)
+
+
 def train_codec(settings: Settings, folder: Folder, tell: Tell) -> Mapping[str, Any]:
-    return _train(codec_experiment(settings, folder), folder.codec, tell)
+    experiment = codec_experiment(settings, folder, settings.codec_recipe, f"init_from={str(folder.hearing)!r}")
+    return _train(experiment, folder.codec, tell)
 
 
 def prepare(settings: Settings, folder: Folder, tell: Tell) -> Mapping[str, Any]:
@@ -196,6 +201,7 @@ STAGES = (
     Stage("synthesize", "speak the calls", synthesize),
     Stage("tokenizer", "learn the text pieces", tokenizer),
     Stage("teacher", "phonetic features", teacher),
+    Stage("hearing", "train the codec's ear", train_hearing),
     Stage("codec", "train the codec", train_codec),
     Stage("prepare", "calls to token grids", prepare),
     Stage("moshi", "train the language model", train_moshi),

@@ -17,8 +17,8 @@ class Settings:
       recordings: of speech without pauses, for the codec.
       answered, unanswered, silent: training calls with a question, with unrelated speech, and with silence.
       heldout: held-out calls per group and kind.
-      codec_recipe, lm_recipe: gin recipes, shipped ones by name.
-      codec_overrides, lm_overrides: `path.to.field=VALUE` on top of the recipes.
+      hearing_recipe, codec_recipe, lm_recipe: gin recipes, shipped ones by name.
+      codec_overrides (of both codec recipes), lm_overrides: `path.to.field=VALUE` on top of the recipes.
       workers: processes that speak.
     """
 
@@ -28,6 +28,7 @@ class Settings:
     unanswered: int = 1280
     silent: int = 60
     heldout: int = 32
+    hearing_recipe: str = "quickstart_hearing.gin"
     codec_recipe: str = "quickstart_codec.gin"
     lm_recipe: str = "quickstart_moshi.gin"
     codec_overrides: tuple[str, ...] = ()
@@ -65,6 +66,11 @@ class Folder:
     @property
     def tokenizer(self) -> Path:
         return self.path / "tokenizer.model"
+
+    @property
+    def hearing(self) -> Path:
+        """The run of the codec's encoder alone."""
+        return self.path / "hearing"
 
     @property
     def codec(self) -> Path:

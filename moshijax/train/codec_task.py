@@ -112,11 +112,13 @@ class CodecTask:
         total_rows = denominators["rows"].astype(jnp.int32)
         settings = self.quantizer
         out = training.forward(self.model, settings, variables, audio, key, batch["row"], total_rows)
-        rows = {
-            "mel": losses.multi_scale_mel(out.reconstruction, audio, self.model.sample_rate, self.loss.mel_windows),
-            "waveform": losses.waveform_l1(out.reconstruction, audio),
-            "commitment": out.commitment,
-        }
+        rows = {"commitment": out.commitment}
+        # Without a reconstruction loss nothing of the decoder is compiled: such steps are several times cheaper.
+        if self.loss.mel > 0:
+            rate, windows = self.model.sample_rate, self.loss.mel_windows
+            rows["mel"] = losses.multi_scale_mel(out.reconstruction, audio, rate, windows)
+        if self.loss.waveform > 0:
+            rows["waveform"] = losses.waveform_l1(out.reconstruction, audio)
         if self.teacher_dim is not None:
             target = losses.pool_teacher(batch["teacher"], out.semantic.shape[1])
             rows["distillation"] = losses.cosine_distance(training.teacher_estimate(variables, out.semantic), target)
