@@ -19,7 +19,7 @@ import numpy as np
 
 from moshijax.codec import seanet
 from moshijax.codec.config import MimiConfig
-from moshijax.codec.mimi import Decoder, Encoder, Mimi, num_frames, zero_padded
+from moshijax.codec.mimi import Decoder, Encoder, Mimi, num_frames
 from moshijax.errors import ConfigError, DataError
 from moshijax.nn.conv import CausalConv, TransposedConv, rows_from_kernel, rows_from_transposed_kernel
 from moshijax.nn.vq import ZERO, materialise
@@ -106,16 +106,18 @@ def encode(
     if lengths_B is not None:
         if jnp.shape(lengths_B) != waveform.shape[:1]:
             raise ConfigError(f"lengths_B {jnp.shape(lengths_B)} must have one entry per row of {waveform.shape}")
-        waveform = jnp.where(jnp.arange(waveform.shape[1]) < jnp.asarray(lengths_B)[:, None], waveform, 0.0)
+        xp = _numpy_of(waveform, lengths_B)
+        lengths_B = xp.asarray(lengths_B)
+        waveform = xp.where(xp.arange(waveform.shape[1]) < lengths_B[:, None], waveform, np.float32(0))
     frames = num_frames(config, waveform.shape[1])
     if frames == 0:
         return jnp.zeros((waveform.shape[0], count, 0), jnp.int32)
-    pieces = [_quantize(config, params, latent, count) for latent in _encode_pieces(config, params, waveform)]
-    codes = jnp.concatenate(pieces, axis=2)[:, :, :frames]
+    codes = _joined((_quantize(config, params, z, count) for z in _encode_pieces(config, params, waveform)), 2, frames)
     if lengths_B is not None:
-        row_frames = -(-jnp.asarray(lengths_B) // config.frame_size)
-        codes = jnp.where(jnp.arange(frames) < row_frames[:, None, None], codes, ZERO)
-    return codes
+        row_frames = -(-lengths_B // config.frame_size)
+        xp = _numpy_of(codes, row_frames)
+        codes = xp.where(xp.arange(frames) < row_frames[:, None, None], codes, np.int32(ZERO))
+    return jnp.asarray(codes)
 
 
 def encode_latent(config: MimiConfig, params: dict[str, Any], waveform: Float[Array, "B N"]) -> Float[Array, "B T D"]:
@@ -124,7 +126,7 @@ def encode_latent(config: MimiConfig, params: dict[str, Any], waveform: Float[Ar
     frames = num_frames(config, waveform.shape[1])
     if frames == 0:
         return jnp.zeros((waveform.shape[0], 0, config.seanet.dimension), jnp.float32)
-    return jnp.concatenate(list(_encode_pieces(config, params, waveform)), axis=1)[:, :frames]
+    return jnp.asarray(_joined(_encode_pieces(config, params, waveform), 1, frames))
 
 
 def decode(config: MimiConfig, params: dict[str, Any], codes: Int[Array, "B Q T"]) -> Float[Array, "B N"]:
@@ -139,27 +141,20 @@ def decode(config: MimiConfig, params: dict[str, Any], codes: Int[Array, "B Q T"
         DataError: a code is not below ``config.bins`` (checked unless traced).
     """
     codes = _checked_codes(config, codes)
-    batch, _, frames = codes.shape
+    frames = codes.shape[2]
     if frames == 0:
-        return jnp.zeros((batch, 0), jnp.float32)
-    listed = _listed(frames)
-    padded = jnp.pad(codes, ((0, 0), (0, 0), (0, sum(listed) - frames)))
-    at, pieces = 0, []
-    for size in listed:
-        pieces.append(_dequantize(config, params, padded[:, :, at : at + size]))
-        at += size
-    return _decode_pieces(config, params, pieces)[:, : frames * config.frame_size]
+        return jnp.zeros((codes.shape[0], 0), jnp.float32)
+    pieces = (_dequantize(config, params, piece) for piece in _pieces(codes, 2))
+    return jnp.asarray(_joined(_decode_pieces(config, params, pieces, frames), 1, frames * config.frame_size))
 
 
 def decode_latent(config: MimiConfig, params: dict[str, Any], latent: Float[Array, "B T D"]) -> Float[Array, "B N"]:
     """The waveform of latents at the frame rate, quantised or not."""
-    batch, frames, _ = latent.shape
+    frames = latent.shape[1]
     if frames == 0:
-        return jnp.zeros((batch, 0), jnp.float32)
-    listed = _listed(frames)
-    padded = jnp.pad(latent, ((0, 0), (0, sum(listed) - frames), (0, 0)))
-    pieces = jnp.split(padded, np.cumsum(listed)[:-1], axis=1)
-    return _decode_pieces(config, params, pieces)[:, : frames * config.frame_size]
+        return jnp.zeros((latent.shape[0], 0), jnp.float32)
+    pieces = _pieces(latent, 1)
+    return jnp.asarray(_joined(_decode_pieces(config, params, pieces, frames), 1, frames * config.frame_size))
 
 
 def init_encoder_state(config: MimiConfig, batch_size: int) -> dict[str, Any]:
@@ -222,29 +217,56 @@ def _listed(frames: int) -> list[int]:
     return [largest] * (frames // largest) + ([next(n for n in FRAMES_PER_CALL if n >= rest)] if rest else [])
 
 
+# Cutting, padding and joining happen in numpy unless traced: in jax, every new length would compile them once.
+
+
+def _numpy_of(*arrays: Array) -> Any:
+    return jnp if any(isinstance(array, jax.core.Tracer) for array in arrays) else np
+
+
+def _pieces(x: Array, axis: int, unit: int = 1) -> Iterator[Array]:
+    """``x`` cut along ``axis`` into listed lengths, in frames of ``unit`` steps; the last one is padded with zeros."""
+    xp, at = _numpy_of(x), 0
+    x = xp.asarray(x)
+    for frames in _listed(-(-x.shape[axis] // unit)):
+        piece = x[(slice(None),) * axis + (slice(at, at + frames * unit),)]
+        missing = frames * unit - piece.shape[axis]
+        widths = [(0, missing if i == axis else 0) for i in range(x.ndim)]
+        yield xp.pad(piece, widths) if missing else piece
+        at += frames * unit
+
+
+def _joined(pieces: Iterator[Array], axis: int, length: int) -> Array:
+    """The pieces one after the other, cut to ``length``."""
+    pieces = [piece if isinstance(piece, jax.core.Tracer) else np.asarray(piece) for piece in pieces]
+    return _numpy_of(*pieces).concatenate(pieces, axis)[(slice(None),) * axis + (slice(length),)]
+
+
 def _encode_pieces(config: MimiConfig, params: dict[str, Any], waveform: Array) -> Iterator[Array]:
-    config = replace(config, ring="exact")
-    listed = _listed(num_frames(config, waveform.shape[1]))
-    if len(listed) == 1:
-        yield _encode_whole(config, params, zero_padded(waveform, listed[0] * config.frame_size))
+    """Latents of a waveform, piece by piece."""
+    config, pieces = replace(config, ring="exact"), _pieces(waveform, 1, config.frame_size)
+    if num_frames(config, waveform.shape[1]) <= FRAMES_PER_CALL[-1]:
+        yield _encode_whole(config, params, next(pieces))
         return
-    state, at = init_encoder_state(config, waveform.shape[0])["encoder"], 0
-    for size in listed:
-        piece = waveform[:, at : at + size * config.frame_size]
-        state, latent = _encode_piece(config, params, state, zero_padded(piece, size * config.frame_size))
+    state = init_encoder_state(config, waveform.shape[0])["encoder"]
+    for piece in pieces:
+        state, latent = _encode_piece(config, params, state, piece)
         yield latent
-        at += size * config.frame_size
 
 
-def _decode_pieces(config: MimiConfig, params: dict[str, Any], latents: list[Array]) -> Array:
-    config = replace(config, ring="exact")
-    if len(latents) == 1:
-        return _decode_whole(config, params, latents[0])
-    state, pieces = init_decoder_state(config, latents[0].shape[0])["decoder"], []
+def _decode_pieces(
+    config: MimiConfig, params: dict[str, Any], latents: Iterator[Array], frames: int
+) -> Iterator[Array]:
+    """Samples of ``frames`` frames of latents, piece by piece."""
+    config, state = replace(config, ring="exact"), None
     for latent in latents:
+        if frames <= FRAMES_PER_CALL[-1]:
+            yield _decode_whole(config, params, latent)
+            return
+        if state is None:
+            state = init_decoder_state(config, latent.shape[0])["decoder"]
         state, pcm = _decode_piece(config, params, state, latent)
-        pieces.append(pcm)
-    return jnp.concatenate(pieces, axis=1)
+        yield pcm
 
 
 @partial(jax.jit, static_argnames="config")
@@ -283,7 +305,7 @@ def _checked_waveform(waveform: Array) -> Array:
         raise ConfigError(
             f"waveform is {dtype} {shape}, must be float [B, N] in [-1, 1]; add a batch axis, scale integers"
         )
-    return waveform.astype(np.float32)
+    return _numpy_of(waveform).asarray(waveform, np.float32)
 
 
 def _checked_codes(config: MimiConfig, codes: Array) -> Array:
@@ -296,4 +318,4 @@ def _checked_codes(config: MimiConfig, codes: Array) -> Array:
         raise DataError(
             f"code {largest} is not below {config.bins}, the entries of a codebook; use codes of this codec"
         )
-    return jnp.asarray(codes, jnp.int32)
+    return _numpy_of(codes).asarray(codes, np.int32)

@@ -10,7 +10,6 @@ from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 import flax.linen as nn
-import jax.numpy as jnp
 
 from moshijax.codec import seanet
 from moshijax.codec.config import MimiConfig
@@ -190,10 +189,3 @@ class Mimi(nn.Module):
 def num_frames(config: MimiConfig, samples: int) -> int:
     """Frames that ``samples`` samples become: the last one is completed with zeros."""
     return -(-samples // config.frame_size)
-
-
-def zero_padded(waveform: Array, samples: int) -> Array:
-    """``waveform [B, N]`` with zeros on the right, ``samples`` in all."""
-    if waveform.shape[1] == samples:
-        return waveform
-    return jnp.pad(waveform, ((0, 0), (0, samples - waveform.shape[1])))

@@ -109,8 +109,20 @@ def test_long_files_go_through_in_pieces_of_few_lengths(variables, monkeypatch):
     jax.clear_caches()
     np.testing.assert_array_equal(codec.encode(SMALL, variables, waveform), whole)
     np.testing.assert_allclose(codec.decode(SMALL, variables, whole), decoded, atol=1e-5)
-    for frames in range(1, 40):
-        assert codec.encode(SMALL, variables, waveform[:, : frames * FRAME]).shape == (1, 4, frames)
+    for frames in (2, 3, 8, 11, 12, 14, 20, 24, 36):
+        codes = codec.encode(SMALL, variables, waveform[:, : frames * FRAME])
+        assert codes.shape == (1, 4, frames)
+        assert codec.decode(SMALL, variables, codes).shape == (1, frames * FRAME)
+    compiled = []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda event, *_, **__: compiled.append(event) if "backend_compile" in event else None
+    )
+    lengths = np.array([30 * FRAME - 1, 3])
+    for samples in (29 * FRAME - 11, 28 * FRAME + 3, 5 * FRAME + 1, 3 * FRAME + 2):
+        codes = codec.encode(SMALL, variables, noise(5, 1, samples))
+        codec.encode(SMALL, variables, noise(5, 1, samples), lengths_B=lengths[:1])
+        codec.decode(SMALL, variables, codes)
+    assert not compiled  # a new length compiles nothing
     assert functions._encode_whole._cache_size() <= 3
     assert functions._encode_piece._cache_size() <= 3
 
