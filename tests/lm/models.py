@@ -52,8 +52,8 @@ def params(config: lm.LMConfig, stacked: bool = True, seed: int = 0):
 
 
 def codes(config: lm.LMConfig, batch: int, frames: int, seed: int = 0):
-    """Random tokens of every row."""
+    """Random tokens of every row; text without the special pieces."""
     random = np.random.RandomState(seed)
     grid = random.randint(0, config.card, (batch, config.layout.num_streams, frames))
-    grid[:, 0] = random.randint(0, config.text_card, (batch, frames))
+    grid[:, 0] = random.randint(4, config.text_card, (batch, frames))
     return jnp.asarray(grid, jnp.int32)

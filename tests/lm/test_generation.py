@@ -192,7 +192,8 @@ def test_forced_tokens():
     force[4, 1, 2] = 5
     _, forced = run(CONFIG, tree, start, given, force)
     assert (forced[DELAY + 2 :, 0, 0] == 7).all()
-    np.testing.assert_array_equal(forced[: DELAY + 2, 0], free[: DELAY + 2, 0])
+    # (the delayed acoustic code of the same call already follows the forced text)
+    np.testing.assert_array_equal(forced[: DELAY + 2, 0, :2], free[: DELAY + 2, 0, :2])
     # In call n the code of a row with delay d has index n - 1 - d, and is returned max_delay - d calls later.
     delay = CONFIG.layout.delays[2]
     assert forced[4 + DELAY - delay, 1, 2] == 5
