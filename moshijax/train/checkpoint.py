@@ -183,6 +183,25 @@ def load_run(run_dir: str | Path, step: int | None = None) -> tuple[str, Any, An
     Raises:
       DataError: no run directory, or it has no complete checkpoint.
     """
+    kind, config, model, found = read_model(run_dir, step)
+    params = model["params"]
+    if kind == "codec":
+        from moshijax.codec.training import without_teacher
+
+        params = without_teacher({"params": params, "codebooks": model["model_state"]})
+    tokenizer = Path(run_dir) / "tokenizer.model"
+    return kind, config, params, {"step": found, "tokenizer": tokenizer if tokenizer.exists() else None}
+
+
+def read_model(run_dir: str | Path, step: int | None = None) -> tuple[str, Any, dict[str, Any], int]:
+    """Everything of a run's model that is learnt, side heads included.
+
+    Returns:
+      kind, the model's config, {"params" (the running average where the run keeps one), "model_state"}, steps done.
+
+    Raises:
+      DataError: no run directory, or it has no complete checkpoint.
+    """
     run = RunDir(Path(run_dir))
     kind, plain = run.model()
     config = from_json(_config_class(kind), plain, "model.json")
@@ -197,13 +216,7 @@ def load_run(run_dir: str | Path, step: int | None = None) -> tuple[str, Any, An
         model = checkpointer.restore_model(found)
     finally:
         checkpointer.close()
-    params = model.get("ema") or model["params"]
-    if kind == "codec":
-        from moshijax.codec.training import without_teacher
-
-        params = without_teacher({"params": params, "codebooks": model["model_state"]})
-    tokenizer = run.path / "tokenizer.model"
-    return kind, config, params, {"step": found, "tokenizer": tokenizer if tokenizer.exists() else None}
+    return kind, config, {"params": model.get("ema") or model["params"], "model_state": model["model_state"]}, found
 
 
 def _config_class(kind: str) -> type:

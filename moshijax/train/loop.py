@@ -19,7 +19,7 @@ import jax
 from moshijax.errors import MoshijaxError, Stopped
 from moshijax.train import run_dir as files
 from moshijax.train import sharding
-from moshijax.train.checkpoint import Checkpointer, load_run, quiet_orbax, raise_on_mismatch
+from moshijax.train.checkpoint import Checkpointer, quiet_orbax, raise_on_mismatch, read_model
 from moshijax.train.evaluate import Evaluator, HeldOutLoss, Snapshot
 from moshijax.train.experiment import ExperimentConfig
 from moshijax.train.feed import Fed, Feed
@@ -276,9 +276,7 @@ def _first_state(
 
 
 def _with_parameters_of(source: str, state: TrainState, plan: StatePlan) -> TrainState:
-    kind, _, found, _ = load_run(source)
-    model = {"params": found["params"], "model_state": found["codebooks"]} if kind == "codec" else {"params": found}
-    model.setdefault("model_state", {})
+    _, _, model, _ = read_model(source)
     raise_on_mismatch(Path(source), {"params": state.params, "model_state": state.model_state}, model)
     params = jax.device_put(model["params"], plan.shardings.params)
     ema = jax.device_put(model["params"], plan.shardings.params) if state.ema else {}
