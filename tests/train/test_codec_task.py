@@ -53,6 +53,7 @@ def test_load_run_gives_a_codec_that_encodes(whole_run):
     assert np.isfinite(codec.decode(config, params, codes)).all()
 
 
+@pytest.mark.slow
 def test_microbatches_change_only_rounding(folder, tmp_path):
     for count in (1, 2):
         train(codec_experiment(folder, microbatches=count, steps=3, log_every=1), tmp_path / str(count))

@@ -120,6 +120,7 @@ def test_init_from_a_run(folder, whole_run, run_dir):
     assert first["train/loss"] < 0.7 * fresh["train/loss"]
 
 
+@pytest.mark.slow
 def test_microbatches_change_only_rounding(folder, tmp_path):
     for count in (1, 4):
         train(lm_experiment(folder, microbatches=count, steps=4, log_every=4), tmp_path / str(count))
@@ -143,6 +144,7 @@ def test_a_model_that_does_not_fit_its_data_is_refused(folder, run_dir, change, 
     assert not run_dir.exists()
 
 
+@pytest.mark.slow
 def test_8_devices_agree_with_one(folder):
     run_on_devices(8, "tests.train.multi_device:lm_agrees_with_one_device", folder)
 
@@ -152,6 +154,7 @@ def test_heads_that_do_not_divide_are_refused_before_anything_is_made(folder):
     assert "does not divide by the 8 devices" in out
 
 
+@pytest.mark.slow
 def test_checkpoint_of_one_device_read_by_8(folder, whole_run):
     saved = Checkpointer(RunDir(whole_run))
     assert saved.latest() == 40

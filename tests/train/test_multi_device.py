@@ -28,6 +28,7 @@ def test_the_lowered_step_keeps_the_sharding_constraints():
     run_on_devices(8, f"{HERE}:small_has_its_constraints")
 
 
+@pytest.mark.slow
 def test_a_run_on_8_devices_is_the_run_on_one_and_reads_its_checkpoints(tmp_path):
     train(SMALL, tmp_path / "one")
     run_on_devices(8, f"{HERE}:trains_like_one_device", tmp_path / "one", tmp_path)
@@ -42,6 +43,7 @@ def test_a_run_of_8_devices_goes_on_with_one(tmp_path):
     assert read_metrics(tmp_path / "eight" / "metrics.jsonl")[-1]["step"] == 12
 
 
+@pytest.mark.slow
 def test_two_processes_train_like_one(tmp_path):
     with socket.socket() as free:
         free.bind(("localhost", 0))
