@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from moshijax import lm
@@ -256,6 +257,9 @@ def load_lm(path: str | Path, dtype: str | None = None, stacked: bool = False) -
         kind, config, params, _ = importlib.import_module("moshijax.train.checkpoint").load_run(path)
         if kind != "lm":
             raise DataError(f"{path} is a run of a {kind}, a language model is needed; name a run of an lm recipe")
+        if dtype is not None:
+            config = config.with_dtype(dtype, dtype)
+            params = jax.tree.map(lambda leaf: leaf.astype(dtype), params)
         return config, params if stacked else unstack_layers(params)
     folder = path if path.is_dir() else path.parent
     published = dict(LEGACY_7B)
@@ -266,6 +270,8 @@ def load_lm(path: str | Path, dtype: str | None = None, stacked: bool = False) -
             raise DataError(f"{folder / 'config.json'} is not JSON ({error}); fetch it again") from None
     elif path.is_dir():
         raise DataError(f"{path} has no config.json; name a weight file, or a directory with its config.json")
+    if not isinstance(published, dict):
+        raise DataError(f"{folder / 'config.json'} is not the config of a model (a JSON object); fetch it again")
     config = lm_config(published)
     file = path / str(published.get("moshi_name", "model.safetensors")).split("/")[-1] if path.is_dir() else path
     tensors = TensorFile(file)

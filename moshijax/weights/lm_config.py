@@ -133,6 +133,9 @@ def lm_config(published: Mapping[str, Any]) -> LMConfig:
     for name in ("num_layers",) + (("depformer_num_heads",) if field["dep_q"] else ()):
         if published.get(name) is None:
             raise ConfigError(f"config.json lacks {name}: it has no default; add it")
+    for name in ("dim", "n_q", "dep_q", "hidden_scale", "max_period", "positional_scale", "depformer_dim"):
+        if not isinstance(field[name], int | float) or isinstance(field[name], bool):
+            raise ConfigError(f"config.json has {name}={field[name]!r}: must be a number")
     delays, n_q = list(field["delays"]), field["n_q"]
     if len(delays) != n_q + 1:
         raise ConfigError(f"config.json has {len(delays)} delays for n_q={n_q}: one per row is needed, text first")

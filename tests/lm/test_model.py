@@ -147,8 +147,8 @@ def test_logical_axes_cover_every_parameter():
     assert jax.tree.map(lambda leaf: len(leaf.shape), shapes) == jax.tree.map(
         len, specs, is_leaf=lambda leaf: isinstance(leaf, jax.sharding.PartitionSpec)
     )
-    assert specs["temporal"]["layers"]["attention"]["in_proj"]["kernel"] == ("layers", "heads", "embed")
-    assert specs["depth"]["layers"]["mlp"]["up"]["steps"]["kernel"] == ("layers", "steps", "mlp", "embed")
+    assert tuple(specs["temporal"]["layers"]["attention"]["in_proj"]["kernel"]) == ("layers", "heads", "embed")
+    assert tuple(specs["depth"]["layers"]["mlp"]["up"]["steps"]["kernel"]) == ("layers", "steps", "mlp", "embed")
     boxed = jax.eval_shape(lambda key: lm.init_boxed(CONFIG, key), jax.random.key(0))
     leaves = jax.tree.leaves(boxed, is_leaf=lambda leaf: hasattr(leaf, "names"))
     assert all(isinstance(leaf, nn.Partitioned) for leaf in leaves)

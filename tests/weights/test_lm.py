@@ -197,6 +197,7 @@ def test_translation_models_do_not_end(tmp_path):
         ({"num_layers": None}, "lacks num_layers"),
         ({"delays": [0, 1]}, "2 delays for n_q=4"),
         ({"cross_attention": True}, "cross_attention=True"),
+        ({"hidden_scale": "4"}, "hidden_scale='4': must be a number"),
         ({"num_heads": 3}, "num_heads=3 does not divide dim=16"),
     ],
 )
