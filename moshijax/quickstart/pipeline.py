@@ -61,6 +61,7 @@ def tokenizer(settings: Settings, folder: Folder, tell: Tell) -> Mapping[str, An
     marked = [word + mark for answer in answers for word in answer.split() for mark in ".,"]
     made = train_tokenizer([*answers, *marked], TEXT_PIECES, byte_fallback=False)
     made.save(folder.tokenizer)
+    folder.texts.write_text("".join(f"{answer}\n" for answer in answers), encoding="utf-8")
     return {"pieces": made.vocab_size}
 
 
@@ -93,6 +94,7 @@ def lm_experiment(settings: Settings, folder: Folder) -> ExperimentConfig:
     here = (
         f"data.paths=({str(folder.grids)!r},)",
         f"task.tokenizer={str(folder.tokenizer)!r}",
+        f"text_data.path={str(folder.texts)!r}",
         f"seed={settings.seed}",
     )
     return config.load(settings.lm_recipe, (*here, *settings.lm_overrides))

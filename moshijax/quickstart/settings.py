@@ -73,6 +73,11 @@ class Folder:
         return self.path / "hearing"
 
     @property
+    def texts(self) -> Path:
+        """What the model says, one document a line: the text-only steps."""
+        return self.path / "texts.txt"
+
+    @property
     def codec(self) -> Path:
         return self.path / "codec"
 
