@@ -314,8 +314,9 @@ def _checked_codes(config: MimiConfig, codes: Array) -> Array:
         raise ConfigError(f"codes are {dtype} {shape}, must be integers [B, Q, T]")
     if not 1 <= shape[1] <= config.num_codebooks:
         raise ConfigError(f"codes have {shape[1]} rows, must have 1 to {config.num_codebooks}, what the codec has")
-    if not isinstance(codes, jax.core.Tracer) and codes.size and (largest := int(codes.max())) >= config.bins:
+    codes = _numpy_of(codes).asarray(codes, np.int32)
+    if isinstance(codes, np.ndarray) and codes.size and (largest := int(codes.max())) >= config.bins:
         raise DataError(
             f"code {largest} is not below {config.bins}, the entries of a codebook; use codes of this codec"
         )
-    return _numpy_of(codes).asarray(codes, np.int32)
+    return codes
