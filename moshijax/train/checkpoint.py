@@ -216,7 +216,12 @@ def read_model(run_dir: str | Path, step: int | None = None) -> tuple[str, Any, 
         model = checkpointer.restore_model(found)
     finally:
         checkpointer.close()
-    return kind, config, {"params": model.get("ema") or model["params"], "model_state": model["model_state"]}, found
+    return (
+        kind,
+        config,
+        {"params": model.get("ema") or model["params"], "model_state": model.get("model_state", {})},
+        found,
+    )
 
 
 def _config_class(kind: str) -> type:
