@@ -170,7 +170,7 @@ def _text_row(
     for word, start, _ in words:
         start = max(start, last)
         ax.text(start, 0.95, word, fontsize=_FONT + 1, color=INK, va="bottom", ha="left")
-        last = start + 0.016 * seconds * max(len(word) * 0.5, 1)
+        last = start + seconds * (0.011 * len(word) + 0.006)
     _label(ax, "text of the model: words (dark), end of padding (light), padding (grey)")
 
 
