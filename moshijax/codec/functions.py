@@ -22,6 +22,7 @@ from moshijax.codec.config import MimiConfig
 from moshijax.codec.mimi import Decoder, Encoder, Mimi, num_frames
 from moshijax.errors import ConfigError, DataError
 from moshijax.nn.conv import CausalConv, TransposedConv, rows_from_kernel, rows_from_transposed_kernel
+from moshijax.nn.streaming import whole_blocks
 from moshijax.nn.vq import ZERO, materialise
 
 if TYPE_CHECKING:
@@ -117,7 +118,7 @@ def encode(
         row_frames = -(-lengths_B // config.frame_size)
         xp = _numpy_of(codes, row_frames)
         codes = xp.where(xp.arange(frames) < row_frames[:, None, None], codes, np.int32(ZERO))
-    return jnp.asarray(codes)
+    return jax.device_put(codes)
 
 
 def encode_latent(config: MimiConfig, params: dict[str, Any], waveform: Float[Array, "B N"]) -> Float[Array, "B T D"]:
@@ -126,7 +127,7 @@ def encode_latent(config: MimiConfig, params: dict[str, Any], waveform: Float[Ar
     frames = num_frames(config, waveform.shape[1])
     if frames == 0:
         return jnp.zeros((waveform.shape[0], 0, config.seanet.dimension), jnp.float32)
-    return jnp.asarray(_joined(_encode_pieces(config, params, waveform), 1, frames))
+    return jax.device_put(_joined(_encode_pieces(config, params, waveform), 1, frames))
 
 
 def decode(config: MimiConfig, params: dict[str, Any], codes: Int[Array, "B Q T"]) -> Float[Array, "B N"]:
@@ -145,7 +146,7 @@ def decode(config: MimiConfig, params: dict[str, Any], codes: Int[Array, "B Q T"
     if frames == 0:
         return jnp.zeros((codes.shape[0], 0), jnp.float32)
     pieces = (_dequantize(config, params, piece) for piece in _pieces(codes, 2))
-    return jnp.asarray(_joined(_decode_pieces(config, params, pieces, frames), 1, frames * config.frame_size))
+    return jax.device_put(_joined(_decode_pieces(config, params, pieces, frames), 1, frames * config.frame_size))
 
 
 def decode_latent(config: MimiConfig, params: dict[str, Any], latent: Float[Array, "B T D"]) -> Float[Array, "B N"]:
@@ -154,7 +155,7 @@ def decode_latent(config: MimiConfig, params: dict[str, Any], latent: Float[Arra
     if frames == 0:
         return jnp.zeros((latent.shape[0], 0), jnp.float32)
     pieces = _pieces(latent, 1)
-    return jnp.asarray(_joined(_decode_pieces(config, params, pieces, frames), 1, frames * config.frame_size))
+    return jax.device_put(_joined(_decode_pieces(config, params, pieces, frames), 1, frames * config.frame_size))
 
 
 def init_encoder_state(config: MimiConfig, batch_size: int) -> dict[str, Any]:
@@ -189,6 +190,7 @@ def encode_step(
     Raises:
         ConfigError: N is not a positive multiple of the frame size, or ``num_codebooks`` is out of range.
     """
+    whole_blocks(pcm.shape[1], config.frame_size, "encode_step")
     method = Mimi.encode_step
     new, codes = Mimi(config).apply(params, state["encoder"], pcm, active, num_codebooks, method=method)
     return {"encoder": new}, codes
