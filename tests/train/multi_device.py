@@ -158,9 +158,11 @@ def lm_agrees_with_one_device(folder):
 
 
 def lm_refuses_indivisible(folder):
-    from tests.train.models import lm_experiment
+    from tests.train.models import LM, lm_experiment
 
     experiment = lm_experiment(Path(folder), mesh=MeshConfig(data=1, tensor=8))
+    task = dataclasses.replace(experiment.task, model=dataclasses.replace(LM, text_card=44))
+    experiment = dataclasses.replace(experiment, task=task)
     run_dir = Path(folder) / "indivisible"
     try:
         train(experiment, run_dir)

@@ -149,9 +149,9 @@ def test_8_devices_agree_with_one(folder):
     run_on_devices(8, "tests.train.multi_device:lm_agrees_with_one_device", folder)
 
 
-def test_heads_that_do_not_divide_are_refused_before_anything_is_made(folder):
+def test_a_size_that_does_not_divide_is_refused_before_anything_is_made(folder):
     out = run_on_devices(8, "tests.train.multi_device:lm_refuses_indivisible", folder)
-    assert "does not divide by the 8 devices" in out
+    assert "text_head/kernel: dimension 'vocab' of size 44 does not divide by the 8 devices" in out
 
 
 @pytest.mark.slow
