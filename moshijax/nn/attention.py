@@ -185,7 +185,8 @@ class Attention(nn.Module):
 
     @property
     def receptive_field(self) -> int | None:
-        return self.context
+        """The first query of a block looks `context` back from its own position, `block - 1` before the block's end."""
+        return None if self.context is None else self.context + self.block - 1
 
     @property
     def capacity(self) -> int:

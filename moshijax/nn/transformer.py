@@ -219,9 +219,9 @@ class Transformer(nn.Module):
 
     @property
     def receptive_field(self) -> int | None:
-        """Input positions that can reach an output: each layer adds its window."""
+        """Each layer adds its window to the block."""
         c = self.config
-        return None if c.context is None or not c.causal else c.num_layers * (c.context - 1) + 1
+        return None if c.context is None or not c.causal else c.num_layers * (c.context - 1) + self.block
 
     def _embed_positions(self, x: Array, positions: Array) -> Array:
         c = self.config
