@@ -129,7 +129,10 @@ def measure(
         "silent_answered": rate(scores.answered(results, "silence")),
         "untrained": {"exact": rate(scores.exact(untrained)), "answered": rate(scores.answered(untrained, "question"))},
         "answer_delay_seconds": round(float(np.median(delays)), 3) if delays else None,
-        "energy": {name: finite(value) for name, value in dataclasses.asdict(energy).items()},
+        "energy": {
+            name: value if isinstance(value, int) else finite(value)
+            for name, value in dataclasses.asdict(energy).items()
+        },
         "timing": timing.summary(),
     }
 

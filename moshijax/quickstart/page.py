@@ -169,6 +169,9 @@ def _spectrograms(
     page.clips(((name, "", wave) for name, wave in signals.items()), RATE)
 
 
+SHARES = ("audible", "quiet")
+
+
 def _figures(page: Page, figures: Mapping[str, Any]) -> None:
     page.section("Figures", "Measured by this run, from the exported artifact fed the user's channel alone.")
     rows = [
@@ -177,7 +180,8 @@ def _figures(page: Page, figures: Mapping[str, Any]) -> None:
     ]
     page.table(("held-out calls", "answered exactly", "unrelated answered", "shuffled questions"), rows)
     energy, untrained = figures["energy"], figures["untrained"]
-    shown = {name: "-" if value is None else value for name, value in energy.items()}
+    shown = {name: "-" if value is None else f"{value:.0%}" for name, value in energy.items() if name in SHARES}
+    shown |= {name: "-" if energy[name] is None else f"{energy[name]:.0f}" for name in ("words_db", "silence_db")}
     page.table(
         ("control", "result"),
         [
