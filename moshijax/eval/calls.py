@@ -118,7 +118,7 @@ def speech_energy(
     calls: Iterable[tuple[Float[np.ndarray, " N"], Sequence[tuple[str, float, float]]]],
     sample_rate: int,
     frame_size: int,
-    threshold_db: float = -60.0,
+    threshold_db: float = -40.0,
 ) -> SpeechEnergy:
     """Compares the model's channel with its own text over calls of (pcm, words).
 

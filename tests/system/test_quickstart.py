@@ -111,7 +111,7 @@ def test_the_trained_model_answers_voices_it_never_heard(tmp_path, record_proper
     assert clear["chance"] <= 0.1 and figures["untrained"]["exact"]["hits"] == 0
     assert figures["silent_answered"]["rate"] <= 0.4
     energy = figures["energy"]
-    assert energy["words_db"] > energy["silence_db"] + 20 and energy["audible"] >= 0.8
+    assert energy["words_db"] > energy["silence_db"] + 20 and energy["quiet"] >= 0.9
     assert "questions answered exactly" in done.stdout
     report = folder.report.read_text()
     assert not re.findall(r'(?:src|href)="(?!data:)', report)
