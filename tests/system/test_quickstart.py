@@ -97,8 +97,10 @@ def with_path(root: Path) -> dict[str, str]:
 
 @pytest.mark.slow
 def test_the_trained_model_answers_voices_it_never_heard(tmp_path, record_property):
-    """The real command. Demanded: 6 of 10 questions answered exactly, and unrelated speech answered less often than that;
-    the aim is 9 of 10, and 1 of 10."""
+    """The real command. Demanded: 6 of 10 questions answered exactly, and unrelated speech answered less often.
+
+    The aim is 9 of 10, and 1 of 10.
+    """
     folder = Folder(tmp_path / "run")
     begun = time.monotonic()
     done = subprocess.run([*COMMAND, folder.path], capture_output=True, text=True)
