@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import subprocess
 import sys
 import sysconfig
@@ -64,7 +63,6 @@ def test_the_core_needs_no_optional_package() -> None:
     assert done.stdout.strip() == "imported", done.stderr[-2000:]
 
 
-@pytest.mark.skipif(importlib.util.find_spec(RUNTIME) is None, reason="no exported step yet")
 def test_the_runtime_needs_numpy_jax_flatbuffers_and_safetensors_alone() -> None:
     absent = (*optional.EXTRA_OF, "gin", "jaxtyping", "flax", "optax", "orbax", "click", "rich", "packaging")
     done = python(block(absent) + f"import {RUNTIME}\nprint('imported')")

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import flax.linen as nn
 import jax
 import numpy as np
+from flax.traverse_util import unflatten_dict
 from jax import export as jax_export
 
 import moshijax
@@ -25,7 +26,7 @@ from moshijax import codec, lm
 from moshijax.config_json import from_json, to_json
 from moshijax.errors import ConfigError, MoshijaxError
 from moshijax.export import manifest as manifests
-from moshijax.export.step import CallStep, flatten, nest
+from moshijax.export.step import CallStep, flatten
 from moshijax.lm.tokens import BOS, EOS
 from moshijax.nn.layout import unstack_layers
 from moshijax.weights.safetensors import TensorFile
@@ -140,7 +141,7 @@ def rebuild(
     manifest = manifests.read(source)
     pieces = json.loads(manifests.check_file(source, manifest, manifests.TEXT_PIECES).read_text(encoding="utf-8"))
     weights = TensorFile(manifests.check_file(source, manifest, manifests.WEIGHTS))
-    params = nest(dict(weights))
+    params = unflatten_dict(dict(weights), sep="/")
     stored = str(jax.tree.leaves(params["lm"]["temporal"])[0].dtype)
     return build(
         (from_json(codec.MimiConfig, manifest["config"]["codec"], "config.codec"), params["codec"]),

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
+from flax.traverse_util import unflatten_dict
 
 from moshijax import codec, lm
 from moshijax.errors import ConfigError
@@ -48,18 +49,6 @@ def _key(key: Any) -> str:
 def unflatten_like(tree: Any, named: Arrays, prefix: str = "") -> Any:
     """The inverse of `flatten` for a tree of the same structure."""
     return jax.tree.unflatten(jax.tree.structure(tree), [named[name] for name in flatten(tree, prefix)])
-
-
-def nest(named: Arrays) -> dict[str, Any]:
-    """{'a/b': leaf} as nested dicts: parameters are dicts of dicts."""
-    root: dict[str, Any] = {}
-    for name, leaf in named.items():
-        *parents, last = name.split("/")
-        node = root
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[last] = leaf
-    return root
 
 
 # The part of a generation state that the artifact takes as inputs of every step instead.
@@ -133,7 +122,7 @@ class CallStep:
 
     def step(self, weights: Arrays, state: Arrays, inputs: Arrays) -> tuple[Arrays, Arrays]:
         """PCM of one frame in, PCM of one frame out. Returns the state and {pcm, text_token, codes, ready}."""
-        params, tree = nest(weights), self._reset(state, inputs["reset"])
+        params, tree = unflatten_dict(weights, sep="/"), self._reset(state, inputs["reset"])
         given_BK = None
         if self.given_rows:
             hearing = inputs["active"] & (tree["lm"]["offset"] > 0)
@@ -155,7 +144,7 @@ class CallStep:
         Returns the state and {text_token, codes, ready, text_logits [B, V], logits [B, Q, V]}; the logits are those of
         the tokens sampled in this step, float32.
         """
-        params, tree = nest(weights), self._reset(state, inputs["reset"])
+        params, tree = unflatten_dict(weights, sep="/"), self._reset(state, inputs["reset"])
         tree["lm"], outputs, computed = self._language_model(params["lm"], tree["lm"], inputs, inputs.get("given"))
         outputs["text_logits"], outputs["logits"] = computed.text_logits_BV, computed.logits_BQV
         return flatten(tree), outputs

@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from moshijax import lm
 from moshijax.errors import DataError
@@ -215,7 +216,7 @@ def from_published(
     # Without a depth transformer the published module still has its unused input projection.
     ignored = ("depformer_in.0.weight",) if config.depth is None else ()
     check_names_and_shapes(where, fused.shapes, {name: entry.shape for name, entry in entries.items()}, ignored)
-    abstract = _flatten(lm.abstract(config, stacked=False))
+    abstract = flatten_dict(lm.abstract(config, stacked=False), sep="/")
     flat: dict[str, np.ndarray] = {}
     for name, entry in entries.items():
         for (path, slot), piece in zip(entry.targets, entry.split(fused[name]), strict=True):
@@ -224,12 +225,12 @@ def from_published(
                 flat[path] = np.asarray(piece, leaf.dtype)
             else:
                 flat.setdefault(path, np.empty(leaf.shape, leaf.dtype))[slot] = piece
-    return _nest(flat)
+    return unflatten_dict(flat, sep="/")
 
 
 def to_published(config: LMConfig, params: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """Published tensors (fused names) of our parameters, in either layout."""
-    flat = {path: np.asarray(leaf) for path, leaf in _flatten(unstack_layers(params)).items()}
+    flat = {path: np.asarray(leaf) for path, leaf in flatten_dict(unstack_layers(params), sep="/").items()}
     out = {}
     for name, entry in published_entries(config).items():
         pieces = [flat[path] if slot is None else flat[path][slot] for path, slot in entry.targets]
@@ -289,22 +290,3 @@ def load_lm(path: str | Path, dtype: str | None = None, stacked: bool = False) -
 def save_config(config: LMConfig) -> str:
     """`config.json` of a model, as text."""
     return json.dumps(published_config(config), indent=2) + "\n"
-
-
-def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    out: dict[str, Any] = {}
-    for name, child in tree.items():
-        path = f"{prefix}{name}"
-        out.update(_flatten(child, f"{path}/") if isinstance(child, Mapping) else {path: child})
-    return out
-
-
-def _nest(flat: Mapping[str, Any]) -> dict[str, Any]:
-    out: dict[str, Any] = {}
-    for path, leaf in flat.items():
-        *parents, name = path.split("/")
-        node = out
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[name] = leaf
-    return out
