@@ -41,7 +41,7 @@ def setup(threads: int, clock: str) -> dict:
 
 def published_shapes(kind: str, config: dict) -> dict:
     """`{name: shape}` of the published file of a model, for weights by name."""
-    from make_reference_fixtures import published_shapes as shapes
+    from reference_models import published_shapes as shapes
 
     if kind == "mimi":
         return shapes(loaders.get_mimi(None, config, num_codebooks=config["quantizer"]["n_q"]))

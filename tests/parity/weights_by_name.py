@@ -59,6 +59,8 @@ def tensor(name: str, shape: Sequence[int], seed: int) -> np.ndarray:
     gain = 1.5
     if name.startswith(("text_linear.", "extra_heads.")):
         gain = 3.0
+    if name.startswith("linears."):  # what the depth transformer adds up is large already
+        gain = 0.5
     if len(shape) == 3:
         if "convtr" in name:  # [in, out, kernel], kernel twice the stride: two taps reach an output sample
             fan_in = 2 * (1 if shape[1] == 1 and shape[0] > 1 and "upsample" in name else shape[0])
