@@ -3,8 +3,16 @@
 from __future__ import annotations
 
 from moshijax.lm import configs, delays, layouts, tokens
-from moshijax.lm.config import DepthConfig, LMConfig, LookupConditioner
-from moshijax.lm.generation import StepOutput, generate_step, init_generation, reset_generation
+from moshijax.lm.conditioning import Vectors
+from moshijax.lm.config import DepthConfig, LMConfig, LookupConditioner, TensorConditioner
+from moshijax.lm.generation import (
+    Guidance,
+    StepOutput,
+    generate_step,
+    init_generation,
+    reset_generation,
+    set_conditions,
+)
 from moshijax.lm.layouts import Stream, StreamLayout
 from moshijax.lm.losses import LossConfig
 from moshijax.lm.model import (
@@ -22,6 +30,7 @@ from moshijax.lm.sampling import Sampling
 
 __all__ = [
     "DepthConfig",
+    "Guidance",
     "LMConfig",
     "LMOutput",
     "LookupConditioner",
@@ -30,6 +39,8 @@ __all__ = [
     "StepOutput",
     "Stream",
     "StreamLayout",
+    "TensorConditioner",
+    "Vectors",
     "abstract",
     "configs",
     "count_parameters",
@@ -43,6 +54,7 @@ __all__ = [
     "layouts",
     "partition_specs",
     "reset_generation",
+    "set_conditions",
     "target_mask",
     "tokens",
 ]

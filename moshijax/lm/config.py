@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from typing import Any
 
 from moshijax.errors import ConfigError
 from moshijax.lm.layouts import StreamLayout
@@ -36,9 +37,10 @@ class DepthConfig:
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, tuple(getattr(self, name)))
         stack = self.transformer
-        if stack.context is not None or not stack.causal:
+        if stack.context is not None or not stack.causal or stack.cross_attention:
             raise ConfigError(
-                f"depth context={stack.context}: the depth transformer sees all its steps; use None, causal"
+                f"depth context={stack.context}: the depth transformer sees all its steps; use None, causal, without "
+                "cross_attention"
             )
         if self.weights_per_step and stack.gating == "none":
             raise ConfigError(
@@ -67,17 +69,20 @@ class DepthConfig:
 
 @dataclass(frozen=True)
 class LookupConditioner:
-    """A named attribute with a learnt vector per value, added to every temporal input.
+    """A named attribute with a learnt vector per value.
 
-    `bins`: number of values; `dim`: width of its table; `values`: the values by name, where they are listed.
+    `bins`: number of values; `dim`: width of its table; `values`: the values by name, where they are listed. `fuse`:
+    "sum" adds the vector to every temporal input, "cross" makes it a position of the cross-attention source.
     """
 
     name: str
     bins: int
     dim: int
     values: tuple[str, ...] | None = None
+    fuse: str = "sum"
 
     def __post_init__(self) -> None:
+        _check_fuse(self)
         if self.values is not None:
             object.__setattr__(self, "values", tuple(self.values))
             if len(self.values) > self.bins:
@@ -85,12 +90,42 @@ class LookupConditioner:
 
 
 @dataclass(frozen=True)
+class TensorConditioner:
+    """A named sequence of vectors of width `dim` that comes from outside, such as the voice of a speaker.
+
+    `length`: its positions, shorter ones are filled up with the learnt vector for absent ones; None: any number (a
+    streaming step needs one). `fuse`: as in `LookupConditioner`; a summed one has one position.
+    """
+
+    name: str
+    dim: int
+    length: int | None = None
+    fuse: str = "cross"
+
+    def __post_init__(self) -> None:
+        _check_fuse(self)
+        if self.fuse == "sum" and self.length not in (None, 1):
+            raise ConfigError(f"conditioner {self.name}: length={self.length} cannot be summed; it must have 1 position")
+
+
+Conditioner = LookupConditioner | TensorConditioner
+
+
+def _check_fuse(conditioner: Conditioner) -> None:
+    if conditioner.fuse not in ("sum", "cross"):
+        raise ConfigError(f"conditioner {conditioner.name}: fuse={conditioner.fuse!r} must be sum or cross")
+
+
+@dataclass(frozen=True)
 class LMConfig:
     """A language model over the grid of `layout`.
 
     `card`: codes per audio codebook; `text_card`: text pieces; `text_card_out`: size of the text head where it differs.
+    `demux_text`: a text token may hold two pieces (`TokenTables`), what is fed now and a look ahead, `mux` joins them.
     `norm_emb`: layer norm on embeddings; `bias_proj`: biases on the heads; `extra_heads` heads of `extra_heads_dim`
-    classes on the temporal output; `conditioners` are summed. `pad_id`, `epad_id`: padding pieces.
+    classes on the temporal output. `conditioners`: those that are summed, then those for cross-attention, each in its
+    order; `cross_positions`: scale of the sinusoidal positions added to the cross-attention source, None without.
+    `pad_id`, `epad_id`: padding pieces.
     Compute and parameter types are those of `temporal` and `depth.transformer`.
     """
 
@@ -100,11 +135,13 @@ class LMConfig:
     temporal: TransformerConfig
     depth: DepthConfig | None = None
     text_card_out: int | None = None
+    demux_text: bool = False
     norm_emb: bool = False
     bias_proj: bool = False
     extra_heads: int = 0
     extra_heads_dim: int = 6
-    conditioners: tuple[LookupConditioner, ...] = ()
+    conditioners: tuple[LookupConditioner | TensorConditioner, ...] = ()
+    cross_positions: float | None = None
     pad_id: int = PAD
     epad_id: int = EPAD
 
@@ -116,8 +153,19 @@ class LMConfig:
         for name in ("pad_id", "epad_id"):
             if not 0 <= getattr(self, name) < self.text_card:
                 raise ConfigError(f"{name}={getattr(self, name)}: must be a text piece, 0 to {self.text_card - 1}")
+        if self.demux_text and (self.norm_emb or (self.text_card + 1) * (self.text_card + 2) >= 2**31):
+            raise ConfigError(
+                f"demux_text with norm_emb={self.norm_emb}, text_card={self.text_card}: pairs of pieces need int32 ids "
+                "and plain tables; use norm_emb=False and a text_card below 46339"
+            )
         if not self.temporal.causal:
             raise ConfigError("temporal.causal=False: the language model must be causal")
+        crossing = [c.name for c in self.conditioners if c.fuse == "cross"]
+        if bool(crossing) != self.temporal.cross_attention:
+            raise ConfigError(
+                f"temporal.cross_attention={self.temporal.cross_attention} with conditioners {crossing} for it: they "
+                "need each other"
+            )
         dep_q = self.layout.dep_q
         if (self.depth is None) != (dep_q == 0):
             have = "no depth transformer" if self.depth is None else "a depth transformer"
@@ -134,6 +182,10 @@ class LMConfig:
     def text_vocab(self) -> int:
         """Classes of the text head."""
         return self.text_card if self.text_card_out is None else self.text_card_out
+
+    def mux(self, first: Any, second: Any) -> Any:
+        """The text token that holds `first`, and `second` where it is not -1 (`demux_text`)."""
+        return first + (self.text_card + 1) * (second + 1)
 
     @property
     def initial_column(self) -> tuple[int, ...]:

@@ -174,7 +174,7 @@ class DepthTransformer(nn.Module):
             lm.temporal.dim, c.dim, depth.input_weights(K), ("embed_depth", "embed"), stacked=self.stacked, **types
         )
         tables = dict(low_rank=depth.low_rank, use_norm=lm.norm_emb, **types)
-        self.text_embedding = TokenTables(1, lm.text_card + 1, c.dim, **tables)
+        self.text_embedding = TokenTables(1, lm.text_card + 1, c.dim, demux=lm.demux_text, **tables)
         if K > 1:
             self.audio_embedding = TokenTables(K - 1, lm.card + 1, c.dim, **tables)
         layer = DepthLayer

@@ -1,8 +1,9 @@
-"""Token tables with a zero id, optionally normalised or factored."""
+"""Token tables with a zero id, optionally normalised, factored, or read with two ids at once."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -20,6 +21,10 @@ class TokenTables(nn.Module):
 
     `ZERO` embeds to exact zeros (before the bias-free projection). Ids are otherwise used as they are: check them
     before (`models/lm_utils.py` of `moshi`).
+
+    With `demux` an id holds two: `first + V (second + 1)`, where a second of -1 is none. Both are looked up in the one
+    table and go through projections of their own, `out1`, `out2 [Q, D, r]`; published models keep a `low_rank` beside
+    them that nothing uses.
     """
 
     tables: int
@@ -27,6 +32,7 @@ class TokenTables(nn.Module):
     dim: int
     low_rank: int | None = None
     use_norm: bool = False
+    demux: bool = False
     dtype: str = "float32"
     param_dtype: str = "float32"
     precision: str | None = "highest"
@@ -37,9 +43,12 @@ class TokenTables(nn.Module):
         names = ("codebook", "entries", "embed")
         init = nn.with_logical_partitioning(truncated_normal(width), names)
         self.table = self.param("table", init, (self.tables, self.vocab, width), dtype)
+        init = nn.with_logical_partitioning(uniform(width), ("codebook", "embed", None))
         if self.low_rank is not None:
-            init = nn.with_logical_partitioning(uniform(self.low_rank), ("codebook", "embed", None))
             self.projection = self.param("low_rank", init, (self.tables, self.dim, width), dtype)
+        if self.demux:
+            self.out1 = self.param("out1", init, (self.tables, self.dim, width), dtype)
+            self.out2 = self.param("out2", init, (self.tables, self.dim, width), dtype)
         if self.use_norm:
             ones = nn.with_logical_partitioning(nn.initializers.ones, ("codebook", "norm"))
             zeros = nn.with_logical_partitioning(nn.initializers.zeros, ("codebook", "norm"))
@@ -48,22 +57,30 @@ class TokenTables(nn.Module):
 
     def __call__(self, ids_QN: Int[Array, "Q ..."]) -> Float[Array, "Q ... D"]:
         """Row q of the ids through table q, all tables at once."""
-        lead = (self.tables,) + (1,) * (ids_QN.ndim - 1)
-        rows = self.table[jnp.arange(self.tables).reshape(lead), jnp.maximum(ids_QN, 0)]
-        rows = rows.astype(jnp.dtype(self.dtype))
-        if self.use_norm:
-            rows = normalise(rows, "layer_norm", self.scale.reshape(*lead, -1), self.bias.reshape(*lead, -1))
-        rows = jnp.where((ids_QN == ZERO)[..., None], jnp.zeros((), rows.dtype), rows)
-        if self.low_rank is not None:
-            rows = jnp.einsum("q...r,qdr->q...d", rows, self.projection.astype(rows.dtype), precision=self.precision)
-        return rows
+        index = jnp.arange(self.tables).reshape(self.tables, *(1,) * (ids_QN.ndim - 1))
+        return self._embed(ids_QN, index, lambda kernel: kernel, "q...r,qdr->q...d")
 
     def one(self, q: int, ids_N: Int[Array, "..."]) -> Float[Array, "... D"]:
         """Ids through table q alone."""
-        rows = self.table[q, jnp.maximum(ids_N, 0)].astype(jnp.dtype(self.dtype))
-        if self.use_norm:
-            rows = normalise(rows, "layer_norm", self.scale[q], self.bias[q])
-        rows = jnp.where((ids_N == ZERO)[..., None], jnp.zeros((), rows.dtype), rows)
-        if self.low_rank is not None:
-            rows = jnp.einsum("...r,dr->...d", rows, self.projection[q].astype(rows.dtype), precision=self.precision)
-        return rows
+        return self._embed(ids_N, q, lambda kernel: kernel[q], "...r,dr->...d")
+
+    def _embed(self, ids: Array, index: Any, pick: Callable[[Array], Array], equation: str) -> Array:
+        def rows(ids: Array) -> Array:
+            found = self.table[index, jnp.maximum(ids, 0)].astype(jnp.dtype(self.dtype))
+            if self.use_norm:
+                found = normalise(found, "layer_norm", self.scale[index], self.bias[index])
+            return found
+
+        def project(x: Array, kernel: Array) -> Array:
+            return jnp.einsum(equation, x, pick(kernel).astype(x.dtype), precision=self.precision)
+
+        def only(keep: Array, x: Array) -> Array:
+            return jnp.where(keep[..., None], x, jnp.zeros((), x.dtype))
+
+        if not self.demux:
+            x = only(ids != ZERO, rows(ids))
+            return x if self.low_rank is None else project(x, self.projection)
+        # ZERO has a first id that exists and is dropped below.
+        first, second = jnp.maximum(ids, 0) % self.vocab, jnp.maximum(ids, 0) // self.vocab - 1
+        both = project(rows(first), self.out1) + only(second >= 0, project(rows(second), self.out2))
+        return only(ids != ZERO, both)

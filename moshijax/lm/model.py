@@ -14,11 +14,13 @@ import jax
 import jax.numpy as jnp
 
 from moshijax.errors import ConfigError
-from moshijax.lm import delays
-from moshijax.lm.config import LMConfig
+from moshijax.lm import conditioning, delays
+from moshijax.lm.conditioning import ConditionProjection, Conditions
+from moshijax.lm.config import LMConfig, LookupConditioner
 from moshijax.lm.depth import DepthTransformer
 from moshijax.lm.embedding import TokenTables
 from moshijax.lm.tokens import ZERO
+from moshijax.nn import rope
 from moshijax.nn.layout import is_stacked, unstack_layers
 from moshijax.nn.norms import Norm
 from moshijax.nn.projection import Linear, uniform
@@ -43,23 +45,6 @@ class LMOutput(NamedTuple):
     extra_logits: Float[Array, "B T H V"] | None = None
 
 
-class Conditioner(nn.Module):
-    """A learnt vector per value of one attribute; absent values (-1) take a vector of their own. Always float32."""
-
-    bins: int
-    width: int
-    dim: int
-
-    @nn.compact
-    def __call__(self, value_B: Int[Array, " B"]) -> Float[Array, "B D"]:
-        partition = nn.with_logical_partitioning
-        table = self.param("table", partition(uniform(1), (None, None)), (self.bins + 1, self.width))
-        kernel = self.param("kernel", partition(uniform(self.width), ("embed", None)), (self.dim, self.width))
-        absent = self.param("absent", partition(nn.initializers.normal(0.2), ("embed",)), (self.dim,))
-        rows = jnp.einsum("bw,dw->bd", table[jnp.maximum(value_B, 0)], kernel, precision="highest")
-        return jnp.where((value_B < 0)[:, None], absent, rows)
-
-
 class LanguageModel(nn.Module):
     """The parameters and the pieces that training and generation share."""
 
@@ -72,8 +57,13 @@ class LanguageModel(nn.Module):
         types = dict(dtype=t.dtype, param_dtype=t.param_dtype, precision=t.precision)
         if c.layout.n_q:
             self.audio_embedding = TokenTables(c.layout.n_q, c.card + 1, t.dim, use_norm=c.norm_emb, **types)
-        self.text_embedding = TokenTables(1, c.text_card + 1, t.dim, use_norm=c.norm_emb, **types)
-        self.conditioners = {x.name: Conditioner(x.bins, x.dim, t.dim) for x in c.conditioners}
+        self.text_embedding = TokenTables(
+            1, c.text_card + 1, t.dim, use_norm=c.norm_emb, demux=c.demux_text, **types
+        )
+        self.conditioners = {
+            x.name: ConditionProjection(x.dim, t.dim, x.bins if isinstance(x, LookupConditioner) else None)
+            for x in c.conditioners
+        }
         self.temporal = Transformer(t, scan_layers=self.stacked)
         self.out_norm = Norm(t.dim, t.norm, t.param_dtype)
         self.text_head = Linear(t.dim, c.text_vocab, ("vocab", "embed"), c.bias_proj, **types)
@@ -84,8 +74,8 @@ class LanguageModel(nn.Module):
         if c.depth is not None:
             self.depth = DepthTransformer(c, self.stacked)
 
-    def embed(self, codes_BKT: Array, conditions: dict[str, Array] | None = None) -> Float[Array, "B T D"]:
-        """Sum of the embeddings of all rows: audio in order, then text, then conditions."""
+    def embed(self, codes_BKT: Array) -> Float[Array, "B T D"]:
+        """Sum of the embeddings of all rows: audio in order, then text."""
         c = self.config
         x = None
         if c.layout.n_q:
@@ -93,14 +83,41 @@ class LanguageModel(nn.Module):
             for q in range(c.layout.n_q):
                 x = rows[q] if x is None else x + rows[q]
         text = self.text_embedding(codes_BKT[:, 0][None])[0]
-        x = text if x is None else x + text
-        total = None
+        return text if x is None else x + text
+
+    def condition(self, conditions: Conditions | None, batch: int) -> dict[str, Array]:
+        """What is added to every temporal input (`sum [B, D]`), and the source of cross-attention (`cross [B, S, D]`).
+
+        In the compute dtype; only what the model has.
+        """
+        c = self.config
+        found: dict[str, list[Array]] = {"sum": [], "cross": []}
+        values = conditioning.complete(c.conditioners, conditions, batch)
         for conditioner in c.conditioners:
-            value = None if conditions is None else conditions.get(conditioner.name)
-            value = jnp.full((codes_BKT.shape[0],), -1) if value is None else jnp.asarray(value)
-            vector = self.conditioners[conditioner.name](value)
-            total = vector if total is None else total + vector
-        return x if total is None else x + total.astype(x.dtype)[:, None]
+            found[conditioner.fuse].append(self.conditioners[conditioner.name](values[conditioner.name]))
+        out = {}
+        dtype = jnp.dtype(c.temporal.dtype)
+        if found["sum"]:
+            out["sum"] = sum(found["sum"][1:], found["sum"][0])[:, 0].astype(dtype)
+        if found["cross"]:
+            source = jnp.concatenate(found["cross"], axis=1)
+            if c.cross_positions is not None:
+                positions = rope.sinusoid(jnp.arange(source.shape[1]), c.temporal.dim, 10000.0)
+                source = source + c.cross_positions * positions
+            out["cross"] = source.astype(dtype)
+        return out
+
+    def source_caches(self, source_BSD: Array) -> tuple[dict[str, Array], ...]:
+        """Keys and values of the cross-attention source, per layer of the temporal transformer."""
+        return self.temporal.source_caches(source_BSD)
+
+    def _temporal(self, codes_BKT: Array, conditions: Conditions | None) -> tuple[Array, Array]:
+        """The temporal transformer over whole sequences of input columns: its output and the text logits."""
+        fused = self.condition(conditions, codes_BKT.shape[0])
+        x = self.embed(codes_BKT)
+        if "sum" in fused:
+            x = x + fused["sum"][:, None].astype(x.dtype)
+        return self._heads(self.temporal(x, fused.get("cross")))
 
     def _heads(self, x_BTD: Array) -> tuple[Array, Array]:
         z = self.out_norm(x_BTD)
@@ -113,11 +130,11 @@ class LanguageModel(nn.Module):
         first = jnp.broadcast_to(first[None, :, None], (codes_BKT.shape[0], c.layout.num_streams, 1))
         return jnp.concatenate([first, delays.delay(codes_BKT, c.layout.delays, c.initial_column)], axis=2)
 
-    def __call__(self, codes_BKT: Array, conditions: dict[str, Array] | None = None) -> LMOutput:
+    def __call__(self, codes_BKT: Array, conditions: Conditions | None = None) -> LMOutput:
         c = self.config
         B, _, T = codes_BKT.shape
         sequence = self.inputs(codes_BKT)
-        z, text_logits = self._heads(self.temporal(self.embed(sequence[:, :, :-1], conditions)))
+        z, text_logits = self._temporal(sequence[:, :, :-1], conditions)
         extra = self.extra(z) if c.extra_heads else None
         dep_q = c.layout.dep_q
         if c.depth is not None:
@@ -128,17 +145,20 @@ class LanguageModel(nn.Module):
         mask = target_mask(c, codes_BKT)
         return LMOutput(logits, mask[:, 1:], text_logits, mask[:, :1], extra)
 
-    def text_only(self, codes_BKT: Array, conditions: dict[str, Array] | None = None) -> Array:
+    def text_only(self, codes_BKT: Array, conditions: Conditions | None = None) -> Array:
         sequence = self.inputs(codes_BKT)[:, :, :-1]
-        _, logits = self._heads(self.temporal(self.embed(sequence, conditions)))
+        _, logits = self._temporal(sequence, conditions)
         return delays.undelay(logits[:, None], self.config.layout.delays[:1])
 
     def temporal_step(
-        self, state: Any, column_BK: Array, active_B: Array | None, conditions: dict[str, Array] | None = None
+        self, state: Any, column_BK: Array, active_B: Array | None, conditions: dict[str, Any] | None = None
     ) -> tuple[Any, Array, Array]:
-        """One position: `(state, z [B, D], text logits [B, V])`."""
-        x = self.embed(column_BK[:, :, None], conditions)
-        state, x = self.temporal.step(state, x, active_B)
+        """One position: `(state, z [B, D], text logits [B, V])`; `conditions` are those of a generation state."""
+        conditions = conditions or {}
+        x = self.embed(column_BK[:, :, None])
+        if "sum" in conditions:
+            x = x + conditions["sum"][:, None].astype(x.dtype)
+        state, x = self.temporal.step(state, x, active_B, conditions.get("cross"))
         z, logits = self._heads(x)
         return state, z[:, 0], logits[:, 0]
 
@@ -210,18 +230,19 @@ def count_parameters(config: LMConfig) -> int:
 
 
 def forward(
-    config: LMConfig, params: Params, codes_BKT: Int[Array, "B K T"], conditions: dict[str, Array] | None = None
+    config: LMConfig, params: Params, codes_BKT: Int[Array, "B K T"], conditions: Conditions | None = None
 ) -> LMOutput:
     """Teacher-forced predictions for every scored or generated row, aligned with the codes.
 
-    `conditions`: value index `[B]` per conditioner of the config, -1 or missing = absent.
+    `conditions`: per conditioner of the config the value indices `[B]` of a lookup (-1 = absent), or
+    `conditioning.Vectors`; those that are missing are absent.
     """
     _check_codes(config, codes_BKT)
     return _module(config, params).apply({"params": params}, codes_BKT, conditions)
 
 
 def forward_text(
-    config: LMConfig, params: Params, codes_BKT: Int[Array, "B K T"], conditions: dict[str, Array] | None = None
+    config: LMConfig, params: Params, codes_BKT: Int[Array, "B K T"], conditions: Conditions | None = None
 ) -> Float[Array, "B 1 T V"]:
     """Text logits alone, aligned with the codes; the depth transformer does not run."""
     _check_codes(config, codes_BKT)

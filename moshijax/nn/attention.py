@@ -1,4 +1,4 @@
-"""Causal windowed self-attention with a ring cache, rotary positions and shared key/value heads.
+"""Causal windowed self-attention with a ring cache, rotary positions and shared key/value heads; cross-attention.
 
 Heads are grouped: G key/value heads, each serving `R = kv_repeat` query heads. Whole sequences and single blocks give
 the same numbers; `ring="window"` alone deviates, in the way the PyTorch streaming path does.
@@ -263,6 +263,41 @@ class Attention(nn.Module):
     @nn.nowrap
     def reset(self, state: dict[str, Array], rows: Bool[Array, " B"]) -> dict[str, Array]:
         return {**state, "offset": jnp.where(rows, 0, state["offset"])}
+
+
+class CrossAttention(nn.Module):
+    """Attention from every position of `x [B, T, D]` to a fixed source `[B, S, D]`: no mask, no positions, no biases.
+
+    The keys and values of the source do not change while a row streams: compute them once (`keys_values`).
+    """
+
+    dim: int
+    num_heads: int
+    dtype: str = "float32"
+    param_dtype: str = "float32"
+    precision: str | None = "highest"
+
+    def setup(self) -> None:
+        settings = dict(dtype=self.dtype, param_dtype=self.param_dtype, precision=self.precision)
+        self.q_proj = Linear(self.dim, self.dim, ("heads", "embed"), **settings)
+        self.k_proj = Linear(self.dim, self.dim, ("heads", "embed"), **settings)
+        self.v_proj = Linear(self.dim, self.dim, ("heads", "embed"), **settings)
+        self.out_proj = Linear(self.dim, self.dim, ("embed", "heads"), **settings)
+
+    def _heads(self, x_BSD: Array) -> Array:
+        return x_BSD.reshape(*x_BSD.shape[:2], self.num_heads, self.dim // self.num_heads)
+
+    def keys_values(self, source_BSD: Float[Array, "B S D"]) -> dict[str, Float[Array, "B H S C"]]:
+        return {
+            "k": jnp.swapaxes(self._heads(self.k_proj(source_BSD)), 1, 2),
+            "v": jnp.swapaxes(self._heads(self.v_proj(source_BSD)), 1, 2),
+        }
+
+    def __call__(self, x: Float[Array, "B T D"], source: dict[str, Array]) -> Float[Array, "B T D"]:
+        """`source`: what `keys_values` gave."""
+        q_BTHRC = self._heads(self.q_proj(x))[:, :, :, None]
+        y = attend(q_BTHRC, source["k"], source["v"], None, self.precision)
+        return self.out_proj(y.reshape(x.shape))
 
 
 def advance(offset_B: Int[Array, " B"], steps: int, active_B: Bool[Array, " B"] | None) -> Int[Array, " B"]:

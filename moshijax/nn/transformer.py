@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,7 @@ import jax.numpy as jnp
 
 from moshijax.errors import ConfigError
 from moshijax.nn import rope
-from moshijax.nn.attention import RINGS, Attention, advance
+from moshijax.nn.attention import RINGS, Attention, CrossAttention, advance
 from moshijax.nn.mlp import ACTIVATIONS, MLP
 from moshijax.nn.norms import NORM_KINDS, Norm
 
@@ -47,6 +48,7 @@ def require(ok: bool, message: str) -> None:
 class TransformerConfig:
     """A stack of identical layers. `hidden_dim` is the resolved width (see `mlp.hidden_width`).
 
+    `cross_attention`: every layer also attends to a source sequence of width `dim`, between its two other branches.
     `remat_policy`: None keeps all activations; "full" recomputes each layer, "dots" keeps matrix products,
     "dots_no_batch" keeps those without batch axes.
     """
@@ -64,6 +66,7 @@ class TransformerConfig:
     kv_repeat: int = 1
     layer_scale: float | None = None
     causal: bool = True
+    cross_attention: bool = False
     dtype: str = "float32"
     param_dtype: str = "float32"
     precision: str = "highest"
@@ -84,6 +87,10 @@ class TransformerConfig:
         )
         require(
             heads % self.kv_repeat == 0, f"kv_repeat={self.kv_repeat} does not divide num_heads={heads}; use a divisor"
+        )
+        require(
+            self.kv_repeat == 1 or not self.cross_attention,
+            f"kv_repeat={self.kv_repeat} with cross_attention: its keys are not shared by heads; use kv_repeat=1",
         )
         for name, choices in (
             ("gating", ("none", *ACTIVATIONS)),
@@ -127,7 +134,10 @@ class LayerScale(nn.Module):
 
 
 class TransformerLayer(nn.Module):
-    """`x + Attn(norm(x))`, then `x + MLP(norm(x))`, each branch optionally scaled per channel."""
+    """`x + Attn(norm(x))`, then `x + MLP(norm(x))`, each branch optionally scaled per channel.
+
+    With cross-attention, `x + CrossAttn(norm(x), source)` between the two; its norm is a layer norm in every model.
+    """
 
     config: TransformerConfig
     block: int = 1
@@ -142,23 +152,39 @@ class TransformerLayer(nn.Module):
         if c.layer_scale is not None:
             self.layer_scale_1 = LayerScale(c.dim, c.layer_scale, c.param_dtype)
             self.layer_scale_2 = LayerScale(c.dim, c.layer_scale, c.param_dtype)
+        if c.cross_attention:
+            self.norm_cross = Norm(c.dim, "layer_norm", c.param_dtype)
+            self.cross_attention = CrossAttention(c.dim, c.num_heads, c.dtype, c.param_dtype, c.precision)
+            if c.layer_scale is not None:
+                self.layer_scale_cross = LayerScale(c.dim, c.layer_scale, c.param_dtype)
 
-    def _scale(self, number: int, x: Array) -> Array:
-        if self.config.layer_scale is None:
-            return x
-        return self.layer_scale_1(x) if number == 1 else self.layer_scale_2(x)
+    def _scale(self, branch: str, x: Array) -> Array:
+        return x if self.config.layer_scale is None else getattr(self, f"layer_scale_{branch}")(x)
 
-    def __call__(self, x: Float[Array, "B T D"]) -> tuple[Array, None]:
+    def __call__(self, x: Float[Array, "B T D"], source: Float[Array, "B S D"] | None = None) -> tuple[Array, None]:
         """Returns `(y, None)`, the carry form that `nn.scan` wants."""
         x = nn.with_logical_constraint(x, ("batch", "time", "embed_act"))
-        x = x + self._scale(1, self.attention(self.norm1(x)))
-        x = x + self._scale(2, self.mlp(self.norm2(x)))
+        x = x + self._scale("1", self.attention(self.norm1(x)))
+        if source is not None:
+            x = x + self._cross(x, self.cross_attention.keys_values(source))
+        x = x + self._scale("2", self.mlp(self.norm2(x)))
         return nn.with_logical_constraint(x, ("batch", "time", "embed_act")), None
 
-    def step(self, cache: dict[str, Array], x: Array, offset_B: Array, active_B: Array | None) -> tuple[Any, Array]:
+    def _cross(self, x: Array, source: dict[str, Array]) -> Array:
+        return self._scale("cross", self.cross_attention(self.norm_cross(x), source))
+
+    def step(
+        self, cache: dict[str, Array], x: Array, offset_B: Array, active_B: Array | None, source: Any = None
+    ) -> tuple[Any, Array]:
+        """`source`: keys and values of the source, where there is one (`source_cache`)."""
         cache, update = self.attention.attend_cached(cache, self.norm1(x), offset_B, active_B)
-        x = x + self._scale(1, update)
-        return cache, x + self._scale(2, self.mlp(self.norm2(x)))
+        x = x + self._scale("1", update)
+        if source is not None:
+            x = x + self._cross(x, source)
+        return cache, x + self._scale("2", self.mlp(self.norm2(x)))
+
+    def source_cache(self, source: Float[Array, "B S D"]) -> dict[str, Array]:
+        return self.cross_attention.keys_values(source)
 
 
 def make_attention(c: TransformerConfig, block: int, ring: str) -> Attention:
@@ -184,6 +210,9 @@ class Transformer(nn.Module):
 
     Parameters are `layers_0 ..` or, with `scan_layers`, `layers` with a leading layer axis. Streaming state:
     `offset [B]` and, per layer, a ring cache (`layers`, a tuple). `block` positions arrive together.
+
+    With `cross_attention` a source `[B, S, D]` is given beside `x`, and in a step what `source_caches` made of it: it
+    stays the same while a row streams, so it is not part of the state here.
     """
 
     config: TransformerConfig
@@ -202,6 +231,7 @@ class Transformer(nn.Module):
                 layer,
                 variable_axes={"params": 0},
                 split_rngs={"params": True},
+                in_axes=nn.broadcast,
                 length=c.num_layers,
                 metadata_params={nn.PARTITION_NAME: "layers"},
             )
@@ -230,13 +260,19 @@ class Transformer(nn.Module):
             x = x + c.positional_scale * rope.sinusoid(positions, c.dim, c.max_period).astype(x.dtype)
         return x
 
-    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+    def __call__(self, x: Float[Array, "B T D"], source: Float[Array, "B S D"] | None = None) -> Float[Array, "B T D"]:
+        require((source is not None) == self.config.cross_attention, "a source goes with cross_attention, and only so")
         x = self._embed_positions(x, jnp.arange(x.shape[1]))
+        arguments = () if source is None else (source,)
         if self.scan_layers:
-            return self.layers(x)[0] if self.config.num_layers else x
+            return self.layers(x, *arguments)[0] if self.config.num_layers else x
         for layer in self.layers:
-            x, _ = layer(x)
+            x, _ = layer(x, *arguments)
         return x
+
+    def source_caches(self, source: Float[Array, "B S D"]) -> tuple[dict[str, Array], ...]:
+        """Keys and values of a source `[B, S, D]` for the cross-attention of every layer, each `[B, H, S, C]`."""
+        return tuple(self._layer(i)("source_cache", source) for i in range(self.config.num_layers))
 
     @nn.nowrap
     def init_state(self, batch_size: int) -> dict[str, Any]:
@@ -247,23 +283,30 @@ class Transformer(nn.Module):
         }
 
     def step(
-        self, state: dict[str, Any], x: Float[Array, "B T D"], active: Bool[Array, " B"] | None = None
+        self,
+        state: dict[str, Any],
+        x: Float[Array, "B T D"],
+        active: Bool[Array, " B"] | None = None,
+        sources: tuple[dict[str, Array], ...] | None = None,
     ) -> tuple[dict[str, Any], Float[Array, "B T D"]]:
+        """`sources`: what `source_caches` gave, with cross-attention."""
         offset = state["offset"]
         x = self._embed_positions(x, offset[:, None] + jnp.arange(x.shape[1]))
         caches = []
         for i, cache in enumerate(state["layers"]):
-            cache, x = self._layer_step(i, cache, x, offset, active)
+            arguments = () if sources is None else (sources[i],)
+            cache, x = self._layer(i)("step", cache, x, offset, active, *arguments)
             caches.append(cache)
         return {"offset": advance(offset, x.shape[1], active), "layers": tuple(caches)}, x
 
-    def _layer_step(self, i: int, cache: Any, x: Array, offset: Array, active: Array | None) -> tuple[Any, Array]:
+    def _layer(self, i: int) -> Callable[..., Any]:
+        """Layer i as a function `(method, *arguments)`."""
         if not self.scan_layers:
-            return self.layers[i].step(cache, x, offset, active)
+            return lambda method, *arguments: getattr(self.layers[i], method)(*arguments)
         # Right but slow: slices the stacked parameters. Inference unstacks them before jit.
         params = jax.tree.map(lambda leaf: leaf[i], nn.meta.unbox(self.layers.variables["params"]))
         layer = TransformerLayer(self.config, self.block, self.ring, parent=None)
-        return layer.apply({"params": params}, cache, x, offset, active, method="step")
+        return lambda method, *arguments: layer.apply({"params": params}, *arguments, method=method)
 
     @nn.nowrap
     def reset(self, state: dict[str, Any], rows: Bool[Array, " B"]) -> dict[str, Any]:
