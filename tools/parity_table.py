@@ -75,7 +75,8 @@ def mimi_rows(name: str, scratch: Path) -> list[Row]:
 
 def lm_rows(name: str) -> list[Row]:
     config, params, want, description = test_lm.load(name)
-    output = jax.jit(functools.partial(lm.forward, config))(params, want["codes"], test_lm.conditions(description))
+    conditions = test_lm.conditions(description, want)
+    output = jax.jit(functools.partial(lm.forward, config))(params, want["codes"], conditions)
 
     def masked(got, mask, expected) -> str:
         kept = np.asarray(mask)[..., None]
@@ -93,15 +94,18 @@ def lm_rows(name: str) -> list[Row]:
     def one(params, state, given, force, active, reset):
         return step(config, params, lm.reset_generation(config, state, reset), given, force, active)
 
-    labels = {"sync": "in step", "masked": "rows frozen and reset", "forced": "forced tokens"}
-    for kind, label in labels.items():
+    labels = {"sync": "in step", "masked": "rows frozen and reset", "forced": "forced tokens", "guided": "guidance"}
+    for kind, run in description["generation"].items():
         given, out = want[f"{kind}_given"], want[f"{kind}_out"]
         calls, batch = given.shape[:2]
         active = want.get(f"{kind}_active", np.ones((calls, batch), bool))
         reset = want.get(f"{kind}_reset", np.zeros((calls, batch), bool))
         force = want.get(f"{kind}_force", np.full(out.shape, lm.tokens.UNGENERATED))
-        conditions = test_lm.conditions(description, "generation_conditions")
-        state = lm.init_generation(config, params, batch, lm.Sampling.greedy(), conditions=conditions)
+        conditions = test_lm.conditions(description, want, "generation_conditions")
+        guidance = test_lm.guidance(run)
+        state = lm.init_generation(
+            config, params, batch, lm.Sampling.greedy(), conditions=conditions, guidance=guidance
+        )
         found, largest = [], 0.0
         for n in range(calls):
             state, output = one(params, state, given[n], force[n], active[n], reset[n])
@@ -109,7 +113,7 @@ def lm_rows(name: str) -> list[Row]:
             logits = want[f"{kind}_text_logits"][n]
             if active[n].any():
                 largest = max(largest, error(output.text_logits_BV[active[n]], logits[active[n]]))
-        rows.append([name, f"greedy generation, {label}", f"{largest:.1e}", equal(np.stack(found), out)])
+        rows.append([name, f"greedy generation, {labels[kind]}", f"{largest:.1e}", equal(np.stack(found), out)])
     return rows
 
 

@@ -10,7 +10,8 @@ from pathlib import Path
 import moshi.models.lm as reference_lm
 import numpy as np
 import torch
-from moshi.conditioners import ConditionAttributes
+from moshi.conditioners import ConditionAttributes, TensorCondition
+from moshi.conditioners.base import dropout_all_conditions
 from moshi.models import loaders
 from reference_models import MARGIN, MARGINS, load_weights, random_masks, save, weights_by_name
 
@@ -126,6 +127,39 @@ LMS: dict[str, dict] = {
         },
         "fuser": {"sum": ["description", "control"], "cross": [], "prepend": []},
     },
+    # Cross-attention to a voice and an attribute, an attribute summed beside them; generation also with guidance.
+    "lm_cross": {
+        **{"dim": 32, "num_heads": 4, "num_layers": 2, "hidden_scale": 4.125, "context": 7, "n_q": 4, "dep_q": 2},
+        **{"card": 24, "text_card": 28, "delays": [0, 0, 1, 0, 1], "norm": "rms_norm_f32", "gating": "silu"},
+        **{"positional_embedding": "rope", "cross_attention": True, "layer_scale": 0.9},
+        **_DEPTH,
+        "conditioners": {
+            "control": {"type": "lut", "lut": {"n_bins": 6, "dim": 5, "tokenizer": "noop"}},
+            "speaker": {"type": "tensor", "tensor": {"dim": 6}},
+            "description": {
+                "type": "lut",
+                "lut": {"n_bins": 3, "dim": 8, "tokenizer": "noop", "possible_values": ["bad", "neutral", "good"]},
+            },
+        },
+        "fuser": {
+            **{"sum": ["control"], "cross": ["speaker", "description"], "prepend": []},
+            **{"cross_attention_pos_emb": True, "cross_attention_pos_emb_scale": 0.5},
+        },
+    },
+    # The shape of the speech synthesis models: two text streams in one, a small text head, shared depth weights.
+    "lm_demux": {
+        **{"dim": 32, "num_heads": 2, "num_layers": 2, "hidden_scale": 4.125, "context": 9, "n_q": 4, "dep_q": 4},
+        **{"card": 24, "text_card": 20, "text_card_out": 5, "delays": [0, 0, 2, 2, 2], "norm": "rms_norm_f32"},
+        **{"gating": "silu", "positional_embedding": "rope", "demux_second_stream": True},
+        **_DEPTH,
+        **{"depformer_weights_per_step_schedule": [0, 1, 2, 2], "depformer_low_rank_embeddings": 6},
+    },
+}
+#: Guidance of the runs that have it: arguments of the reference's generator.
+GUIDED: dict[str, dict] = {
+    "lm_conditioned": {"cfg_coef": 1.5, "cfg_is_masked_until": [4, 0, 7]},
+    "lm_cross": {"cfg_coef": 2.5},
+    "lm_demux": {"cfg_coef": 0.4, "cfg_is_masked_until": [6, 0, 3], "cfg_is_no_text": True},
 }
 #: Attributes of three rows (the training forward has the first two).
 ATTRIBUTES = [
@@ -142,9 +176,15 @@ def build_lm(config: dict, seed: int) -> tuple[torch.nn.Module, dict[str, list[i
     return model, load_weights(model, seed)
 
 
+def text_ids(config: dict) -> int:
+    """Ids of the text row: pieces, or pairs of them."""
+    card = config["text_card"]
+    return (card + 1) * (card + 1) if config.get("demux_second_stream") else card
+
+
 def random_codes(seed: int, config: dict, batch: int, steps: int) -> np.ndarray:
     """Codes [B, K, T]: ids below the cardinality, some ZERO (-1), some initial ids on the given rows."""
-    text = weights_by_name.tokens(seed, (batch, 1, steps), config["text_card"])
+    text = weights_by_name.tokens(seed, (batch, 1, steps), text_ids(config))
     audio = weights_by_name.tokens(seed + 1, (batch, config["n_q"], steps), config["card"])
     codes = np.concatenate([text, audio], 1)
     chance = weights_by_name.tokens(seed + 2, codes.shape, 100)
@@ -154,16 +194,42 @@ def random_codes(seed: int, config: dict, batch: int, steps: int) -> np.ndarray:
     return codes
 
 
-def conditions_of(model, rows: int):
-    """`(condition tensors, {name: value index per row, -1 = absent})`, or none of both."""
+def conditions_of(model, rows: int, null: bool = False):
+    """`(condition tensors, {name: value})`, or none of both.
+
+    Values are an index per row (-1 = absent), or vectors [rows, S, d] and their mask [rows, S]. `null`: the tensors
+    have as many rows again with every condition absent.
+    """
     if model.condition_provider is None:
         return None, {}
-    attributes = [ConditionAttributes(text=row, tensor={}) for row in ATTRIBUTES[:rows]]
-    indices = {}
-    for name, conditioner in model.condition_provider.conditioners.items():
-        values = conditioner.tokenizer([row[name] for row in ATTRIBUTES[:rows]]).tokens[:, 0].tolist()
-        indices[name] = [-1 if row[name] is None else value for row, value in zip(ATTRIBUTES, values, strict=False)]
-    return model.condition_provider.prepare_and_provide(attributes), indices
+    provider = model.condition_provider
+    attributes = [
+        ConditionAttributes(
+            text={name: row[name] for name in provider.text_conditions},
+            tensor={name: voice(index, provider.conditioners[name].dim) for name in provider.tensor_conditions},
+        )
+        for index, row in enumerate(ATTRIBUTES[:rows])
+    ]
+    prepared = provider.prepare(attributes)
+    values = {}
+    for name, value in prepared.items():
+        if name in provider.tensor_conditions:
+            values[name] = (value.tensor.numpy(), value.mask.numpy())
+        else:
+            tokens = value.tokens[:, 0].tolist()
+            values[name] = [-1 if row[name] is None else token for row, token in zip(ATTRIBUTES, tokens, strict=False)]
+    if null:
+        attributes += dropout_all_conditions(attributes)
+    return provider.prepare_and_provide(attributes), values
+
+
+def voice(row: int, dim: int) -> TensorCondition:
+    """Vectors of row `row`: 4, 2 and 3 positions, one of the last absent."""
+    length = (4, 2, 3)[row]
+    vectors = weights_by_name.uniform(np.random.RandomState([row, dim]), (1, length, dim)) * np.float32(2.0)
+    mask = np.ones((1, length), bool)
+    mask[0, 1] = row != 2
+    return TensorCondition(torch.from_numpy(vectors), torch.from_numpy(mask))
 
 
 @torch.no_grad()
@@ -179,7 +245,8 @@ def make_lm(out: Path, name: str) -> None:
     delayed = torch.cat([initial, delayed], dim=2)
     conditions, indices = conditions_of(model, 2)
     total = None if conditions is None else model.fuser.get_sum(conditions)
-    hidden, text_logits = model.forward_text(delayed[:, :, :-1], total)
+    source = None if conditions is None else model.fuser.get_cross(conditions)
+    hidden, text_logits = model.forward_text(delayed[:, :, :-1], total, source)
     arrays["temporal_out"] = hidden.numpy()
     if config["dep_q"]:
         output = model(codes, conditions)
@@ -201,13 +268,16 @@ def make_lm(out: Path, name: str) -> None:
     parameters = sum(int(np.prod(s)) for s in shapes.values())
     print(f"  {parameters} parameters, {spread}")
     description = {"kind": "lm", "config": config, "seed": seed, "tensors": shapes}
-    if indices:
-        description["conditions"] = indices
-        description["generation_conditions"] = conditions_of(model, 3)[1]
+    for key, values in (("conditions", indices), ("generation_conditions", conditions_of(model, 3)[1])):
+        for part, value in values.items():
+            if isinstance(value, tuple):
+                arrays[f"{key}_{part}"], arrays[f"{key}_{part}_mask"] = value
+            else:
+                description.setdefault(key, {})[part] = value
     if name not in NO_GENERATION:
         runs = {}
-        for kind in ("sync", "masked", "forced"):
-            runs[kind], generated = generate(model, config, seed, kind)
+        for kind in ("sync", "masked", "forced", *(["guided"] if name in GUIDED else [])):
+            runs[kind], generated = generate(model, config, seed, kind, GUIDED.get(name, {}))
             arrays.update({f"{kind}_{key}": value for key, value in generated.items()})
         description["generation"] = runs
         description["margin"] = min(run["margin"] for run in runs.values())
@@ -215,7 +285,7 @@ def make_lm(out: Path, name: str) -> None:
 
 
 @torch.no_grad()
-def generate(model, config: dict, seed: int, kind: str) -> tuple[dict, dict[str, np.ndarray]]:
+def generate(model, config: dict, seed: int, kind: str, guidance: dict) -> tuple[dict, dict[str, np.ndarray]]:
     """A greedy run. Tries inputs until every argmax of an executing row has a margin above MARGIN."""
     calls, rows = 3 * config["context"] + 8, 3
     given_rows = config["n_q"] - config["dep_q"]
@@ -224,18 +294,22 @@ def generate(model, config: dict, seed: int, kind: str) -> tuple[dict, dict[str,
         given = weights_by_name.tokens(base, (calls, rows, given_rows), config["card"])
         active, reset = np.ones((calls, rows), bool), np.zeros((calls, rows), bool)
         force = np.full((calls, rows, 1 + config["dep_q"]), UNGENERATED, np.int64)
-        if kind == "masked":
+        if kind in ("masked", "guided"):
             active, reset = random_masks(base, calls, rows)
         if kind == "forced":
             chosen = weights_by_name.tokens(base + 1, (calls, rows), 4) == 0
-            words = weights_by_name.tokens(base + 2, (calls, rows), config.get("text_card_out") or config["text_card"])
+            pairs = config.get("demux_second_stream")
+            pieces = text_ids(config) if pairs else config.get("text_card_out") or config["text_card"]
+            words = weights_by_name.tokens(base + 2, (calls, rows), pieces)
             force[..., 0] = np.where(chosen, words, UNGENERATED)
             if config["dep_q"]:
                 replaced = weights_by_name.tokens(base + 3, (calls,), 5) == 0
                 audio = weights_by_name.tokens(base + 4, (calls, rows, config["dep_q"]), config["card"])
                 force[..., 1:] = np.where(replaced[:, None, None], audio, UNGENERATED)
         MARGINS.start()
-        outputs, text_logits = run_generator(model, given, active, reset, force, synchronous=kind == "sync")
+        options = {"support_out_of_sync": kind != "sync", "check": not config.get("demux_second_stream")}
+        options |= guidance if kind == "guided" else {}
+        outputs, text_logits = run_generator(model, given, active, reset, force, **options)
         if MARGINS.smallest > MARGIN:
             break
     else:
@@ -243,14 +317,14 @@ def generate(model, config: dict, seed: int, kind: str) -> tuple[dict, dict[str,
     distinct = [len(np.unique(outputs[:, :, k][outputs[:, :, k] >= 0])) for k in range(outputs.shape[2])]
     print(f"  {kind}: margin {MARGINS.smallest:.4f}, attempt {attempt}, distinct tokens per row {distinct}")
     arrays = {"given": given.astype(np.int32), "out": outputs.astype(np.int32), "text_logits": text_logits}
-    if kind == "masked":
+    if kind in ("masked", "guided"):
         arrays.update(active=active, reset=reset)
     if kind == "forced":
         arrays["force"] = force.astype(np.int32)
-    return {"calls": calls, "margin": MARGINS.smallest}, arrays
+    return {"calls": calls, "margin": MARGINS.smallest, **(guidance if kind == "guided" else {})}, arrays
 
 
-def run_generator(model, given, active, reset, force, synchronous: bool) -> tuple[np.ndarray, np.ndarray]:
+def run_generator(model, given, active, reset, force, **options) -> tuple[np.ndarray, np.ndarray]:
     """Outputs [calls, B, dep_q + 1] (UNGENERATED where nothing is returned), text logits [calls, B, V]."""
     call = {"index": 0}
     outputs, logits = [], []
@@ -262,9 +336,8 @@ def run_generator(model, given, active, reset, force, synchronous: bool) -> tupl
     generator = reference_lm.LMGen(
         model,
         use_sampling=False,
-        support_out_of_sync=not synchronous,
-        check=True,
-        condition_tensors=conditions_of(model, given.shape[1])[0],
+        condition_tensors=conditions_of(model, given.shape[1], "cfg_coef" in options)[0],
+        **options,
         on_text_logits_hook=lambda x: logits.append(x[:, 0, 0].clone()),
         on_text_hook=on_text,
     )

@@ -71,7 +71,9 @@ def complete(conditioners: tuple[Conditioner, ...], conditions: Conditions | Non
         if isinstance(c, LookupConditioner):
             out[c.name] = jnp.full((batch,), ABSENT) if value is None else jnp.asarray(value)
             if out[c.name].shape != (batch,):
-                raise ConfigError(f"condition {c.name} of shape {out[c.name].shape}: must be one value per row, [{batch}]")
+                raise ConfigError(
+                    f"condition {c.name} of shape {out[c.name].shape}: must be one value per row, [{batch}]"
+                )
             continue
         length = default_length(c)
         if value is None:
@@ -85,7 +87,9 @@ def complete(conditioners: tuple[Conditioner, ...], conditions: Conditions | Non
             )
         if c.length is not None:
             if positions > c.length:
-                raise ConfigError(f"condition {c.name} has {positions} positions: must be at most {c.length}; shorten it")
+                raise ConfigError(
+                    f"condition {c.name} has {positions} positions: must be at most {c.length}; shorten it"
+                )
             spare = c.length - positions
             vectors, mask = jnp.pad(vectors, ((0, 0), (0, spare), (0, 0))), jnp.pad(mask, ((0, 0), (0, spare)))
         out[c.name] = Vectors(vectors, mask)
@@ -93,6 +97,14 @@ def complete(conditioners: tuple[Conditioner, ...], conditions: Conditions | Non
         known = ", ".join(c.name for c in conditioners) or "none"
         raise ConfigError(f"unknown condition {sorted(given)[0]!r}: the model has {known}")
     return out
+
+
+def absent(conditions: Conditions) -> dict[str, Any]:
+    """Conditions of the same shapes, all absent."""
+    return {
+        name: Vectors(*map(jnp.zeros_like, value)) if isinstance(value, Vectors) else jnp.full_like(value, ABSENT)
+        for name, value in conditions.items()
+    }
 
 
 class ConditionProjection(nn.Module):

@@ -105,7 +105,9 @@ class TensorConditioner:
     def __post_init__(self) -> None:
         _check_fuse(self)
         if self.fuse == "sum" and self.length not in (None, 1):
-            raise ConfigError(f"conditioner {self.name}: length={self.length} cannot be summed; it must have 1 position")
+            raise ConfigError(
+                f"conditioner {self.name}: length={self.length} cannot be summed; it must have 1 position"
+            )
 
 
 Conditioner = LookupConditioner | TensorConditioner

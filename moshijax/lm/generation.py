@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from moshijax.errors import ConfigError
+from moshijax.lm import conditioning
 from moshijax.lm.conditioning import Conditions, default_length
 from moshijax.lm.config import LMConfig
 from moshijax.lm.model import LanguageModel, Params
@@ -169,9 +170,11 @@ def set_conditions(
             out["cross"] = module.apply({"params": params}, out["cross"], method="source_caches")
         return out
 
-    new = fused(conditions)
+    given = conditioning.complete(config.conditioners, conditions, batch)
+    new = fused(given)
     if "guidance" in state:
-        new = jax.tree.map(lambda *halves: jnp.stack(halves, axis=1), new, fused(null))
+        lacking = fused({**conditioning.absent(given), **(null or {})})
+        new = jax.tree.map(lambda *halves: jnp.stack(halves, axis=1), new, lacking)
     if rows is not None:
         new = jax.tree.map(
             lambda new, old: jnp.where(rows.reshape(-1, *(1,) * (new.ndim - 1)), new, old), new, state["conditions"]

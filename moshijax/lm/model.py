@@ -57,9 +57,7 @@ class LanguageModel(nn.Module):
         types = dict(dtype=t.dtype, param_dtype=t.param_dtype, precision=t.precision)
         if c.layout.n_q:
             self.audio_embedding = TokenTables(c.layout.n_q, c.card + 1, t.dim, use_norm=c.norm_emb, **types)
-        self.text_embedding = TokenTables(
-            1, c.text_card + 1, t.dim, use_norm=c.norm_emb, demux=c.demux_text, **types
-        )
+        self.text_embedding = TokenTables(1, c.text_card + 1, t.dim, use_norm=c.norm_emb, demux=c.demux_text, **types)
         self.conditioners = {
             x.name: ConditionProjection(x.dim, t.dim, x.bins if isinstance(x, LookupConditioner) else None)
             for x in c.conditioners

@@ -16,7 +16,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from moshijax import lm
 from moshijax.errors import DataError
-from moshijax.lm.config import LMConfig
+from moshijax.lm.config import LMConfig, LookupConditioner
 from moshijax.nn.layout import pack_in_proj, stack_layers, unpack_in_proj, unstack_layers
 from moshijax.nn.norms import NORM_KINDS
 from moshijax.nn.transformer import TransformerConfig
@@ -73,6 +73,22 @@ def _attention(entries: dict[str, Entry], name: str, c: TransformerConfig, path:
     )
 
 
+def _cross_attention(entries: dict[str, Entry], name: str, c: TransformerConfig, path: str) -> None:
+    """One fused projection: queries of the sequence, then keys and values of the source."""
+    _norm(entries, f"{name}.norm_cross", "layer_norm", c.dim, f"{path}/norm_cross")
+    if c.layer_scale is not None:
+        entries[f"{name}.layer_scale_cross.scale"] = _plain((c.dim,), f"{path}/layer_scale_cross/scale")
+    entries[f"{name}.cross_attention.in_proj_weight"] = Entry(
+        (3 * c.dim, c.dim),
+        tuple((f"{path}/cross_attention/{part}_proj/kernel", None) for part in "qkv"),
+        lambda a: np.split(a, 3),
+        np.concatenate,
+    )
+    entries[f"{name}.cross_attention.out_proj.weight"] = _plain(
+        (c.dim, c.dim), f"{path}/cross_attention/out_proj/kernel"
+    )
+
+
 def _mlp(
     entries: dict[str, Entry], name: str, c: TransformerConfig, path: str, steps: list[tuple[str, str, int]]
 ) -> None:
@@ -117,14 +133,26 @@ def _layers(entries: dict[str, Entry], name: str, c: TransformerConfig, path: st
             if c.layer_scale is not None:
                 entries[f"{here}.layer_scale_{number}.scale"] = _plain((c.dim,), f"{there}/layer_scale_{number}/scale")
         _attention(entries, f"{here}.self_attn", c, f"{there}/attention", weights)
+        if c.cross_attention:
+            _cross_attention(entries, here, c, there)
         _mlp(entries, here, c, f"{there}/mlp", steps)
 
 
 def _tables(
-    entries: dict[str, Entry], name: str, slot: int, vocab: int, dim: int, path: str, low_rank: int | None, norm: bool
+    entries: dict[str, Entry],
+    name: str,
+    slot: int,
+    vocab: int,
+    dim: int,
+    path: str,
+    low_rank: int | None,
+    norm: bool,
+    demux: bool = False,
 ) -> None:
     width = low_rank or dim
     entries[f"{name}.weight"] = _plain((vocab, width), f"{path}/table", slot)
+    for part in ("out1", "out2") if demux else ():
+        entries[f"{name}.{part}.weight"] = _plain((dim, width), f"{path}/{part}", slot)
     if low_rank is not None:
         entries[f"{name}.low_rank.weight"] = _plain((dim, width), f"{path}/low_rank", slot)
     if norm:
@@ -143,7 +171,8 @@ def published_entries(config: LMConfig) -> dict[str, Entry]:
     dim, dep_q, depth = config.temporal.dim, config.layout.dep_q, config.depth
     for q in range(config.layout.n_q):
         _tables(entries, f"emb.{q}", q, config.card + 1, dim, "audio_embedding", None, config.norm_emb)
-    _tables(entries, "text_emb", 0, config.text_card + 1, dim, "text_embedding", None, config.norm_emb)
+    tables = (dim, "text_embedding", None, config.norm_emb, config.demux_text)
+    _tables(entries, "text_emb", 0, config.text_card + 1, *tables)
     _head(entries, "text_linear", config.text_vocab, dim, "text_head", config.bias_proj)
     _norm(entries, "out_norm", config.temporal.norm, dim, "out_norm")
     _layers(entries, "transformer", config.temporal, "temporal")
@@ -151,7 +180,8 @@ def published_entries(config: LMConfig) -> dict[str, Entry]:
         entries[f"extra_heads.{i}.weight"] = _plain((config.extra_heads_dim, dim), "extra_heads", i)
     for c in config.conditioners:
         name, path = f"condition_provider.conditioners.{c.name}", f"conditioners_{c.name}"
-        entries[f"{name}.embed.weight"] = _plain((c.bins + 1, c.dim), f"{path}/table")
+        if isinstance(c, LookupConditioner):
+            entries[f"{name}.embed.weight"] = _plain((c.bins + 1, c.dim), f"{path}/table")
         entries[f"{name}.output_proj.weight"] = _plain((dim, c.dim), f"{path}/kernel")
         entries[f"{name}.learnt_padding"] = _plain((1, 1, dim), f"{path}/absent", None, (dim,))
     # The published module makes one input projection even without a depth transformer.
@@ -160,7 +190,7 @@ def published_entries(config: LMConfig) -> dict[str, Entry]:
     inner = depth.transformer
     for s in range(len(set(depth.input_weights(dep_q)))):
         _head(entries, f"depformer_in.{s}", inner.dim, dim, f"depth/inputs/steps_{s}", False)
-    tables = (inner.dim, "depth/text_embedding", depth.low_rank, config.norm_emb)
+    tables = (inner.dim, "depth/text_embedding", depth.low_rank, config.norm_emb, config.demux_text)
     _tables(entries, "depformer_text_emb", 0, config.text_card + 1, *tables)
     tables = (inner.dim, "depth/audio_embedding", depth.low_rank, config.norm_emb)
     for q in range(dep_q - 1):

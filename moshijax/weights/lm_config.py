@@ -11,7 +11,7 @@ from typing import Any
 
 from moshijax.errors import ConfigError
 from moshijax.lm import layouts
-from moshijax.lm.config import DepthConfig, LMConfig, LookupConditioner
+from moshijax.lm.config import Conditioner, DepthConfig, LMConfig, LookupConditioner, TensorConditioner
 from moshijax.nn.mlp import hidden_width
 from moshijax.nn.transformer import TransformerConfig
 
@@ -127,7 +127,7 @@ def lm_config(published: Mapping[str, Any]) -> LMConfig:
             remedy = f"nearest is {near[0]!r}" if near else "remove it"
             raise ConfigError(f"config.json has an unknown field {name!r}; {remedy}")
     field = {**DEFAULTS, **{k: v for k, v in published.items() if k in DEFAULTS}}
-    for name in ("cross_attention", "quantize", "lora", "demux_second_stream", "demux_second_text_stream"):
+    for name in ("quantize", "lora"):
         if field[name]:
             raise ConfigError(f"config.json has {name}={field[name]!r}: not supported; use a self-attention model")
     for name in ("num_layers",) + (("depformer_num_heads",) if field["dep_q"] else ()):
@@ -155,12 +155,14 @@ def lm_config(published: Mapping[str, Any]) -> LMConfig:
         kv_repeat=field["kv_repeat"],
         layer_scale=field["layer_scale"],
         causal=field["causal"],
+        cross_attention=field["cross_attention"],
     )
     return LMConfig(
         layout=layouts.from_delays(delays, field["dep_q"]),
         card=field["card"],
         text_card=field["text_card"],
         text_card_out=field["text_card_out"],
+        demux_text=bool(field["demux_second_stream"] or field["demux_second_text_stream"]),
         temporal=temporal,
         depth=_depth_config(field, published) if field["dep_q"] else None,
         norm_emb=field["norm_emb"],
@@ -168,6 +170,7 @@ def lm_config(published: Mapping[str, Any]) -> LMConfig:
         extra_heads=field["extra_heads_num_heads"],
         extra_heads_dim=field["extra_heads_dim"],
         conditioners=_conditioners(field),
+        cross_positions=_cross_positions(field["fuser"] or {}),
         pad_id=field["existing_text_padding_id"],
         epad_id=field["existing_text_end_padding_id"],
     )
@@ -205,16 +208,41 @@ def _depth_config(field: Mapping[str, Any], published: Mapping[str, Any]) -> Dep
     )
 
 
-def _conditioners(field: Mapping[str, Any]) -> tuple[LookupConditioner, ...]:
-    conditioners, fuser = field["conditioners"] or {}, field["fuser"] or {}
-    found = []
-    for name, entry in conditioners.items():
-        if entry.get("type") != "lut" or name not in fuser.get("sum", []):
-            raise ConfigError(f"conditioner {name!r} is not a summed lookup table: not supported; use another model")
-        table = entry["lut"]
-        values = table.get("possible_values")
-        found.append(LookupConditioner(name, table["n_bins"], table["dim"], None if values is None else tuple(values)))
-    return tuple(sorted(found, key=lambda c: fuser["sum"].index(c.name)))
+def _conditioners(field: Mapping[str, Any]) -> tuple[Conditioner, ...]:
+    """Conditioners in the order in which they are fused: the summed ones, then those for cross-attention."""
+    entries, fuser = dict(field["conditioners"] or {}), field["fuser"] or {}
+    if fuser.get("prepend"):
+        raise ConfigError(f"config.json prepends {fuser['prepend']}: conditions are only summed or cross-attended")
+    found: list[Conditioner] = []
+    for fuse in ("sum", "cross"):
+        for name in fuser.get(fuse, ()):
+            entry = entries.pop(name, {})
+            kind = entry.get("type")
+            if kind not in ("lut", "tensor"):
+                raise ConfigError(f"conditioner {name!r} has type={kind!r}: must be lut or tensor")
+            fields = entry[kind]
+            if kind == "tensor":
+                found.append(TensorConditioner(name, fields["dim"], 1 if fuse == "sum" else None, fuse))
+                continue
+            values = fields.get("possible_values")
+            values = None if values is None else tuple(values)
+            found.append(LookupConditioner(name, fields["n_bins"], fields["dim"], values, fuse))
+    if entries:
+        raise ConfigError(f"conditioner {sorted(entries)[0]!r} is not in the fuser: name it under sum or cross")
+    return tuple(found)
+
+
+def _cross_positions(fuser: Mapping[str, Any]) -> float | None:
+    return float(fuser.get("cross_attention_pos_emb_scale", 1.0)) if fuser.get("cross_attention_pos_emb") else None
+
+
+def _published_conditioner(conditioner: Conditioner) -> dict[str, Any]:
+    if isinstance(conditioner, TensorConditioner):
+        return {"type": "tensor", "tensor": {"dim": conditioner.dim}}
+    fields: dict[str, Any] = {"n_bins": conditioner.bins, "dim": conditioner.dim, "tokenizer": "noop"}
+    if conditioner.values is not None:
+        fields["possible_values"] = list(conditioner.values)
+    return {"type": "lut", "lut": fields}
 
 
 def published_config(config: LMConfig) -> dict[str, Any]:
@@ -271,20 +299,19 @@ def published_config(config: LMConfig) -> dict[str, Any]:
         }
         if inner.norm != stack.norm:
             raise ConfigError(f"norm={stack.norm} and depth norm={inner.norm}: the published format has one for both")
+    if stack.cross_attention:
+        out["cross_attention"] = True
+    if config.demux_text:
+        out["demux_second_text_stream"] = True
     if config.conditioners:
-        out["conditioners"] = {
-            c.name: {
-                "type": "lut",
-                "lut": {
-                    "n_bins": c.bins,
-                    "dim": c.dim,
-                    "tokenizer": "noop",
-                    **({} if c.values is None else {"possible_values": list(c.values)}),
-                },
+        out["conditioners"] = {c.name: _published_conditioner(c) for c in config.conditioners}
+        out["fuser"] = {fuse: [c.name for c in config.conditioners if c.fuse == fuse] for fuse in ("sum", "cross")}
+        out["fuser"]["prepend"] = []
+        if config.cross_positions is not None:
+            out["fuser"] |= {
+                "cross_attention_pos_emb": True,
+                "cross_attention_pos_emb_scale": config.cross_positions,
             }
-            for c in config.conditioners
-        }
-        out["fuser"] = {"sum": [c.name for c in config.conditioners], "cross": [], "prepend": []}
     return out
 
 

@@ -69,6 +69,11 @@ def test_uneven_depth_widths_are_counted_without_their_padding():
     [
         (lambda: small(card=0), "card=0"),
         (lambda: small(pad_id=24), "pad_id=24"),
+        (lambda: small(conditioners=(lm.TensorConditioner("voice", 4),)), r"with conditioners \['voice'\] for it"),
+        (lambda: lm.TensorConditioner("voice", 4, length=2, fuse="sum"), "length=2 cannot be summed"),
+        (lambda: lm.LookupConditioner("mood", 2, 4, fuse="prepend"), "fuse='prepend' must be sum or cross"),
+        (lambda: small(text_card=50000, demux_text=True), "text_card=50000: pairs of pieces"),
+        (lambda: TransformerConfig(8, 1, 2, 8, kv_repeat=2, cross_attention=True), "kv_repeat=2 with cross_attention"),
         (lambda: small(depth=None), "no depth transformer with 2"),
         (lambda: small(layout=lm.layouts.recognition(2), depth=DEPTH), "a depth transformer with 0"),
         (lambda: small(depth=dataclasses.replace(DEPTH, schedule=(0, 1, 1))), "schedule has 3 entries"),

@@ -106,6 +106,40 @@ def test_conditions_are_added():
     assert np.abs(some[1] - absent[1]).max() > 1e-3
 
 
+VOICED = small(
+    conditioners=(lm.LookupConditioner("mood", 3, 4), lm.TensorConditioner("voice", 5, length=3)),
+    temporal=dataclasses.replace(CONFIG.temporal, cross_attention=True, layer_scale=0.7),
+    cross_positions=0.5,
+)
+
+
+def test_vectors_are_read_by_cross_attention():
+    tree, grid, forward = params(VOICED), codes(VOICED, 2, 5), compiled(VOICED)
+    absent = forward(tree, grid, None).text_logits
+    vectors = np.random.RandomState(0).standard_normal((2, 2, 5)).astype(np.float32)
+    mask = np.array([[True, True], [False, False]])
+    some = forward(tree, grid, {"voice": lm.Vectors(vectors, mask)}).text_logits
+    # A masked vector does not matter, and fewer than `length` are filled up with absent ones.
+    np.testing.assert_allclose(some[1], absent[1], atol=1e-6)
+    assert np.abs(some[0] - absent[0]).max() > 1e-3
+    grads = jax.jit(jax.grad(lambda p: jnp.sum(jnp.sin(lm.forward_text(VOICED, p, grid)))))(tree)
+    assert all((leaf != 0).any() for leaf in jax.tree.leaves(jax.device_get(grads["temporal"])))
+
+
+@pytest.mark.parametrize(
+    ("conditions", "message"),
+    [
+        ({"tempo": [0, 0]}, "unknown condition 'tempo': the model has mood, voice"),
+        ({"mood": [0]}, r"condition mood of shape \(1,\): must be one value per row, \[2\]"),
+        ({"voice": lm.Vectors(np.zeros((2, 2, 4)), np.ones((2, 2)))}, r"must be \[2, S, 5\] and \[2, S\]"),
+        ({"voice": lm.Vectors(np.zeros((2, 4, 5)), np.ones((2, 4)))}, "voice has 4 positions: must be at most 3"),
+    ],
+)
+def test_bad_conditions(conditions, message):
+    with pytest.raises(ConfigError, match=message):
+        jax.eval_shape(lambda: lm.forward(VOICED, lm.abstract(VOICED), codes(VOICED, 2, 3), conditions))
+
+
 def test_depth_schedule_and_remat_keep_gradients():
     """Shared weights through the batched products and through separate arrays; with and without remat."""
     layout = lm.layouts.dialogue(codebooks=3, acoustic_delay=1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,7 @@ from moshijax import lm
 from moshijax.lm.generation import step
 from moshijax.nn.layout import stack_layers
 from moshijax.nn.norms import NORM_KINDS
-from moshijax.weights.lm import from_published
+from moshijax.weights.lm import from_published, save_config, to_published
 from moshijax.weights.lm_config import DEFAULTS, INHERITED, lm_config
 from tests.parity.weights_by_name import FIXTURES, fill, load_fixture
 
@@ -29,9 +30,19 @@ def load(name):
     return config, jax.tree.map(jnp.asarray, params), arrays, description
 
 
-def conditions(description, key="conditions"):
-    """Value index per row of each conditioner, or none."""
-    return {name: jnp.asarray(values) for name, values in description[key].items()} if key in description else None
+def conditions(description, arrays, key="conditions"):
+    """The value of each condition for every row, or none."""
+    found = {name: jnp.asarray(values) for name, values in description.get(key, {}).items()}
+    for name in [name for name in arrays if name.startswith(f"{key}_") and not name.endswith("_mask")]:
+        found[name.removeprefix(f"{key}_")] = lm.Vectors(arrays[name], arrays[f"{name}_mask"])
+    return found or None
+
+
+def guidance(run):
+    """Of the run kind `guided`, or none."""
+    if "cfg_coef" not in run:
+        return None
+    return lm.Guidance(run["cfg_coef"], run.get("cfg_is_masked_until", 0), not run.get("cfg_is_no_text", False))
 
 
 def test_there_are_enough_models():
@@ -41,7 +52,7 @@ def test_there_are_enough_models():
 def test_the_models_together_touch_every_supported_field():
     """Every field appears with a value that is not its default; every kind of norm, position and activation appears."""
     published = [load_fixture(name)[0]["config"] for name in NAMES]
-    refused = {"cross_attention", "quantize", "lora", "demux_second_stream", "demux_second_text_stream"}
+    refused = {"quantize", "lora", "demux_second_text_stream"}  # (the last is another name of demux_second_stream)
     fields = (
         set(DEFAULTS) - refused - {"causal"} | {f"depformer_{name}" for name in INHERITED} | {"depformer_num_heads"}
     )
@@ -58,6 +69,16 @@ def test_the_models_together_touch_every_supported_field():
     assert values("gating", "depformer_gating") - {None} == gated | {"none"}
 
 
+@pytest.mark.parametrize("name", ["lm_conditioned", "lm_cross", "lm_demux"])
+def test_published_config_and_tensors_come_back(name):
+    config, params, _, description = load(name)
+    assert lm_config(json.loads(save_config(config))) == config
+    published = to_published(config, params)
+    assert {key: list(value.shape) for key, value in published.items()} == description["tensors"]
+    given = fill(description["tensors"], description["seed"])
+    assert all(np.array_equal(given[key], value) for key, value in published.items())
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_training_forward(name):
     config, params, want, description = load(name)
@@ -67,7 +88,7 @@ def test_training_forward(name):
     codes = jnp.asarray(want["codes"])
     context = config.temporal.context
     assert context is None or codes.shape[2] > context
-    output = jax.jit(functools.partial(lm.forward, config))(params, codes, conditions(description))
+    output = jax.jit(functools.partial(lm.forward, config))(params, codes, conditions(description, want))
     np.testing.assert_array_equal(output.text_mask, want["text_mask"])
     kept = np.asarray(output.text_mask)[..., None]
     np.testing.assert_allclose(output.text_logits * kept, want["text_logits"] * kept, atol=1e-4, rtol=0)
@@ -80,11 +101,11 @@ def test_training_forward(name):
         np.testing.assert_allclose(extra, want["extra_heads"], atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("name", ["lm_moshi", "lm_schedule", "lm_rope_depth"])
+@pytest.mark.parametrize("name", ["lm_moshi", "lm_schedule", "lm_rope_depth", "lm_cross"])
 def test_training_layout_is_the_same_function(name):
-    config, params, want, _ = load(name)
+    config, params, want, description = load(name)
     codes = jnp.asarray(want["codes"])
-    output = jax.jit(functools.partial(lm.forward, config))(stack_layers(params), codes)
+    output = jax.jit(functools.partial(lm.forward, config))(stack_layers(params), codes, conditions(description, want))
     kept = np.asarray(output.mask)[..., None]
     np.testing.assert_allclose(output.logits * kept, want["logits"] * kept, atol=1e-4, rtol=0)
 
@@ -99,7 +120,7 @@ def test_generation_token_for_token(name):
         state = lm.reset_generation(config, state, reset)
         return step(config, params, state, given, force, active)
 
-    for kind in ("sync", "masked", "forced"):
+    for kind, run in description["generation"].items():
         given = want[f"{kind}_given"]
         calls = given.shape[0]
         assert calls > config.temporal.context
@@ -107,8 +128,10 @@ def test_generation_token_for_token(name):
         reset = want.get(f"{kind}_reset", np.zeros((calls, batch), bool))
         free = np.full(want[f"{kind}_out"].shape, lm.tokens.UNGENERATED)
         force = want.get(f"{kind}_force", free)
-        chosen = conditions(description, "generation_conditions")
-        state = lm.init_generation(config, params, batch, lm.Sampling.greedy(), conditions=chosen)
+        chosen = conditions(description, want, "generation_conditions")
+        state = lm.init_generation(
+            config, params, batch, lm.Sampling.greedy(), conditions=chosen, guidance=guidance(run)
+        )
         for n in range(calls):
             state, output = one(params, state, given[n], force[n], active[n], reset[n])
             np.testing.assert_array_equal(output.out_BK, want[f"{kind}_out"][n], err_msg=f"{kind}, call {n + 1}")
