@@ -196,7 +196,7 @@ def test_translation_models_do_not_end(tmp_path):
         ({"num_head": 4}, "unknown field 'num_head'; nearest is 'num_heads'"),
         ({"num_layers": None}, "lacks num_layers"),
         ({"delays": [0, 1]}, "2 delays for n_q=4"),
-        ({"cross_attention": True}, "cross_attention=True with conditioners"),
+        ({"cross_attention": True}, "kv_repeat=2 with cross_attention"),
         ({"conditioners": {"a": {"type": "lut"}}}, "conditioner 'a' is not in the fuser"),
         ({"fuser": {"sum": ["a"]}}, "conditioner 'a' has type=None: must be lut or tensor"),
         ({"fuser": {"prepend": ["a"]}}, "prepends"),
