@@ -11,6 +11,7 @@ from moshijax.data.encoder import CodecEncoder
 from moshijax.data.records import INDEX
 from moshijax.data.text import Tokenizer
 from moshijax.errors import ConfigError, DataError
+from moshijax.weights.source import CODEC as IMPORTED_CODEC
 
 if TYPE_CHECKING:
     from moshijax.codec import MimiConfig
@@ -74,9 +75,11 @@ def _codec_path(path: Path, recorded: list[tuple[str, str | None]]) -> Path:
         if source is not None and Path(source).exists():
             return Path(source)
     folder = path if path.is_dir() else path.parent
+    if (folder / IMPORTED_CODEC).is_dir():
+        return folder / IMPORTED_CODEC
     name = _json(folder / "config.json").get("mimi_name")
     if isinstance(name, str) and (folder / name).is_file():
-        return folder / name
+        return folder
     places = [source for _, source in recorded if source]
     gone = f" (it was at {places[0]})" if places else ""
     raise ConfigError(f"{path} does not lead to its codec{gone}; give it with --codec")

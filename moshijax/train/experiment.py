@@ -125,7 +125,7 @@ class ExperimentConfig:
       ema_decay: of the running average of the parameters that evaluation and export use; None: no average.
       microbatches: parts of a batch that go through the model one after the other.
       eval_data: held-out batches of the audio steps' kind.
-      init_from: a run directory of the same model whose last parameters are the first of this run.
+      init_from: a run, or published or imported weights, of the same model, whose parameters are the first of this run.
     """
 
     task: Any

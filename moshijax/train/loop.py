@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from moshijax.errors import MoshijaxError, Stopped
 from moshijax.train import run_dir as files
@@ -29,6 +30,7 @@ from moshijax.train.run_dir import RunDir
 from moshijax.train.signals import StopSignal
 from moshijax.train.state import StatePlan, TrainState, plan_state
 from moshijax.train.steps import NONFINITE, Program, batch_shardings, compile_step
+from moshijax.weights.source import abstract, open_source
 
 log = logging.getLogger(__name__)
 
@@ -271,17 +273,36 @@ def _first_state(
         return state, latest, meta["interval"]
     state = plan.create(experiment.seed)
     if experiment.init_from is not None:
-        state = _with_parameters_of(experiment.init_from, state, plan)
+        state = _with_parameters_of(experiment.init_from, state, plan, experiment.task.model_config())
     return state, 0, None
 
 
-def _with_parameters_of(source: str, state: TrainState, plan: StatePlan) -> TrainState:
-    _, _, model, _ = read_model(source)
-    raise_on_mismatch(Path(source), {"params": state.params, "model_state": state.model_state}, model)
-    params = jax.device_put(model["params"], plan.shardings.params)
-    ema = jax.device_put(model["params"], plan.shardings.params) if state.ema else {}
-    model_state = jax.device_put(model["model_state"], plan.shardings.model_state)
+def _with_parameters_of(path: str, state: TrainState, plan: StatePlan, config: Any) -> TrainState:
+    """The state with the parameters of a run, or of published or imported weights."""
+    expected = {"params": state.params, "model_state": state.model_state}
+    if (Path(path) / files.CHECKPOINTS).is_dir():
+        _, _, model, _ = read_model(path)
+        raise_on_mismatch(Path(path), expected, model)
+        params = jax.device_put(model["params"], plan.shardings.params)
+        model_state = jax.device_put(model["model_state"], plan.shardings.model_state)
+    else:
+        params, model_state = _read_weights(path, state, plan, config)
+    ema = jax.tree.map(jnp.copy, params) if state.ema else {}
     return state.replace(params=params, model_state=model_state, ema=ema)
+
+
+def _read_weights(path: str, state: TrainState, plan: StatePlan, config: Any) -> tuple[Any, Any]:
+    """Parameters and codebooks, read straight to where the devices want them; side heads stay fresh."""
+    source = open_source(path)
+    shapes, shardings = abstract(source.kind, source.config, stacked=True), plan.shardings.params
+    if source.kind == "lm":
+        raise_on_mismatch(Path(path), {"params": state.params}, {"params": shapes})
+        return source.leaves(config, stacked=True, shardings=shardings).tree(), state.model_state
+    own = {name: leaf for name, leaf in state.params.items() if name in shapes["params"]}
+    raise_on_mismatch(Path(path), {"params": own, "codebooks": state.model_state}, shapes)
+    shardings = {"params": {name: shardings[name] for name in own}, "codebooks": plan.shardings.model_state}
+    found = source.leaves(config, shardings=shardings).tree()
+    return {**state.params, **found["params"]}, found["codebooks"]
 
 
 def _describe(run: RunDir, state: TrainState, programs: Mapping[str, Program], start: int) -> None:

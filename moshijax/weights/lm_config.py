@@ -32,6 +32,14 @@ LOADER_FIELDS = (
     "lora_scaling",
 )
 
+TABLES = ("lm_gen_config", "tts_config", "stt_config", "model_id")
+#: Fields of `lm_gen_config`: the arguments of the published generator.
+GENERATION_FIELDS = (
+    *("temp", "temp_text", "top_k", "top_k_text", "use_sampling", "cfg_coef", "check"),
+    *("cfg_is_masked_until", "cfg_is_no_text", "support_out_of_sync"),
+)
+MODEL_TYPES = ("moshi", "hibiki", "stt", "tts")
+
 #: Fields of the language model with the defaults of the published library.
 DEFAULTS: dict[str, Any] = {
     "delays": [0],
@@ -114,6 +122,28 @@ LEGACY_7B: dict[str, Any] = {
 }
 
 
+def loader_fields(published: Mapping[str, Any]) -> dict[str, Any]:
+    """What a published config says beside the parameters: names of files, kind of model, sampling, delays in seconds.
+
+    Raises:
+        ConfigError: a value of the wrong type, or an unknown field in a table.
+    """
+    found = {name: published[name] for name in LOADER_FIELDS if name in published}
+    if found.get("model_type", "moshi") not in MODEL_TYPES:
+        raise ConfigError(
+            f"config.json has model_type={found['model_type']!r}: must be one of {', '.join(MODEL_TYPES)}"
+        )
+    for name, value in found.items():
+        if name in TABLES and not isinstance(value, Mapping):
+            raise ConfigError(f"config.json has {name}={value!r}: must be a table")
+        if name.endswith("_name") and not (value is None or isinstance(value, str)):
+            raise ConfigError(f"config.json has {name}={value!r}: must be the name of a file")
+    for name in found.get("lm_gen_config", {}):
+        if name not in GENERATION_FIELDS:
+            raise ConfigError(f"config.json has lm_gen_config.{name}: must be one of {', '.join(GENERATION_FIELDS)}")
+    return found
+
+
 def lm_config(published: Mapping[str, Any]) -> LMConfig:
     """The configuration that a published `config.json` describes.
 
@@ -126,10 +156,8 @@ def lm_config(published: Mapping[str, Any]) -> LMConfig:
             near = difflib.get_close_matches(name, known, 1)
             remedy = f"nearest is {near[0]!r}" if near else "remove it"
             raise ConfigError(f"config.json has an unknown field {name!r}; {remedy}")
+    loader_fields(published)
     field = {**DEFAULTS, **{k: v for k, v in published.items() if k in DEFAULTS}}
-    for name in ("quantize", "lora"):
-        if field[name]:
-            raise ConfigError(f"config.json has {name}={field[name]!r}: not supported; use a self-attention model")
     for name in ("num_layers",) + (("depformer_num_heads",) if field["dep_q"] else ()):
         if published.get(name) is None:
             raise ConfigError(f"config.json lacks {name}: it has no default; add it")

@@ -1,13 +1,13 @@
 """Reading published weight files: safetensors, lazily and strictly.
 
-`TensorFile` checks the whole structure of a file before any tensor is read, so that an interrupted download or a
-git-lfs pointer is named as such. `check_names_and_shapes` reports everything that does not fit a model at once.
+`open_tensors` opens a file, or several with an index, and checks their whole structure before any tensor is read, so
+that an interrupted download or a git-lfs pointer is named as such. `check_names_and_shapes` reports everything that
+does not fit a model at once.
 """
 
 from __future__ import annotations
 
 import json
-import mmap
 import struct
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -43,7 +43,7 @@ LFS_POINTER = b"version https://git-lfs"
 
 
 class TensorFile(Mapping):
-    """A safetensors file as a mapping from name to numpy array; arrays are read-only views of the memory-mapped file.
+    """A safetensors file as a mapping from name to numpy array; a tensor is read each time it is asked for, not kept.
 
     Attributes:
         path: the file.
@@ -95,7 +95,6 @@ class TensorFile(Mapping):
             raise DataError(
                 f"{path}: {size - expected} bytes too many, expected {expected}, found {size}; fetch it again"
             )
-        self._map = None
 
     def _read_header(self) -> tuple[dict, int, int]:
         path = self.path
@@ -132,22 +131,62 @@ class TensorFile(Mapping):
 
     def __getitem__(self, name: str) -> np.ndarray:
         shape, dtype = self.shapes[name], self.dtypes[name]
-        if 0 in shape:
-            return np.zeros(shape, dtype)
-        if self._map is None:
-            with open(self.path, "rb") as file:
-                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        count = int(np.prod(shape, dtype=np.int64))
-        offset, bytes_needed = self._offsets[name], count * dtype.itemsize
-        if offset % dtype.itemsize:  # the format does not promise alignment
-            return np.frombuffer(self._map[offset : offset + bytes_needed], dtype).reshape(shape)
-        return np.frombuffer(self._map, dtype, count, offset).reshape(shape)
+        with open(self.path, "rb") as file:
+            file.seek(self._offsets[name])
+            return np.fromfile(file, dtype, int(np.prod(shape, dtype=np.int64))).reshape(shape)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.shapes)
 
     def __len__(self) -> int:
         return len(self.shapes)
+
+
+class ShardedFile(Mapping):
+    """Several safetensors files with an index, as one mapping; the attributes are those of `TensorFile`.
+
+    Raises:
+        DataError: the index is not one, a file is missing or damaged, or does not hold what the index says.
+    """
+
+    def __init__(self, index: str | Path):
+        self.path = Path(index)
+        try:
+            names: dict[str, str] = json.loads(self.path.read_text(encoding="utf-8"))["weight_map"]
+            files = {file: TensorFile(self.path.parent / Path(file).name) for file in sorted(set(names.values()))}
+        except OSError as error:
+            raise DataError(f"{index}: cannot be read ({error.strerror}); check the path") from None
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise DataError(f"{index} is not an index of safetensors files; fetch it again") from None
+        problems = [f"{name} is not in {file}" for name, file in names.items() if name not in files[file]]
+        problems += [f"{n} of {f} is not in the index" for f, held in files.items() for n in held if names.get(n) != f]
+        if problems:
+            raise DataError(f"{index}: {'; '.join(problems)}; fetch index and files of one model")
+        self._files = {name: files[file] for name, file in names.items()}
+        self.metadata = {key: value for file in files.values() for key, value in file.metadata.items()}
+        self.shapes = {name: file.shapes[name] for name, file in self._files.items()}
+        self.dtypes = {name: file.dtypes[name] for name, file in self._files.items()}
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self._files[name][name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._files)
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+
+INDEX_SUFFIX = ".safetensors.index.json"
+
+
+def open_tensors(path: str | Path) -> TensorFile | ShardedFile:
+    """The tensors of a weights file, or of the index that stands for several (named, or in the place of the file)."""
+    path = Path(path)
+    if path.name.endswith(INDEX_SUFFIX):
+        return ShardedFile(path)
+    index = path.with_name(path.name.removesuffix(".safetensors") + INDEX_SUFFIX)
+    return ShardedFile(index) if not path.exists() and index.exists() else TensorFile(path)
 
 
 def check_names_and_shapes(

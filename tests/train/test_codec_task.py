@@ -10,6 +10,8 @@ from moshijax.errors import ConfigError
 from moshijax.train.checkpoint import load_run
 from moshijax.train.loop import train
 from moshijax.train.metrics import read_metrics
+from moshijax.weights.source import open_source
+from moshijax.weights.transfer import export_weights
 from tests.train.models import CODEC, codec_experiment, write_codec_data
 from tests.train.test_loop import Crash, assert_bit_equal, at_step, crash, numbers, state_at
 
@@ -51,6 +53,15 @@ def test_load_run_gives_a_codec_that_encodes(whole_run):
     assert codes.shape == (1, 3, 10) and codes.min() >= 0 and codes.max() < 16
     assert len(np.unique(codes)) > 2
     assert np.isfinite(codec.decode(config, params, codes)).all()
+
+
+def test_init_from_a_published_codec(folder, whole_run, run_dir, tmp_path):
+    export_weights(open_source(whole_run), tmp_path / "published", "kyutai")
+    train(codec_experiment(folder, init_from=str(tmp_path / "published"), steps=1, log_every=1), run_dir)
+    first, late = (read_metrics(path / "metrics.jsonl")[0 - (path == whole_run)] for path in (run_dir, whole_run))
+    # The codec goes on where it was; the head that estimates the teacher starts afresh.
+    assert first["train/mel/loss"] < 1.1 * late["train/mel/loss"]
+    assert first["train/distillation/loss"] > 1.1 * late["train/distillation/loss"]
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from moshijax import lm
-from moshijax.errors import ConfigError
+from moshijax.errors import ConfigError, DataError
 from moshijax.train import sharding
 from moshijax.train.checkpoint import Checkpointer, load_run
 from moshijax.train.feed import put
@@ -16,6 +16,8 @@ from moshijax.train.metrics import read_metrics
 from moshijax.train.run_dir import RunDir
 from moshijax.train.state import plan_state
 from moshijax.train.steps import batch_shardings, compile_step
+from moshijax.weights.source import open_source
+from moshijax.weights.transfer import export_weights, import_weights
 from tests.train.devices import run_on_devices
 from tests.train.models import LM, lm_experiment, write_lm_data
 from tests.train.test_loop import Crash, assert_bit_equal, at_step, crash, numbers, state_at
@@ -118,6 +120,21 @@ def test_init_from_a_run(folder, whole_run, run_dir):
     train(lm_experiment(folder, init_from=str(whole_run), log_every=1, steps=2), run_dir)
     first, fresh = (read_metrics(path / "metrics.jsonl")[0] for path in (run_dir, whole_run))
     assert first["train/loss"] < 0.7 * fresh["train/loss"]
+
+
+def test_init_from_weights_is_init_from_the_run_they_came_from(folder, whole_run, run_dir, tmp_path):
+    export_weights(open_source(whole_run), tmp_path / "published", "kyutai")
+    import_weights(tmp_path / "published", tmp_path / "imported")
+    starts = {name: path for name, path in (("a", whole_run), ("b", tmp_path / "imported"))}
+    for name, path in starts.items():
+        train(lm_experiment(folder, init_from=str(path), log_every=1, steps=2), tmp_path / name)
+    assert numbers(tmp_path / "a") == numbers(tmp_path / "b")
+    assert read_metrics(tmp_path / "b" / "metrics.jsonl")[0]["train/loss"] < 5
+    task = lm_experiment(folder).task
+    other = dataclasses.replace(task, model=dataclasses.replace(LM, text_card=LM.text_card + 1))
+    experiment = lm_experiment(folder, init_from=str(tmp_path / "published"), task=other)
+    with pytest.raises(DataError, match=r"text_embedding/table has shape \(1, \d+, \d+\) there, \(1, \d+, \d+\) here"):
+        train(experiment, run_dir)
 
 
 @pytest.mark.slow

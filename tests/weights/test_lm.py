@@ -6,13 +6,15 @@ import re
 import jax
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
 from safetensors.numpy import save_file
 
 from moshijax import lm, weights
 from moshijax.errors import ConfigError, DataError
-from moshijax.nn.layout import is_stacked, unpack_in_proj
-from moshijax.weights.lm import from_published, published_entries, save_config, to_published
+from moshijax.nn.layout import is_stacked, stack_layers, unpack_in_proj
 from moshijax.weights.lm_config import LEGACY_7B, lm_config, published_config
+from moshijax.weights.lm_table import lm_table
+from moshijax.weights.table import Leaves, Published
 
 PUBLISHED = {
     "dim": 16,
@@ -43,9 +45,9 @@ PUBLISHED = {
 }
 
 
-def published_tensors(published):
-    random = np.random.RandomState(0)
-    entries = published_entries(lm_config(published))
+def published_tensors(published, seed=0):
+    random = np.random.RandomState(seed)
+    entries = lm_table(lm_config(published))
     return {name: random.standard_normal(entry.shape).astype(np.float32) for name, entry in entries.items()}
 
 
@@ -55,6 +57,11 @@ def write(folder, published, tensors):
     if published is not None:
         (folder / "config.json").write_text(json.dumps(published))
     return folder
+
+
+def leaves(tensors):
+    config = lm_config(PUBLISHED)
+    return Leaves(lm_table(config), tensors, lm.abstract(config, stacked=False)).tree()
 
 
 def split_names(tensors, weights_per_step=2):
@@ -73,7 +80,7 @@ def split_names(tensors, weights_per_step=2):
 
 def test_names_and_sizes_of_the_released_7b():
     config = lm_config(LEGACY_7B)
-    entries = published_entries(config)
+    entries = lm_table(config)
     shapes = {name: entry.shape for name, entry in entries.items()}
     assert len(shapes) == 355
     assert sum(int(np.prod(shape)) for shape in shapes.values()) == 7_687_729_152
@@ -89,7 +96,7 @@ def test_names_and_sizes_of_the_released_7b():
 def test_file_sizes_to_the_byte(change, tensors, size):
     """Names, shapes and types of Moshi 7B and of its variant with 16 depth steps, header included."""
     header, offset = {}, 0
-    for name, entry in sorted(published_entries(lm_config({**LEGACY_7B, **change})).items()):
+    for name, entry in sorted(lm_table(lm_config({**LEGACY_7B, **change})).items()):
         end = offset + 2 * int(np.prod(entry.shape))
         header[name] = {"dtype": "BF16", "shape": list(entry.shape), "data_offsets": [offset, end]}
         offset = end
@@ -113,10 +120,11 @@ def test_load_fused_and_split_names(tmp_path, split):
     gate = params["temporal"]["layers_0"]["mlp"]["gate"]["kernel"]
     np.testing.assert_array_equal(gate, tensors["transformer.layers.0.gating.linear_in.weight"][:44])
     np.testing.assert_array_equal(params["extra_heads"][1], tensors["extra_heads.1.weight"])
-    back = to_published(config, params)
-    assert set(back) == set(tensors)
-    for name, tensor in tensors.items():
-        np.testing.assert_array_equal(back[name], tensor, err_msg=name)
+    for layout in (params, stack_layers(params)):
+        back = Published(lm_table(config), flatten_dict(layout, sep="/"))
+        assert set(back) == set(tensors)
+        for name, tensor in tensors.items():
+            np.testing.assert_array_equal(back[name], tensor, err_msg=name)
 
 
 def test_steps_are_slices_of_the_fused_tensor():
@@ -125,14 +133,14 @@ def test_steps_are_slices_of_the_fused_tensor():
     rows, dim = tensors["depformer.layers.0.self_attn.in_proj_weight"].shape
     counter = np.arange(rows * dim, dtype=np.float32).reshape(rows, dim)
     tensors["depformer.layers.0.self_attn.in_proj_weight"] = counter
-    params = from_published(lm_config(PUBLISHED), tensors)
+    params = leaves(tensors)
     for step in range(2):
         kernel = params["depth"]["layers_0"]["attention"]["in_proj"][f"steps_{step}"]["kernel"]
         np.testing.assert_array_equal(unpack_in_proj(kernel, 2, 2), counter[step * rows // 2 : (step + 1) * rows // 2])
 
 
 def test_uneven_widths_are_padded_with_zeros():
-    params = from_published(lm_config(PUBLISHED), published_tensors(PUBLISHED))
+    params = leaves(published_tensors(PUBLISHED))
     mlp = params["depth"]["layers_0"]["mlp"]
     assert mlp["up"]["steps_0"]["kernel"].shape == mlp["up"]["steps_1"]["kernel"].shape == (24, 8)
     assert (mlp["up"]["steps_0"]["kernel"][16:] == 0).all() and (mlp["up"]["steps_0"]["kernel"][:16] != 0).all()
@@ -211,7 +219,7 @@ def test_bad_configs(change, message):
 
 def test_config_round_trip():
     for config in (lm_config(PUBLISHED), lm.configs.MOSHI_7B.with_dtype("float32"), lm_config(LEGACY_7B)):
-        assert lm_config(json.loads(save_config(config))) == config
+        assert lm_config(json.loads(json.dumps(published_config(config)))) == config
     dev = lm.configs.DEV_2B.with_dtype("float32")
     again = lm_config(published_config(dev))
     assert again == dev and lm.count_parameters(again) == 3_729_805_312

@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 from moshijax import codec
 from moshijax.errors import ConfigError, DataError
 from moshijax.weights import load_mimi
-from moshijax.weights.mimi import config_from_json
+from moshijax.weights.mimi_config import mimi_config
 from tests.parity.weights_by_name import load_fixture, write_checkpoint
 
 
@@ -38,7 +38,7 @@ def same(a, b):
 def test_every_variable_is_filled(published):
     directory, description = published
     config, params = load_mimi(directory)
-    assert config == config_from_json(description["config"])
+    assert config == mimi_config(description["config"])
     expected = nn.meta.unbox(jax.eval_shape(lambda key: codec.init(config, key), jax.random.key(0)))
     assert jax.tree.map(lambda x: (x.shape, x.dtype), params) == jax.tree.map(lambda x: (x.shape, x.dtype), expected)
     assert sum(x.size for x in jax.tree.leaves(params)) == sum(np.prod(s) for s in description["tensors"].values())
@@ -117,15 +117,15 @@ def test_configs_that_are_not_supported():
     description, _ = load_fixture("mimi_small")
     fields = description["config"]
     with pytest.raises(ConfigError, match="seanet activation is 'ReLU', only 'ELU' is supported"):
-        config_from_json({**fields, "seanet": {**fields["seanet"], "activation": "ReLU"}})
+        mimi_config({**fields, "seanet": {**fields["seanet"], "activation": "ReLU"}})
     with pytest.raises(ConfigError, match="'ratios' is missing"):
-        config_from_json({**fields, "seanet": {k: v for k, v in fields["seanet"].items() if k != "ratios"}})
+        mimi_config({**fields, "seanet": {k: v for k, v in fields["seanet"].items() if k != "ratios"}})
     with pytest.raises(ConfigError, match="must all equal seanet dimension 32"):
-        config_from_json({**fields, "quantizer": {**fields["quantizer"], "input_dimension": 33}})
+        mimi_config({**fields, "quantizer": {**fields["quantizer"], "input_dimension": 33}})
 
 
 def test_config_round_trip_of_rings():
     description, _ = load_fixture("mimi_small")
-    config = config_from_json(description["config"])
+    config = mimi_config(description["config"])
     assert config.ring == "exact"
     assert replace(config, ring="window").ring == "window"

@@ -1,0 +1,168 @@
+"""Names of the PyTorch package: fused in the released files, split in memory, and older spellings; int8 weights.
+
+`modules/transformer.py` (load hook of the attention), `quantization/core_vq.py` and `utils/quantize.py` of `moshi`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from moshijax.errors import DataError
+from moshijax.weights.names import Group, View, concatenated, renamed
+
+#: Older ends of names -> the ones in use.
+OLDER = {
+    "_codebook.inited": "_codebook._initialized",
+    "_codebook.cluster_size": "_codebook.cluster_usage",
+    "_codebook.embed_avg": "_codebook.embedding_sum",
+    "_codebook.embed_sum": "_codebook.embedding_sum",
+    ".in_proj.weight": ".in_proj_weight",
+}
+_SPLIT = re.compile(r"^(.*)\.(in|out)_projs\.(\d+)\.weight$")
+_FUSED = re.compile(r"^(.*)\.(in_proj_weight|out_proj\.weight)(_scb)?$")
+SCALE = "_scb"
+
+
+def _fused_name(name: str) -> tuple[str, int]:
+    """The name in a released file, and which of its parts this is."""
+    if name.endswith(SCALE):
+        ours, number = _fused_name(name.removesuffix(SCALE))
+        return ours + SCALE, number
+    if match := _SPLIT.match(name):
+        return f"{match[1]}.{'in_proj_weight' if match[2] == 'in' else 'out_proj.weight'}", int(match[3])
+    for old, new in OLDER.items():
+        if name.endswith(old):
+            return name[: -len(old)] + new, 0
+    return name, 0
+
+
+def fused(tensors: Any, where: str) -> View:
+    """A file of the PyTorch package, however spelt, under the names of the released files."""
+    parts: dict[str, dict[int, str]] = {}
+    for name in tensors.shapes:
+        ours, number = _fused_name(name)
+        if number in parts.setdefault(ours, {}):
+            raise DataError(f"{where} has {name} and {parts[ours][number]}, which say the same; keep one of them")
+        parts[ours][number] = name
+    groups = []
+    for ours, numbered in parts.items():
+        names = [numbered[i] for i in sorted(numbered)]
+        shapes = [tuple(tensors.shapes[name]) for name in names]
+        if sorted(numbered) != list(range(len(names))) or len(set(shapes)) > 1:
+            found = ", ".join(f"{name} {list(shape)}" for name, shape in zip(names, shapes, strict=True))
+            raise DataError(f"{where}: parts of {ours} do not fit together: {found}; fetch the file again")
+        if len(names) == 1:
+            groups.append(renamed(names[0], ours, shapes[0]))
+        else:
+            groups.append(concatenated(names, ours, (sum(shape[0] for shape in shapes), *shapes[0][1:])))
+    return View(tensors, groups, reading=True)
+
+
+def spelling(tensors: Any) -> str:
+    """The format of a file: "kyutai" with split projections, "kyutai-fused" with those of the released files."""
+    return "kyutai" if any(_SPLIT.match(name) for name in tensors.shapes) else "kyutai-fused"
+
+
+def split(tensors: Any, depth_weights: int = 1) -> View:
+    """Tensors of released names under those that the package has in memory.
+
+    Args:
+        depth_weights: attention weights of every layer of the depth transformer.
+    """
+    groups = []
+    for name, shape in tensors.shapes.items():
+        if match := _FUSED.match(name):
+            count = depth_weights if name.startswith("depformer.") else 1
+            stem = f"{match[1]}.{match[2].split('_')[0]}_projs"
+            groups.append(concatenated([f"{stem}.{i}.weight{match[3] or ''}" for i in range(count)], name, shape))
+        else:
+            groups.append(renamed(name, name, shape))
+    return View(tensors, groups, reading=False)
+
+
+# --- int8 -----------------------------------------------------------------------------------------------------------
+
+
+def dequantise(weight: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    """float32 weights `[out, in]` of int8 ones and the largest magnitude of each row."""
+    return weight.astype(np.float32) * scale.astype(np.float32)[:, None] / np.float32(127)
+
+
+def quantise(weight: np.ndarray, scale: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """int8 weights and the magnitudes by which they are scaled: those given where they still fit, else the largest."""
+    weight = weight.astype(np.float32)
+    largest = np.abs(weight).max(axis=1) if weight.size else np.zeros(len(weight), np.float32)
+    if scale is not None:
+        # Rows that grew since have another scale; bfloat16 rounds the largest entry up by less than this.
+        largest = np.where(largest <= scale * np.float32(1.002), scale, largest)
+    step = np.where(largest > 0, largest, 1)[:, None]
+    return np.rint(weight * np.float32(127) / step).astype(np.int8), largest
+
+
+def scales(tensors: Any) -> dict[str, str]:
+    """Names of int8 weights and of their scales."""
+    return {name: name + SCALE for name in tensors.shapes if name + SCALE in tensors.shapes}
+
+
+def dequantised(tensors: Any, where: str) -> Any:
+    """The same tensors with float32 in the place of int8 weights; a file without any as it is."""
+    scaled = scales(tensors)
+    for name, scale in scaled.items():
+        rows = tuple(tensors.shapes[name])[:1]
+        if tensors.dtypes[name] != np.int8 or tuple(tensors.shapes[scale]) != rows:
+            raise DataError(
+                f"{where}: {scale} {list(tensors.shapes[scale])} is not one scale per row of the int8 weights {name} "
+                f"{tensors.dtypes[name]} {list(tensors.shapes[name])}; fetch the file again"
+            )
+    lonely = [name for name, dtype in tensors.dtypes.items() if dtype.kind in "iu" and name not in scaled]
+    lonely += [n for n in tensors.shapes if n.endswith(SCALE) and n.removesuffix(SCALE) not in tensors.shapes]
+    if lonely:
+        raise DataError(
+            f"{where}: {lonely[0]} {tensors.dtypes[lonely[0]]} has no counterpart: int8 weights and their "
+            "`weight_scb` come together; fetch the file again, or one of another precision"
+        )
+    if not scaled:
+        return tensors
+    held = set(scaled.values())
+    groups = [
+        Group({name: shape, scaled[name]: shape[:1]}, {name: shape}, lambda a: [dequantise(*a)])
+        if name in scaled
+        else renamed(name, name, shape)
+        for name, shape in tensors.shapes.items()
+        if name not in held
+    ]
+    return View(tensors, groups, reading=True, dtypes=dict.fromkeys(scaled, "float32"))
+
+
+def quantised(tensors: Any, names: Mapping[str, np.ndarray | None]) -> View:
+    """Tensors with int8 in the place of the named weights; the scales where they are known."""
+    groups = [
+        Group(
+            {name: shape, name + SCALE: shape[:1]},
+            {name: shape},
+            write=lambda a, scale=names[name]: list(quantise(a[0], scale)),
+        )
+        if name in names
+        else renamed(name, name, shape)
+        for name, shape in tensors.shapes.items()
+    ]
+    types = dict.fromkeys(names, "int8") | {name + SCALE: "float32" for name in names}
+    return View(tensors, groups, reading=False, dtypes=types)
+
+
+#: Ends of names of the bias-free linear maps, which int8 files hold as int8 and which adapters add to.
+LINEAR = re.compile(
+    r"(\.in_proj_weight|\.out_proj\.weight|\.linear_in\.weight|\.linear_out\.weight|\.linear[12]\.weight"
+    r"|^depformer_in\.\d+\.weight|^linears\.\d+\.weight|^text_linear\.weight|^extra_heads\.\d+\.weight"
+    r"|\.low_rank\.weight|\.out[12]\.weight|\.output_proj\.weight)$"
+)
+
+
+def linear_weights(tensors: Any, extra: Mapping[str, np.ndarray]) -> dict[str, np.ndarray | None]:
+    """The weights that an int8 file holds as int8, with their scales where an earlier file had them."""
+    held = {name.removesuffix(SCALE): scale for name, scale in extra.items() if name.endswith(SCALE)}
+    return held or {name: None for name in tensors.shapes if LINEAR.search(name)}

@@ -1,0 +1,322 @@
+"""Whatever holds the weights of a model, opened: published files, imported weights, or a run."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+from flax.traverse_util import flatten_dict
+
+from moshijax import codec, lm
+from moshijax.codec.configs import MIMI
+from moshijax.config_json import from_json
+from moshijax.errors import ConfigError, DataError
+from moshijax.weights import huggingface, kyutai, mlx
+from moshijax.weights import huggingface_config as hf_config
+from moshijax.weights.lm_config import LEGACY_7B, lm_config
+from moshijax.weights.lm_table import lm_table
+from moshijax.weights.mimi_config import mimi_config
+from moshijax.weights.mimi_table import mimi_table
+from moshijax.weights.names import View, theirs
+from moshijax.weights.safetensors import INDEX_SUFFIX, check_names_and_shapes, open_tensors
+from moshijax.weights.table import Entry, Leaves, Published, same
+
+MODEL_FILE, CONFIG_FILE = "model.safetensors", "config.json"
+#: Files of an imported model.
+DESCRIPTION, PARAMETERS, RECORD, EXTRA, CODEC = (
+    *("model.json", "parameters.safetensors", "published.json", "extra.safetensors"),
+    "codec",
+)
+TOKENIZER = "tokenizer.model"
+#: The published module has this projection even without a depth transformer.
+UNUSED = "depformer_in.0.weight"
+#: Types of tensors that can be kept as they are.
+TYPES = ("float32", "bfloat16", "float16")
+
+
+@dataclass(frozen=True)
+class Record:
+    """How a model was published, as far as its parameters do not say it.
+
+    Attributes:
+        format: of the files, one of `moshijax.weights.transfer.FORMATS`; "run" for a run of ours.
+        config: `config.json` as it was.
+        dtypes: published name -> dtype, where it is not that of our parameter.
+        extra: published name -> what no parameter holds: the row scales of int8 weights, a projection nobody uses.
+    """
+
+    format: str
+    config: Mapping[str, Any] = field(default_factory=dict)
+    dtypes: Mapping[str, str] = field(default_factory=dict)
+    extra: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Source:
+    """The weights of one model, not yet read.
+
+    Attributes:
+        kind: "lm" or "codec".
+        config: of the model; the types are those that hold every value of the file.
+        tensors: the published tensors (names of the released files), each made when it is asked for.
+        where: for messages.
+        table, stored: `moshijax.weights.table.Leaves` of these are our parameters.
+        codec: the codec that a language model comes with.
+        tokenizer: its SentencePiece model.
+    """
+
+    kind: str
+    config: Any
+    tensors: Any
+    record: Record
+    where: Path
+    table: Mapping[str, Entry]
+    stored: Any
+    codec: Source | None = None
+    tokenizer: Path | None = None
+
+    def leaves(self, config: Any = None, stacked: bool = False, shardings: Any = None) -> Leaves:
+        """Our parameters, lazily; `config` may differ in its types."""
+        return Leaves(self.table, self.stored, abstract(self.kind, config or self.config, stacked), shardings)
+
+
+def abstract(kind: str, config: Any, stacked: bool = False) -> dict[str, Any]:
+    """Shapes and dtypes of the parameters of a model."""
+    if kind == "lm":
+        return lm.abstract(config, stacked=stacked)
+    return jax.eval_shape(lambda key: nn.meta.unbox(codec.init(config, key)), jax.random.key(0))
+
+
+def table_of(kind: str, config: Any) -> dict[str, Entry]:
+    return lm_table(config) if kind == "lm" else mimi_table(config)
+
+
+def open_source(path: str | Path, kind: str | None = None, config: Any = None) -> Source:
+    """Open what is at `path`: a safetensors file or index, a directory of published or imported weights, or a run.
+
+    Args:
+        kind: "lm" or "codec": what is needed; by default what there is. A directory of a language model may lead to
+            its codec.
+        config: of the model of a lone file.
+
+    Raises:
+        DataError: nothing usable there, damaged or incomplete files, or tensors that do not fit the config.
+        ConfigError: a config that this model family does not have.
+    """
+    path = Path(path)
+    if path.is_dir() and (path / DESCRIPTION).exists():
+        source = _imported(path) if _has(path, PARAMETERS) else _run(path)
+    else:
+        source = _published(path, kind, config)
+    if kind == "codec" and source.kind == "lm" and source.codec is not None:
+        return source.codec
+    if kind is not None and source.kind != kind:
+        words = {"lm": "a language model", "codec": "a codec"}
+        raise DataError(f"{path} is {words[source.kind]}, {words[kind]} is needed; name the other one")
+    return source
+
+
+def _has(folder: Path, name: str) -> bool:
+    return (folder / name).exists() or (folder / (name.removesuffix(".safetensors") + INDEX_SUFFIX)).exists()
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file.
+
+    Raises:
+        DataError: it cannot be read, or is something else.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}); check the path") from None
+    except ValueError as error:
+        raise DataError(
+            f"{path} is not JSON ({error}); a config is needed there, not weights: fetch it again"
+        ) from None
+    if not isinstance(found, dict):
+        raise DataError(f"{path} is not the config of a model (a JSON object); fetch it again")
+    return found
+
+
+# --- ours -----------------------------------------------------------------------------------------------------------
+
+
+def _class(kind: str, where: Path) -> type:
+    classes = {"lm": lm.LMConfig, "codec": codec.MimiConfig}
+    if kind not in classes:
+        raise DataError(f"{where} names the kind {kind!r}; this version knows {', '.join(classes)}")
+    return classes[kind]
+
+
+def _imported(path: Path) -> Source:
+    description, record = read_json(path / DESCRIPTION), read_json(path / RECORD)
+    try:
+        kind, fields = description["kind"], description["config"]
+        extra = dict(open_tensors(path / EXTRA)) if (path / EXTRA).exists() else {}
+        told = Record(record["format"], record["config"], record["dtypes"], extra)
+    except KeyError as error:
+        raise DataError(f"{path} lacks {error} in {DESCRIPTION} or {RECORD}; import it again") from None
+    config = from_json(_class(kind, path / DESCRIPTION), fields, DESCRIPTION)
+    stored, table = open_tensors(path / PARAMETERS), same(abstract(kind, config))
+    check_names_and_shapes(stored.path, stored.shapes, {name: entry.shape for name, entry in table.items()})
+    return Source(
+        kind,
+        config,
+        Published(table_of(kind, config), stored, told.dtypes),
+        told,
+        path,
+        table,
+        stored,
+        _imported(path / CODEC) if kind == "lm" and (path / CODEC).is_dir() else None,
+        path / TOKENIZER if (path / TOKENIZER).exists() else None,
+    )
+
+
+def _run(path: Path) -> Source:
+    kind, config, params, extras = importlib.import_module("moshijax.train.checkpoint").load_run(path)
+    if kind == "codec":
+        params = codec.training.without_teacher(params)
+    flat, table = flatten_dict(params, sep="/"), same(abstract(kind, config))
+    tensors = Published(table_of(kind, config), flat)
+    return Source(
+        kind, config, tensors, Record("run"), path, table, Published(table, flat), tokenizer=extras["tokenizer"]
+    )
+
+
+# --- published ------------------------------------------------------------------------------------------------------
+
+
+def _published(path: Path, kind: str | None, config: Any) -> Source:
+    folder = path if path.is_dir() else path.parent
+    fields = read_json(folder / CONFIG_FILE) if (folder / CONFIG_FILE).is_file() else {}
+    if hf_config.is_config(fields):
+        return _huggingface(folder / MODEL_FILE if path.is_dir() else path, fields)
+    if not path.is_dir():
+        return _lone(path, fields, config)
+    if "seanet" in fields:
+        return _codec_file(folder / MODEL_FILE, config or mimi_config(fields, str(folder / CONFIG_FILE)), fields)
+    if kind == "codec":
+        if isinstance(fields.get("mimi_name"), str):
+            return _codec_beside(folder, fields, config)
+        return _codec_file(folder / MODEL_FILE, config or MIMI, {})
+    if not fields:
+        if _has(folder, MODEL_FILE) and _is_codec(open_tensors(folder / MODEL_FILE)):
+            return _codec_file(folder / MODEL_FILE, config or MIMI, {})
+        raise DataError(f"{path} has no {CONFIG_FILE}; name a weight file, or a directory with its {CONFIG_FILE}")
+    file = folder / Path(str(fields.get("moshi_name", MODEL_FILE))).name
+    source = _lm_file(file, fields)
+    mimi, tokenizer = _named(folder, fields, "mimi_name"), _named(folder, fields, "tokenizer_name")
+    return replace(source, codec=_codec_beside(folder, fields, config) if mimi else None, tokenizer=tokenizer)
+
+
+def _named(folder: Path, fields: Mapping[str, Any], name: str) -> Path | None:
+    """A file that a config names and that is there; names may be addresses elsewhere."""
+    value = fields.get(name)
+    file = folder / Path(value).name if isinstance(value, str) else folder / TOKENIZER
+    return file if file.is_file() and (isinstance(value, str) or name == "tokenizer_name") else None
+
+
+def _is_codec(tensors: Any) -> bool:
+    return any(name.startswith(("quantizer.", "encoder.", "decoder.model.")) for name in tensors.shapes)
+
+
+def _lone(path: Path, fields: dict[str, Any], config: Any) -> Source:
+    if path.exists() and not _is_codec(open_tensors(path)):
+        return _lm_file(path, fields or dict(LEGACY_7B))
+    if path.exists() and any(name.startswith("encoder.layers.") for name in open_tensors(path)):
+        return _huggingface(path, {"model_type": "mimi"})
+    if isinstance(config, codec.MimiConfig):
+        return _codec_file(path, config, {})
+    if "seanet" in fields:
+        return _codec_file(path, mimi_config(fields, str(path.parent / CONFIG_FILE)), fields)
+    if fields.get("mimi_name") == path.name:
+        return _codec_beside(path.parent, fields, None)
+    return _codec_file(path, MIMI, {})
+
+
+def _codec_beside(folder: Path, fields: Mapping[str, Any], config: codec.MimiConfig | None) -> Source:
+    """The codec that a language model's config names, with the config that it names for it."""
+    named = fields.get("mimi_config_name")
+    own = read_json(folder / Path(named).name) if isinstance(named, str) else {}
+    config = config or (mimi_config(own, str(folder / str(named))) if own else MIMI)
+    return _codec_file(folder / Path(fields["mimi_name"]).name, config, own)
+
+
+def _huggingface(path: Path, fields: Mapping[str, Any]) -> Source:
+    """A model of Transformers, with the codec that is part of it."""
+    file = open_tensors(path)
+    if fields["model_type"] == "mimi":
+        config = hf_config.mimi_config(fields)
+        groups = huggingface.mimi_groups(config)
+        check_names_and_shapes(path, file.shapes, theirs(groups))
+        return _opened("codec", config, View(file, groups, reading=True), Record("huggingface", fields), path)
+    config = hf_config.lm_config(fields)
+    inner, prefix = hf_config.CODECS[fields["model_type"]]
+    codec_config = hf_config.mimi_config(fields.get(inner, {}))
+    groups, codec_groups = huggingface.lm_groups(config), huggingface.mimi_groups(codec_config, prefix)
+    check_names_and_shapes(path, file.shapes, theirs(groups) | theirs(codec_groups))
+    record, codec_record = Record("huggingface", fields), Record("huggingface", fields.get(inner, {}))
+    mimi = _opened("codec", codec_config, View(file, codec_groups, reading=True), codec_record, path)
+    source = _opened("lm", config, View(file, groups, reading=True), record, path)
+    return replace(source, codec=mimi, tokenizer=_named(path.parent, {}, "tokenizer_name"))
+
+
+def _codec_file(path: Path, config: codec.MimiConfig, fields: Mapping[str, Any]) -> Source:
+    file = open_tensors(path)
+    return _opened("codec", config, kyutai.fused(file, str(path)), Record(kyutai.spelling(file), fields), path)
+
+
+def _lm_file(path: Path, fields: Mapping[str, Any]) -> Source:
+    if fields.get("lora"):
+        raise ConfigError(f"{path}: its config.json says lora=True: adapters are not supported; merge them first")
+    config, file = lm_config(fields), open_tensors(path)
+    if mlx.is_file(file):
+        mlx.check_not_quantised(file, str(path))
+        groups = mlx.lm_groups(config)
+        check_names_and_shapes(path, file.shapes, theirs(groups))
+        return _opened("lm", config, View(file, groups, reading=True), Record("mlx", fields), path)
+    fused = kyutai.fused(file, str(path))
+    scaled = kyutai.scales(fused)
+    if bool(fields.get("quantize")) != bool(scaled):
+        raise ConfigError(
+            f"{path} has {len(scaled)} int8 weights with scales, and its config.json says quantize="
+            f"{fields.get('quantize', False)}; use file and config of one model"
+        )
+    extra = {name: fused[name] for name in scaled.values()}
+    if config.depth is None and not fields.get("depformer_multi_linear") and UNUSED in fused:
+        extra[UNUSED] = fused[UNUSED]
+    record = Record(kyutai.spelling(file), fields, extra=extra)
+    return _opened("lm", config, kyutai.dequantised(fused, str(path)), record, path)
+
+
+def _opened(kind: str, config: Any, tensors: Any, record: Record, path: Path) -> Source:
+    """Checks names and shapes, and settles the types."""
+    table = table_of(kind, config)
+    check_names_and_shapes(path, tensors.shapes, {name: entry.shape for name, entry in table.items()}, record.extra)
+    odd = [name for name, dtype in tensors.dtypes.items() if dtype.name not in TYPES]
+    if odd:
+        raise DataError(f"{path}: {odd[0]} is {tensors.dtypes[odd[0]]}, must be one of {', '.join(TYPES)}; convert it")
+    if kind == "lm":
+        # Conditioners are float32 whatever the rest is.
+        found = {tensors.dtypes[name].name for name in table if not name.startswith("condition_provider.")}
+        dtype = found.pop() if len(found) == 1 else "float32"
+        config = config.with_dtype(dtype, dtype)
+    shown = Published(table, _Shown(abstract(kind, config))).dtypes
+    dtypes = {name: tensors.dtypes[name].name for name in table if tensors.dtypes[name] != shown[name]}
+    return Source(kind, config, tensors, replace(record, dtypes=dtypes), path, table, tensors)
+
+
+class _Shown(dict):
+    """A flat tree of shapes and dtypes where one of arrays is expected, for what can be said without them."""
+
+    def __init__(self, tree: Mapping[str, Any]):
+        super().__init__(flatten_dict(tree, sep="/"))
+        self.dtypes = {path: np.dtype(leaf.dtype) for path, leaf in self.items()}

@@ -1,0 +1,128 @@
+"""Writing safetensors files tensor by tensor, in one file or in several with an index."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from moshijax.errors import MoshijaxError
+from moshijax.weights.safetensors import DTYPES, INDEX_SUFFIX
+
+NAMES = {dtype: name for name, dtype in DTYPES.items()}
+Progress = Callable[[str], None]
+
+
+class Tensors(Protocol):
+    """Arrays by name whose shapes and dtypes are known before any is made."""
+
+    shapes: Mapping[str, tuple[int, ...]]
+    dtypes: Mapping[str, np.dtype]
+
+    def __getitem__(self, name: str) -> np.ndarray: ...
+
+
+def _size(tensors: Tensors, name: str) -> int:
+    return math.prod(tensors.shapes[name]) * tensors.dtypes[name].itemsize
+
+
+def header_of(tensors: Tensors, names: list[str], metadata: Mapping[str, str] | None = None) -> bytes:
+    """The first bytes of a file of these tensors, in this order."""
+    header: dict = {"__metadata__": dict(metadata)} if metadata else {}
+    end = 0
+    for name in names:
+        begin, end = end, end + _size(tensors, name)
+        header[name] = {
+            "dtype": NAMES[tensors.dtypes[name]],
+            "shape": list(tensors.shapes[name]),
+            "data_offsets": [begin, end],
+        }
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+def order(tensors: Tensors) -> list[str]:
+    """The order of the safetensors library: wide types first, then by name."""
+    return sorted(tensors.shapes, key=lambda name: (-tensors.dtypes[name].itemsize, NAMES[tensors.dtypes[name]], name))
+
+
+def file_size(tensors: Tensors, metadata: Mapping[str, str] | None = None) -> int:
+    """Bytes that `write` makes of all tensors in one file; nothing is computed."""
+    names = order(tensors)
+    return len(header_of(tensors, names, metadata)) + sum(_size(tensors, name) for name in names)
+
+
+def write(
+    path: Path,
+    tensors: Tensors,
+    max_bytes: int | None = None,
+    metadata: Mapping[str, str] | None = None,
+    progress: Progress = lambda name: None,
+) -> list[Path]:
+    """Write all tensors, one at a time.
+
+    Args:
+        path: ends in `.safetensors`. With more than `max_bytes` of tensors, files `STEM-00001-of-0000N.safetensors`
+            and their index are written in its place.
+        progress: called with every name before it is written.
+
+    Returns:
+        The files, the index last. Each appears only when it is complete.
+
+    Raises:
+        MoshijaxError: a tensor is not what its shape and dtype say (a defect), or the disk is full.
+    """
+    shards: list[list[str]] = [[]]
+    held = 0
+    for name in order(tensors):
+        size = _size(tensors, name)
+        if shards[-1] and max_bytes is not None and held + size > max_bytes:
+            shards.append([])
+            held = 0
+        shards[-1].append(name)
+        held += size
+    if len(shards) == 1:
+        _write_one(path, tensors, shards[0], metadata, progress)
+        return [path]
+    stem = path.name.removesuffix(".safetensors")
+    files = [path.with_name(f"{stem}-{i + 1:05d}-of-{len(shards):05d}.safetensors") for i in range(len(shards))]
+    for file, names in zip(files, shards, strict=True):
+        _write_one(file, tensors, names, metadata, progress)
+    total = sum(_size(tensors, name) for name in tensors.shapes)
+    weight_map = {name: file.name for file, names in zip(files, shards, strict=True) for name in names}
+    index = path.with_name(stem + INDEX_SUFFIX)
+    text = json.dumps({"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}, indent=2)
+    write_text(index, text + "\n")
+    return [*files, index]
+
+
+def _write_one(path: Path, tensors: Tensors, names: list[str], metadata, progress: Progress) -> None:
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        with open(partial, "wb") as file:
+            file.write(header_of(tensors, names, metadata))
+            for name in names:
+                progress(name)
+                value = np.ascontiguousarray(tensors[name])
+                if value.dtype != tensors.dtypes[name] or value.shape != tuple(tensors.shapes[name]):
+                    raise MoshijaxError(
+                        f"{name} came out as {value.dtype} {list(value.shape)}, announced were {tensors.dtypes[name]} "
+                        f"{list(tensors.shapes[name])}; report this"
+                    )
+                file.write(value.reshape(-1).view(np.uint8).data)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file that is either the old one or complete."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)
