@@ -29,6 +29,7 @@ class TrainingOutput(NamedTuple):
         latent: before quantisation.
         semantic: the semantic part of the quantised latent, after its output projection (straight-through); the
             teacher's side of the distillation reads it through `teacher_estimate`.
+        semantic_latent: the same of the latent itself, unquantised.
         commitment: per row.
         codes: -1 where a level was dropped or has no codebook yet.
         statistics: of the ``semantic`` and the ``acoustic`` quantiser, for `update_codebooks`.
@@ -37,6 +38,7 @@ class TrainingOutput(NamedTuple):
     reconstruction: Float[Array, "B N"]
     latent: Float[Array, "B T D"]
     semantic: Float[Array, "B T D"]
+    semantic_latent: Float[Array, "B T D"]
     commitment: Float[Array, " B"]
     codes: Int[Array, "B Q T"]
     statistics: dict[str, Statistics]
@@ -111,7 +113,7 @@ def _forward(mimi: Mimi, settings, codebooks, waveform, key, rows, total_rows) -
         result = quantizer_training.quantize(settings, codebooks[name], z, levels, passes, sample_key, rows, total_rows)
         results[name], projected[name] = result, part.output_proj(result.values)
         if name == "semantic":  # the teacher always sees codes, whatever the decoder sees
-            semantic = part.output_proj(result.quantized)
+            semantic, semantic_latent = part.output_proj(result.quantized), part.output_proj(z)
     reconstruction = mimi.decoder(projected["semantic"] + projected["acoustic"])
     active = {name: result.active_levels for name, result in results.items()}
     weighted = sum(active[name] * result.commitment for name, result in results.items())
@@ -119,6 +121,7 @@ def _forward(mimi: Mimi, settings, codebooks, waveform, key, rows, total_rows) -
         reconstruction=reconstruction,
         latent=latent,
         semantic=semantic,
+        semantic_latent=semantic_latent,
         commitment=weighted / jnp.maximum(sum(active.values()), 1.0),
         codes=jnp.concatenate([results["semantic"].codes, results["acoustic"].codes], axis=1),
         statistics={name: result.statistics for name, result in results.items()},

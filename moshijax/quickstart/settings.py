@@ -24,8 +24,8 @@ class Settings:
 
     seed: int = 0
     recordings: int = 640
-    answered: int = 1920
-    unanswered: int = 1280
+    answered: int = 3840
+    unanswered: int = 2560
     silent: int = 60
     heldout: int = 32
     hearing_recipe: str = "quickstart_hearing.gin"

@@ -98,7 +98,7 @@ def dense_speech(world: World, count: int, seed: int) -> list[Dialogue]:
 def training_calls(world: World, answered: int, unanswered: int, silent: int, seed: int) -> list[Dialogue]:
     from moshijax.data.synthesis.world import draw_calls
 
-    return draw_calls(world, answered, unanswered, silent, seed, ranges(), prefix="train")
+    return draw_calls(world, answered, unanswered, silent, seed, replace(ranges(), spliced=0.5), prefix="train")
 
 
 def heldout_calls(world: World, per_group: int, seed: int) -> list[Dialogue]:

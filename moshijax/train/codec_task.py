@@ -25,22 +25,29 @@ class CodecLoss:
     """Weights of the losses of a codec without discriminators.
 
     Attributes:
-      mel: multi-scale mel spectrogram distance, at `mel_windows` samples.
+      mel: multi-scale mel spectrogram distance, at `mel_windows` samples; `mel_floor` is added before the logarithm
+        (magnitudes of a window of energy 1: noise of amplitude s has magnitude s).
       waveform: mean absolute difference of samples.
       commitment: distance of latents from their codes.
       distillation: cosine distance of the semantic level from the teacher's features.
+      latent_distillation: the same of the semantic projection before it is quantised (ours: without the noise of a
+        codebook an encoder learns to hear in fewer steps).
     """
 
     mel: float = 2.0
     mel_windows: tuple[int, ...] = losses.WINDOWS
+    mel_floor: float = 1e-5
     waveform: float = 1.0
     commitment: float = 1.0
     distillation: float = 1.0
+    latent_distillation: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("mel", "waveform", "commitment", "distillation"):
+        for name in ("mel", "waveform", "commitment", "distillation", "latent_distillation"):
             if not getattr(self, name) >= 0:
                 raise ConfigError(f"loss weight {name} is {getattr(self, name)}; it must be 0 or more")
+        if not self.mel_floor > 0:
+            raise ConfigError(f"mel_floor is {self.mel_floor}; it must be more than 0")
 
 
 @dataclass(frozen=True)
@@ -107,7 +114,7 @@ class CodecTask:
     def loss_parts(
         self, program: str, params: Any, model_state: Any, batch: Mapping[str, jax.Array], denominators: Any, key: Any
     ) -> LossParts:
-        params = filterbank.freeze(params) if self.filterbank else params
+        params = filterbank.freeze(self.model, params) if self.filterbank else params
         variables, audio = {"params": params, "codebooks": model_state}, batch["audio"]
         total_rows = denominators["rows"].astype(jnp.int32)
         settings = self.quantizer
@@ -115,13 +122,15 @@ class CodecTask:
         rows = {"commitment": out.commitment}
         # Without a reconstruction loss nothing of the decoder is compiled: such steps are several times cheaper.
         if self.loss.mel > 0:
-            rate, windows = self.model.sample_rate, self.loss.mel_windows
-            rows["mel"] = losses.multi_scale_mel(out.reconstruction, audio, rate, windows)
+            rate, windows, floor = self.model.sample_rate, self.loss.mel_windows, self.loss.mel_floor
+            rows["mel"] = losses.multi_scale_mel(out.reconstruction, audio, rate, windows, floor=floor)
         if self.loss.waveform > 0:
             rows["waveform"] = losses.waveform_l1(out.reconstruction, audio)
         if self.teacher_dim is not None:
             target = losses.pool_teacher(batch["teacher"], out.semantic.shape[1])
-            rows["distillation"] = losses.cosine_distance(training.teacher_estimate(variables, out.semantic), target)
+            for name, semantic in (("distillation", out.semantic), ("latent_distillation", out.semantic_latent)):
+                if getattr(self.loss, name) > 0:
+                    rows[name] = losses.cosine_distance(training.teacher_estimate(variables, semantic), target)
         count = jnp.float32(audio.shape[0])
         sums = {f"{name}/loss": (value.sum(), count) for name, value in rows.items()}
         loss = sum(getattr(self.loss, name) * value.sum() for name, value in rows.items()) / denominators["rows"]

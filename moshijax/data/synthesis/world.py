@@ -24,7 +24,8 @@ class CallRanges:
     """Ranges from which a call of a world is drawn, uniformly.
 
     duration and lead in seconds, gap between question and answer in seconds, gain and signal-to-noise ratio of the
-    user's channel in dB, voices as `random_voice` takes them.
+    user's channel in dB, voices as `random_voice` takes them. spliced: share of the unrelated utterances that begin like
+    one sentence of the world, questions among them, and end like another: who answers must have heard all of it.
     """
 
     duration: float = 4.8
@@ -32,6 +33,7 @@ class CallRanges:
     gap: tuple[float, float] = (0.3, 0.3)
     gain_db: tuple[float, float] = (-8.0, 6.0)
     snr_db: tuple[float, float] = (15.0, 40.0)
+    spliced: float = 0.0
     language: str = "en-us"
     variants: tuple[str, ...] = CLEAR_VARIANTS
     rate: tuple[int, int] = (140, 200)
@@ -55,6 +57,17 @@ def parse_world(text: str, where: str = "text") -> World:
         else:
             unrelated.append(question)
     return World(tuple(questions), tuple(unrelated))
+
+
+def splice(world: World, rng: random.Random) -> str:
+    """The beginning of a sentence of the world and the end of another, together no question of the world."""
+    sentences = [*world.unrelated, *(question for question, _ in world.questions)]
+    while True:
+        first, second = (rng.choice(sentences).split() for _ in range(2))
+        words = first[: rng.randint(1, len(first))] + second[rng.randint(0, len(second) - 1) :]
+        text = " ".join(words)
+        if 3 <= len(words) <= 9 and all(text != question for question, _ in world.questions):
+            return text
 
 
 def draw_calls(
@@ -82,6 +95,8 @@ def draw_calls(
             kind, utterances = "question", (Utterance("user", question), Utterance("model", answer, gap=gap))
         elif index < answered + unanswered:
             question, answer = world.unrelated[(index - answered) % len(world.unrelated)], ""
+            if rng.random() < ranges.spliced:
+                question = splice(world, rng)
             kind, utterances = "unrelated", (Utterance("user", question),)
         else:
             question, answer, kind, utterances = "", "", "silence", ()
