@@ -11,6 +11,7 @@ from moshijax.codec.seanet import elu
 from moshijax.errors import ConfigError
 from moshijax.nn.transformer import TransformerConfig
 
+
 def small(n_filters: int, ratios: tuple[int, ...]) -> MimiConfig:
     return MimiConfig(
         seanet=SeanetConfig(dimension=16, n_filters=n_filters, ratios=ratios, n_residual_layers=0),

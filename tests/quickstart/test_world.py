@@ -19,6 +19,10 @@ def test_nothing_that_is_held_out_occurs_in_training(worlds):
     assert len(unheard) == len(heldout.unrelated) == 40
     assert not known & unheard
     assert heldout.questions == trained.questions
+    calls = world.training_calls(trained, 32, 2560, 0, seed=0)  # half of the unrelated ones are spliced
+    assert not {normalise(call.meta["question"]) for call in calls} & unheard
+    spliced = {call.meta["question"] for call in calls if call.meta["kind"] == "unrelated"} - set(trained.unrelated)
+    assert len(spliced) > 1000
 
 
 def test_answers_are_short_and_distinct(worlds):

@@ -10,6 +10,8 @@ from moshijax.data.synthesis.texts import MODEL_VOICE
 from moshijax.data.synthesis.voices import CLEAR_VARIANTS, random_voice
 from moshijax.errors import DataError
 
+SPLICED_WORDS = 9  # at most, in a spliced sentence
+
 
 @dataclass(frozen=True)
 class World:
@@ -24,8 +26,8 @@ class CallRanges:
     """Ranges from which a call of a world is drawn, uniformly.
 
     duration and lead in seconds, gap between question and answer in seconds, gain and signal-to-noise ratio of the
-    user's channel in dB, voices as `random_voice` takes them. spliced: share of the unrelated utterances that begin like
-    one sentence of the world, questions among them, and end like another: who answers must have heard all of it.
+    user's channel in dB, voices as `random_voice` takes them. spliced: share of the unrelated utterances that begin
+    like one sentence of the world, questions among them, and end like another: who answers must have heard all of it.
     """
 
     duration: float = 4.8
@@ -61,13 +63,13 @@ def parse_world(text: str, where: str = "text") -> World:
 
 def splice(world: World, rng: random.Random) -> str:
     """The beginning of a sentence of the world and the end of another, together no question of the world."""
-    sentences = [*world.unrelated, *(question for question, _ in world.questions)]
+    questions = [question for question, _ in world.questions]
+    sentences = [text.split() for text in (*world.unrelated, *questions) if " " in text]
     while True:
-        first, second = (rng.choice(sentences).split() for _ in range(2))
-        words = first[: rng.randint(1, len(first))] + second[rng.randint(0, len(second) - 1) :]
-        text = " ".join(words)
-        if 3 <= len(words) <= 9 and all(text != question for question, _ in world.questions):
-            return text
+        first, second = rng.choice(sentences), rng.choice(sentences)
+        words = first[: rng.randint(1, len(first) - 1)] + second[rng.randint(1, len(second) - 1) :]
+        if len(words) <= SPLICED_WORDS and " ".join(words) not in questions:
+            return " ".join(words)
 
 
 def draw_calls(

@@ -17,6 +17,7 @@ from moshijax.data.checks import CheckRules, validate
 from moshijax.data.manifest import read_manifest
 from moshijax.data.synthesis import Dialogue, Utterance, Voice, draw_calls, parse_world, synthesize
 from moshijax.data.synthesis.texts import load, parse
+from moshijax.data.synthesis.world import CallRanges
 from moshijax.errors import DataError, MoshijaxError
 from moshijax.shipped import folder as shipped
 
@@ -209,6 +210,23 @@ def test_worlds_are_drawn_deterministically(tmp_path):
     assert [w for w, _, s in sidecar["alignments"] if s == "SPEAKER_MAIN"] == ["four"]
     with pytest.raises(DataError, match="line 1: .*has no question or no answer"):
         parse_world("=> four")
+
+
+def test_spliced_sentences_begin_like_one_and_end_like_another_and_are_no_question():
+    world = parse_world("What is two plus two? => four\nWho is it? => me\nnice weather today\nall of us sing\n")
+    sentences = [text.split() for text in ("What is two plus two?", "Who is it?", *world.unrelated)]
+    questions = {"What is two plus two?", "Who is it?"}
+    calls = draw_calls(world, 0, 200, 0, seed=1, ranges=CallRanges(spliced=0.5))
+    texts = [call.meta["question"] for call in calls]
+    assert 60 <= sum(text not in world.unrelated for text in texts) <= 140 and not questions & set(texts)
+    for text in set(texts) - set(world.unrelated):
+        words = text.split()
+        assert len(words) <= 9 and any(
+            words[:n] == first[:n] and words[n:] == last[len(last) - len(words) + n :]
+            for first in sentences
+            for last in sentences
+            for n in range(1, len(words))
+        )
 
 
 def test_script_errors_name_file_and_line():
