@@ -25,7 +25,7 @@ class Settings:
     seed: int = 0
     recordings: int = 640
     answered: int = 3840
-    unanswered: int = 2560
+    unanswered: int = 3840
     silent: int = 60
     heldout: int = 32
     hearing_recipe: str = "quickstart_hearing.gin"

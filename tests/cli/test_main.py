@@ -161,3 +161,22 @@ def test_help_imports_no_jax() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.strip().endswith("[]"), done.stdout[-300:]
+
+
+def test_stepping_commands_start_again_with_huge_pages_where_the_system_offers_them(monkeypatch, tmp_path) -> None:
+    started = []
+    monkeypatch.setattr(main.os, "execv", lambda path, arguments: started.append((path, arguments)))
+    monkeypatch.setattr(main, "HUGE_PAGES", tmp_path / "enabled")
+    monkeypatch.setenv(main.MALLOC, "")
+    monkeypatch.delenv(main.MALLOC)
+    main.ask_for_huge_pages(["train", "x.gin"])
+    main.HUGE_PAGES.write_text("[always] madvise never")
+    main.ask_for_huge_pages(["train", "x.gin"])
+    main.HUGE_PAGES.write_text("always [madvise] never")
+    main.ask_for_huge_pages(["run", "artifact"])
+    main.ask_for_huge_pages([])
+    assert not started
+    main.ask_for_huge_pages(["train", "x.gin"])
+    assert started == [(sys.executable, sys.orig_argv)] and "hugetlb=1" in os.environ[main.MALLOC]
+    main.ask_for_huge_pages(["train", "x.gin"])
+    assert len(started) == 1

@@ -20,7 +20,7 @@ def small(n_filters: int, ratios: tuple[int, ...]) -> MimiConfig:
     )
 
 
-PLAIN, FOLDED = small(16, (2, 4, 120)), small(8, (2, 5, 2, 3, 8))
+PLAIN, FOLDED = small(16, (2, 4, 120)), small(8, (2, 2, 15, 2, 8))
 
 
 def convolve(x: np.ndarray, layer: dict, stride: int) -> np.ndarray:
@@ -51,7 +51,7 @@ def envelopes(config: MimiConfig, params, waveform: np.ndarray) -> np.ndarray:
     return x
 
 
-@pytest.mark.parametrize(("config", "hop", "bands"), [(PLAIN, 120, 10), (FOLDED, 240, 42)])
+@pytest.mark.parametrize(("config", "hop", "bands"), [(PLAIN, 120, 10), (FOLDED, 240, 21)])
 def test_each_band_answers_to_its_own_tone(config, hop, bands):
     params = filterbank.apply(config, codec.init(config, jax.random.key(0))["params"])
     assert filterbank.stages(config).hop == hop
@@ -65,9 +65,9 @@ def test_each_band_answers_to_its_own_tone(config, hop, bands):
 
 def test_an_envelope_hardly_depends_on_the_phase_of_a_tone():
     params = filterbank.apply(FOLDED, codec.init(FOLDED, jax.random.key(0))["params"])
-    _, centres = filterbank.band_filters(42, 480, 24_000)
+    _, centres = filterbank.band_filters(21, 480, 24_000)
     time = np.arange(4800) / 24_000
-    levels = envelopes(FOLDED, params, 0.1 * np.sin(2 * np.pi * centres[20] * time))[3:, 20]
+    levels = envelopes(FOLDED, params, 0.1 * np.sin(2 * np.pi * centres[10] * time))[3:, 10]
     assert levels.std() < 0.1 * levels.mean()
 
 
@@ -117,5 +117,5 @@ def test_the_frozen_part_gets_no_gradient():
 
     gradient = jax.grad(total)(params)["encoder"]["seanet"]
     for name, layer in gradient.items():
-        frozen = name in ("parts_0", "parts_2", "parts_4", "parts_6", "parts_8")
+        frozen = name in ("parts_0", "parts_2", "parts_4", "parts_6")
         assert all((np.abs(leaf).max() == 0) == frozen for leaf in jax.tree.leaves(layer)), name
