@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 HIGHEST = jax.lax.Precision.HIGHEST
 PADDINGS = ("zeros", "replicate")
+#: Steps of a one-channel input that are taken together.
+FOLD = 8
 
 
 def rows_from_kernel(kernel: Float[Array, "k I O"]) -> Float[Array, "O kI"]:
@@ -41,6 +43,52 @@ def rows_from_kernel(kernel: Float[Array, "k I O"]) -> Float[Array, "O kI"]:
 def rows_from_transposed_kernel(kernel: Float[Array, "I k O"]) -> Float[Array, "kO I"]:
     """The ``kernel_rows`` form of a `TransposedConv` kernel (not depthwise)."""
     return kernel.reshape(kernel.shape[0], -1).T
+
+
+def correlate(
+    padded: Float[Array, "B L I"], kernel: Float[Array, "k i O"], stride: int, dilation: int, groups: int
+) -> Float[Array, "B M O"]:
+    return jax.lax.conv_general_dilated(
+        padded,
+        kernel,
+        window_strides=(stride,),
+        padding="VALID",
+        rhs_dilation=(dilation,),
+        dimension_numbers=("NWC", "WIO", "NWC"),
+        feature_group_count=groups,
+        precision=HIGHEST,
+    )
+
+
+@jax.custom_vjp
+def correlate_folded(padded: Float[Array, "B L 1"], kernel: Float[Array, "k 1 O"]) -> Float[Array, "B M O"]:
+    """Correlation of one channel with up to ``FOLD + 1`` taps: M = L - k + 1 outputs, a multiple of ``FOLD``.
+
+    A convolution of one channel leaves vector units idle. Here ``FOLD`` steps are one row, and two rows in turn are
+    multiplied by a matrix that holds the taps once for each output of a row. The gradient is that of the convolution,
+    which has no such trouble.
+    """
+    taps, _, features = kernel.shape
+    rows = (padded.shape[1] - taps + 1) // FOLD
+    blocks = jnp.pad(padded[..., 0], ((0, 0), (FOLD + 1 - taps, 0))).reshape(padded.shape[0], rows + 1, FOLD)
+    pairs = jnp.concatenate([blocks[:, :-1], blocks[:, 1:]], axis=-1)
+    # Output t of a row reads tap j from step t + j + FOLD + 1 - taps of its pair.
+    tap = jnp.arange(2 * FOLD)[:, None] - jnp.arange(FOLD) - (FOLD + 1 - taps)
+    inside = (tap >= 0) & (tap < taps)
+    matrix = jnp.where(inside[..., None], kernel[jnp.clip(tap, 0, taps - 1), 0], 0.0)
+    folded = jnp.einsum("brs,sto->brto", pairs, matrix, precision=HIGHEST)
+    return folded.reshape(padded.shape[0], rows * FOLD, features)
+
+
+def _folded_forward(padded, kernel):
+    return correlate_folded(padded, kernel), (padded, kernel)
+
+
+def _folded_backward(inputs, gradient):
+    return jax.vjp(lambda padded, kernel: correlate(padded, kernel, 1, 1, 1), *inputs)[1](gradient)
+
+
+correlate_folded.defvjp(_folded_forward, _folded_backward)
 
 
 class CausalConv(nn.Module):
@@ -116,17 +164,10 @@ class CausalConv(nn.Module):
 
     def _correlate(self, padded: Array) -> Array:
         """No padding: ``padded`` already has ``left_padding`` steps in front."""
-        if self.kernel_rows is None:
-            y = jax.lax.conv_general_dilated(
-                padded,
-                self.kernel,
-                window_strides=(self.stride,),
-                padding="VALID",
-                rhs_dilation=(self.dilation,),
-                dimension_numbers=("NWC", "WIO", "NWC"),
-                feature_group_count=self.groups,
-                precision=HIGHEST,
-            )
+        if self.kernel_rows is None and self._folds(padded.shape[1] - self.left_padding):
+            y = correlate_folded(padded, self.kernel)
+        elif self.kernel_rows is None:
+            y = correlate(padded, self.kernel, self.stride, self.dilation, self.groups)
         else:
             steps = (padded.shape[1] - self.left_padding) // self.stride
             last = (steps - 1) * self.stride + 1
@@ -135,6 +176,11 @@ class CausalConv(nn.Module):
             ]
             y = linear(jnp.concatenate(taps, axis=-1), self.kernel_rows)
         return y + self.bias if self.use_bias else y
+
+    @nn.nowrap
+    def _folds(self, steps: int) -> bool:
+        plain = self.in_features == self.stride == self.dilation == 1
+        return plain and 1 < self.kernel_size <= FOLD + 1 and steps % FOLD == 0
 
     def __call__(self, x: Float[Array, "B L I"]) -> Float[Array, "B M O"]:
         whole_blocks(x.shape[1], self.stride, type(self).__name__)

@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 
 from moshijax.errors import ConfigError
-from moshijax.nn.conv import CausalConv, TransposedConv, rows_from_kernel, rows_from_transposed_kernel
+from moshijax.nn.conv import (
+    CausalConv,
+    TransposedConv,
+    correlate,
+    correlate_folded,
+    rows_from_kernel,
+    rows_from_transposed_kernel,
+)
 from moshijax.nn.streaming import Chain, Pointwise, Residual
 from moshijax.testing import check_streaming
 
@@ -63,6 +70,27 @@ def test_conv_is_the_definition(options):
     if layer.groups == 1:
         rows = {"params": {"kernel_rows": rows_from_kernel(p["kernel"]), **{k: v for k, v in p.items() if k == "bias"}}}
         np.testing.assert_allclose(layer.apply(rows, x), want, atol=1e-5)
+
+
+@pytest.mark.parametrize(("steps", "kernel_size"), [(16, 7), (24, 2), (8, 9), (16, 10), (12, 7), (16, 1)])
+def test_one_channel_is_the_definition_and_has_its_gradient(steps, kernel_size):
+    layer = CausalConv(in_features=1, features=6, kernel_size=kernel_size)
+    x = np.random.RandomState(0).standard_normal((2, steps, 1)).astype(np.float32)
+    variables = layer.init(KEY, x)
+    kernel, bias = (np.asarray(variables["params"][name]) for name in ("kernel", "bias"))
+    want = naive_conv(x, kernel, bias, 1, 1, 1, "zeros")
+    np.testing.assert_allclose(layer.apply(variables, x), want, atol=1e-6)
+    if 1 < kernel_size <= 9 and steps % 8 == 0:
+        padded = np.pad(x, ((0, 0), (kernel_size - 1, 0), (0, 0)))
+        found, wanted = (
+            jax.grad(lambda a, k: (f(a, k) ** 2).sum(), argnums=(0, 1))(padded, kernel)  # noqa: B023
+            for f in (correlate_folded, lambda a, k: correlate(a, k, 1, 1, 1))
+        )
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), found, wanted)
+
+
+def test_one_channel_streams_in_blocks_of_any_size():
+    check_streaming(CausalConv(in_features=1, features=6, kernel_size=7), KEY, 1, max_blocks=16)
 
 
 @pytest.mark.parametrize("options", CONVS, ids=str)
