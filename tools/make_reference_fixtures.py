@@ -1,6 +1,6 @@
 """Makes the parity fixtures of tests/parity/fixtures by running the PyTorch reference.
 
-    python3 -m venv reference && reference/bin/pip install moshi==0.2.13
+    python3 -m venv reference && reference/bin/pip install moshi==0.2.13 transformers==5.23
     NO_TORCH_COMPILE=1 reference/bin/python tools/make_reference_fixtures.py [--only PREFIX] [--out DIR]
 
 Everything runs in float32 on the CPU. Weights are not stored: `tests/parity/weights_by_name.py` fills them from a seed
@@ -16,6 +16,7 @@ from pathlib import Path
 
 import reference_codec
 import reference_language
+import reference_transformers
 import torch
 from reference_models import watch_codebooks, watch_sampling, weights_by_name
 
@@ -31,6 +32,7 @@ def main() -> None:
     watch_codebooks()
     watch_sampling()
     makers = reference_codec.makers(options.out) | reference_language.makers(options.out)
+    makers |= reference_transformers.makers(options.out)
     for name, maker in makers.items():
         if name == options.only or (options.only not in makers and name.startswith(options.only)):
             maker()

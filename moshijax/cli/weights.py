@@ -42,7 +42,8 @@ def _megabytes(files: list[Path]) -> str:
 @command.command("import")
 @click.argument("source", type=click.Path())
 @click.argument("directory", type=click.Path())
-def import_(source: str, directory: str) -> None:
+@click.option("--adapter", type=click.Path(), help="A LoRA adapter file for the model; its config.json lies beside it.")
+def import_(source: str, directory: str, adapter: str | None) -> None:
     """Import the published model SOURCE into DIRECTORY, which every command takes in the place of a run.
 
     SOURCE is a safetensors file, the index of several, or a directory with its config.json. The codec and the tokenizer
@@ -56,9 +57,10 @@ def import_(source: str, directory: str) -> None:
     from moshijax.weights.transfer import import_weights
 
     with _shown() as progress:
-        made = import_weights(source, directory, progress)
+        made = import_weights(source, directory, progress, adapter)
     files = [file for file in Path(directory).rglob("*") if file.is_file()]
     parts = {"lm": "a language model", "codec": "a codec"}[made.kind]
+    parts += ", an adapter" * (made.adapter is not None)
     parts += ", its codec" * (made.codec is not None) + ", its tokenizer" * (made.tokenizer is not None)
     click.echo(f"wrote {directory}: {parts}; {_megabytes(files)}")
 
@@ -75,7 +77,10 @@ def import_(source: str, directory: str) -> None:
 )
 @click.option("--codec", type=click.Path(), help="The codec to put beside a language model that does not lead to it.")
 @click.option("--max-file-gb", type=click.FloatRange(min=0, min_open=True), help="Split into files of this size.")
-def export(source: str, directory: str, form: str, codec: str | None, max_file_gb: float | None) -> None:
+@click.option("--merge-adapter", is_flag=True, help="Add the LoRA adapter to the weights.")
+def export(
+    source: str, directory: str, form: str, codec: str | None, max_file_gb: float | None, merge_adapter: bool
+) -> None:
     """Write SOURCE, a run or imported or published weights, into the new DIRECTORY under published names.
 
     \b
@@ -84,15 +89,78 @@ def export(source: str, directory: str, form: str, codec: str | None, max_file_g
     """
     from dataclasses import replace
 
+    from moshijax.export import source as sources
     from moshijax.weights.source import open_source
     from moshijax.weights.transfer import export_weights
 
     found = open_source(source)
-    if codec is not None:
-        if found.kind != "lm":
-            raise ConfigError(f"{source} is a codec; leave --codec out")
-        found = replace(found, codec=open_source(codec, "codec"))
+    if codec is not None and found.kind != "lm":
+        raise ConfigError(f"{source} is a codec; leave --codec out")
+    if found.kind == "lm" and (codec is not None or found.codec is None):
+        place = codec or sources.codec_of(source)
+        found = replace(found, codec=None if place is None else open_source(place, "codec"))
     with _shown() as progress:
         limit = None if max_file_gb is None else int(max_file_gb * 1e9)
-        files = export_weights(found, directory, form, limit, progress)
+        files = export_weights(found, directory, form, limit, progress, merge_adapter)
     click.echo(f"wrote {directory}: {', '.join(file.name for file in files)}; {_megabytes(files)}")
+
+
+@command.command()
+@click.argument("path", type=click.Path())
+@click.option("--reference", type=click.Path(), help="The record. Default: reference.json, reference.npz beside PATH.")
+def verify(path: str, reference: str | None) -> None:
+    """Compare the model at PATH with recorded numbers of the PyTorch package.
+
+    Prints the largest error of every part, then "equal", "equal within ..." or what differs first (exit code 1).
+
+    \b
+    Example:
+      moshijax weights verify models/moshiko --reference moshiko.json
+    """
+    from moshijax.errors import MoshijaxError
+    from moshijax.weights import verify as verifying
+
+    parts = verifying.verify(path, reference)
+    for part in parts:
+        shown = f"{part.size - int(part.error)} of {part.size} equal" if part.ids else f"{part.error:.1e}"
+        click.echo(f"{part.name:22} {shown}")
+    line = verifying.verdict(parts)
+    if line.startswith("differs"):
+        raise MoshijaxError(f"{path} {line}; fetch or convert the file again")
+    click.echo(f"{path}: {line}")
+
+
+@command.command()
+@click.argument("source", type=click.Path())
+@click.argument("directory", type=click.Path())
+@click.option("--tokenizer", required=True, type=click.Path(), help="The new SentencePiece model.")
+@click.option("--old-tokenizer", type=click.Path(), help="The present one, where SOURCE does not have it.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the rows of pieces that are new.")
+def retokenize(source: str, directory: str, tokenizer: str, old_tokenizer: str | None, seed: int) -> None:
+    """Give the language model SOURCE another text vocabulary, of any size, and write it into DIRECTORY.
+
+    Text tables and heads are made anew; rows of pieces that both vocabularies have, and of the special ids, are carried
+    over. The other weights do not change. DIRECTORY is like that of `moshijax weights import`.
+
+    \b
+    Example:
+      moshijax weights retokenize models/moshiko models/moshiko-ja --tokenizer japanese.model
+    """
+    import shutil
+
+    from moshijax.data.text import Tokenizer
+    from moshijax.weights import retokenize as changing
+    from moshijax.weights.source import TOKENIZER, open_source
+    from moshijax.weights.transfer import write_imported
+
+    found = open_source(source, "lm")
+    present = old_tokenizer or found.tokenizer
+    if present is None:
+        raise ConfigError(f"{source} has no tokenizer; give the one it was trained with as --old-tokenizer")
+    old, new = Tokenizer.load(present), Tokenizer.load(tokenizer)  # whose special ids no text can become
+    changed = changing.retokenize(found, old.pieces, new.pieces, seed)
+    with _shown() as progress:
+        write_imported(changed, directory, progress)
+    shutil.copyfile(tokenizer, Path(directory) / TOKENIZER)
+    kept = int((changing.carried(old.pieces, new.pieces) >= 0).sum())
+    click.echo(f"wrote {directory}: {new.vocab_size} pieces, {kept} of them carried over")

@@ -70,6 +70,14 @@ def _recorded_codecs(path: Path) -> list[tuple[str, str | None]]:
     return [(index["sha256"], index.get("source")) for index in indexes if "sha256" in index]
 
 
+def codec_of(path: str | Path) -> Path | None:
+    """Where the codec of a language model lies, as far as the run or the published directory says and it is there."""
+    try:
+        return _codec_path(Path(path), _recorded_codecs(Path(path)))
+    except ConfigError:
+        return None
+
+
 def _codec_path(path: Path, recorded: list[tuple[str, str | None]]) -> Path:
     for _, source in recorded:
         if source is not None and Path(source).exists():

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from moshijax.lm import layouts
-from moshijax.lm.config import DepthConfig, LMConfig, LookupConditioner
+from moshijax.lm.config import DepthConfig, LMConfig, LookupConditioner, TensorConditioner
 from moshijax.nn.transformer import TransformerConfig
 
 
@@ -34,6 +36,96 @@ DEV_2B = LMConfig(
     temporal=_moshi_stack(dim=2560, num_layers=24, num_heads=20, hidden_dim=7040, context=3000, max_period=1e5),
     depth=_moshi_depth(),
     conditioners=(LookupConditioner("description", bins=31, dim=16),),
+)
+
+#: PersonaPlex 7B (`nvidia/personaplex-7b-v1`): Moshi with a depth step for every row of the user too.
+PERSONAPLEX_7B = LMConfig(
+    layout=layouts.dialogue(codebooks=8, acoustic_delay=1, score_user=True),
+    card=2048,
+    text_card=32000,
+    temporal=MOSHI_7B.temporal,
+    depth=_moshi_depth(),
+)
+
+# The first eight depth steps have weights of their own, the others share some.
+_SHARED_16 = (*range(8), *(8,) * 8)
+_SHARED_32 = (*range(8), *(8,) * 8, *(9,) * 8, *(10,) * 8)
+
+
+def _shared_depth(schedule: tuple[int, ...], hidden_dim: int = 2048, layers: int = 4, **fields) -> DepthConfig:
+    stack = _moshi_stack(dim=1024, num_layers=layers, num_heads=16, hidden_dim=hidden_dim, positional_embedding="none")
+    return DepthConfig(stack, schedule=schedule, **fields)
+
+
+#: Hibiki 2B, speech translation: 16 codebooks per speaker.
+HIBIKI_2B = LMConfig(
+    layout=layouts.dialogue(codebooks=16, acoustic_delay=2),
+    card=2048,
+    text_card=48000,
+    temporal=_moshi_stack(dim=2560, num_layers=24, num_heads=20, hidden_dim=7040, context=1500, max_period=1e5),
+    depth=_shared_depth(_SHARED_16, low_rank=128),
+    conditioners=DEV_2B.conditioners,
+)
+
+_DIM_2048 = _moshi_stack(dim=2048, num_layers=16, num_heads=16, hidden_dim=5632, context=500, max_period=1e5)
+
+#: Hibiki 1B (`kyutai/hibiki-1b-mlx-bf16`).
+HIBIKI_1B = LMConfig(
+    layout=layouts.dialogue(codebooks=8, acoustic_delay=2),
+    card=2048,
+    text_card=48000,
+    temporal=_DIM_2048,
+    depth=_moshi_depth(),
+    conditioners=DEV_2B.conditioners,
+)
+
+#: Hibiki-Zero 3B: half-split positions, grouped keys, a norm before every audio head.
+HIBIKI_ZERO_3B = LMConfig(
+    layout=layouts.dialogue(codebooks=16, acoustic_delay=2),
+    card=2048,
+    text_card=48000,
+    temporal=_moshi_stack(
+        dim=2048,
+        num_layers=28,
+        num_heads=16,
+        kv_repeat=2,
+        hidden_dim=8192,
+        context=3000,
+        max_period=2e4,
+        positional_embedding="rope_concat",
+    ),
+    depth=_shared_depth(_SHARED_16, hidden_dim=4096, layers=6, output_norm="layer_norm"),
+)
+
+#: Kyutai STT 1B (`kyutai/stt-1b-en_fr`): text half a second behind the audio; its voice activity heads are 4 of 6.
+STT_1B = LMConfig(
+    layout=layouts.recognition(codebooks=32),
+    card=2048,
+    text_card=8000,
+    temporal=dataclasses.replace(_DIM_2048, context=750),
+)
+
+#: Kyutai STT 2.6B (`kyutai/stt-2.6b-en`): text 2.5 s behind the audio.
+STT_2_6B = LMConfig(
+    layout=layouts.recognition(codebooks=32),
+    card=2048,
+    text_card=4000,
+    temporal=_moshi_stack(dim=2048, num_layers=48, num_heads=32, hidden_dim=5632, context=375, max_period=1e5),
+)
+
+#: Kyutai TTS 1.6B (`kyutai/tts-1.6b-en_fr`): the voice by cross-attention, a look at the words to come.
+TTS_1_6B = LMConfig(
+    layout=layouts.single_stream(codebooks=32, acoustic_delay=2),
+    card=2048,
+    text_card=8000,
+    temporal=dataclasses.replace(_DIM_2048, max_period=1e4, cross_attention=True),
+    depth=_shared_depth(_SHARED_32, low_rank=128),
+    demux_text=True,
+    conditioners=(
+        LookupConditioner("control", bins=1, dim=2048),
+        LookupConditioner("cfg", bins=7, dim=16),
+        TensorConditioner("speaker_wavs", dim=512),
+    ),
 )
 
 #: A model that trains in minutes on a CPU; text pieces as in the quickstart.

@@ -39,6 +39,7 @@ DTYPES = {
     "BOOL": np.dtype(bool),
 }
 MAX_HEADER = 100_000_000
+SHOWN = 12
 LFS_POINTER = b"version https://git-lfs"
 
 
@@ -205,20 +206,21 @@ def check_names_and_shapes(
 
     Raises:
         DataError: one line that lists the missing, the unexpected and the mis-shaped tensors together, with both
-            shapes.
+            shapes; of many the first `SHOWN`.
     """
     ignored = set(ignored)
-    problems = [f"missing {name} {list(expected[name])}" for name in expected if name not in found]
-    problems += [
-        f"unexpected {name} {list(found[name])}" for name in found if name not in expected and name not in ignored
-    ]
-    problems += [
+    problems = [
         f"mis-shaped {name}: file {list(found[name])}, model {list(expected[name])}"
         for name in expected
         if name in found and tuple(found[name]) != tuple(expected[name])
     ]
+    problems += [f"missing {name} {list(expected[name])}" for name in expected if name not in found]
+    problems += [
+        f"unexpected {name} {list(found[name])}" for name in found if name not in expected and name not in ignored
+    ]
     if problems:
+        more = f" and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
         raise DataError(
-            f"{path}: {len(problems)} tensors do not fit the model: {'; '.join(problems)}; "
+            f"{path}: {len(problems)} tensors do not fit the model: {'; '.join(problems[:SHOWN])}{more}; "
             f"use the file and config of one model"
         )

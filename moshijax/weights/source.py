@@ -18,7 +18,7 @@ from moshijax import codec, lm
 from moshijax.codec.configs import MIMI
 from moshijax.config_json import from_json
 from moshijax.errors import ConfigError, DataError
-from moshijax.weights import huggingface, kyutai, mlx
+from moshijax.weights import huggingface, kyutai, lora, mlx
 from moshijax.weights import huggingface_config as hf_config
 from moshijax.weights.lm_config import LEGACY_7B, lm_config
 from moshijax.weights.lm_table import lm_table
@@ -34,7 +34,7 @@ DESCRIPTION, PARAMETERS, RECORD, EXTRA, CODEC = (
     *("model.json", "parameters.safetensors", "published.json", "extra.safetensors"),
     "codec",
 )
-TOKENIZER = "tokenizer.model"
+TOKENIZER, ADAPTER = "tokenizer.model", "lora.safetensors"
 #: The published module has this projection even without a depth transformer.
 UNUSED = "depformer_in.0.weight"
 #: Types of tensors that can be kept as they are.
@@ -70,6 +70,7 @@ class Source:
         table, stored: `moshijax.weights.table.Leaves` of these are our parameters.
         codec: the codec that a language model comes with.
         tokenizer: its SentencePiece model.
+        adapter: what is added to `tensors` in our parameters (`stored` has it).
     """
 
     kind: str
@@ -81,10 +82,34 @@ class Source:
     stored: Any
     codec: Source | None = None
     tokenizer: Path | None = None
+    adapter: lora.Adapter | None = None
 
     def leaves(self, config: Any = None, stacked: bool = False, shardings: Any = None) -> Leaves:
         """Our parameters, lazily; `config` may differ in its types."""
         return Leaves(self.table, self.stored, abstract(self.kind, config or self.config, stacked), shardings)
+
+
+def with_adapter(source: Source, path: str | Path) -> Source:
+    """The model with a LoRA adapter; scaling and rank as the config.json beside the file, or of the model, says.
+
+    Raises:
+        DataError: the adapter does not fit, or does nothing.
+    """
+    path = Path(path)
+    beside = path.parent / CONFIG_FILE
+    fields = {**source.record.config, **(read_json(beside) if beside.is_file() else {})}
+    adapter = lora.Adapter(path, float(fields.get("lora_scaling", 2.0)), fields.get("lora_rank"))
+    table = table_of("lm", source.config)
+    stored = lora.merged(source.tensors, adapter, depth_weights(source.config))
+    told = {"lora": True, "lora_scaling": adapter.scaling, "lora_name": path.name}
+    told |= {} if adapter.rank is None else {"lora_rank": adapter.rank}
+    record = replace(source.record, config={**source.record.config, **told})
+    return replace(source, record=record, table=table, stored=stored, adapter=adapter)
+
+
+def depth_weights(config: lm.LMConfig) -> int:
+    """Attention weights of every layer of the depth transformer."""
+    return len(set(config.depth.step_weights(config.layout.dep_q))) if config.depth is not None else 1
 
 
 def abstract(kind: str, config: Any, stacked: bool = False) -> dict[str, Any]:
@@ -167,7 +192,7 @@ def _imported(path: Path) -> Source:
     config = from_json(_class(kind, path / DESCRIPTION), fields, DESCRIPTION)
     stored, table = open_tensors(path / PARAMETERS), same(abstract(kind, config))
     check_names_and_shapes(stored.path, stored.shapes, {name: entry.shape for name, entry in table.items()})
-    return Source(
+    source = Source(
         kind,
         config,
         Published(table_of(kind, config), stored, told.dtypes),
@@ -178,6 +203,8 @@ def _imported(path: Path) -> Source:
         _imported(path / CODEC) if kind == "lm" and (path / CODEC).is_dir() else None,
         path / TOKENIZER if (path / TOKENIZER).exists() else None,
     )
+    adapter = path / Path(str(told.config.get("lora_name") or ADAPTER)).name
+    return with_adapter(source, adapter) if told.config.get("lora") else source
 
 
 def _run(path: Path) -> Source:
@@ -206,7 +233,8 @@ def _published(path: Path, kind: str | None, config: Any) -> Source:
     if kind == "codec":
         if isinstance(fields.get("mimi_name"), str):
             return _codec_beside(folder, fields, config)
-        return _codec_file(folder / MODEL_FILE, config or MIMI, {})
+        if not _has(folder, MODEL_FILE) or _is_codec(open_tensors(folder / MODEL_FILE)):
+            return _codec_file(folder / MODEL_FILE, config or MIMI, {})
     if not fields:
         if _has(folder, MODEL_FILE) and _is_codec(open_tensors(folder / MODEL_FILE)):
             return _codec_file(folder / MODEL_FILE, config or MIMI, {})
@@ -275,8 +303,6 @@ def _codec_file(path: Path, config: codec.MimiConfig, fields: Mapping[str, Any])
 
 
 def _lm_file(path: Path, fields: Mapping[str, Any]) -> Source:
-    if fields.get("lora"):
-        raise ConfigError(f"{path}: its config.json says lora=True: adapters are not supported; merge them first")
     config, file = lm_config(fields), open_tensors(path)
     if mlx.is_file(file):
         mlx.check_not_quantised(file, str(path))
@@ -293,8 +319,12 @@ def _lm_file(path: Path, fields: Mapping[str, Any]) -> Source:
     extra = {name: fused[name] for name in scaled.values()}
     if config.depth is None and not fields.get("depformer_multi_linear") and UNUSED in fused:
         extra[UNUSED] = fused[UNUSED]
+    if fields.get("lora") and scaled:
+        raise ConfigError(f"{path}: int8 weights with an adapter are not supported; use the bf16 weights")
     record = Record(kyutai.spelling(file), fields, extra=extra)
-    return _opened("lm", config, kyutai.dequantised(fused, str(path)), record, path)
+    source = _opened("lm", config, kyutai.dequantised(fused, str(path)), record, path)
+    adapter = path.parent / Path(str(fields.get("lora_name") or ADAPTER)).name
+    return with_adapter(source, adapter) if fields.get("lora") else source
 
 
 def _opened(kind: str, config: Any, tensors: Any, record: Record, path: Path) -> Source:
@@ -309,9 +339,14 @@ def _opened(kind: str, config: Any, tensors: Any, record: Record, path: Path) ->
         found = {tensors.dtypes[name].name for name in table if not name.startswith("condition_provider.")}
         dtype = found.pop() if len(found) == 1 else "float32"
         config = config.with_dtype(dtype, dtype)
-    shown = Published(table, _Shown(abstract(kind, config))).dtypes
-    dtypes = {name: tensors.dtypes[name].name for name in table if tensors.dtypes[name] != shown[name]}
+    ours = shown(kind, config).dtypes
+    dtypes = {name: tensors.dtypes[name].name for name in table if tensors.dtypes[name] != ours[name]}
     return Source(kind, config, tensors, replace(record, dtypes=dtypes), path, table, tensors)
+
+
+def shown(kind: str, config: Any) -> Published:
+    """The published tensors of a model as far as names, shapes and types go; nothing is allocated."""
+    return Published(table_of(kind, config), _Shown(abstract(kind, config)))
 
 
 class _Shown(dict):

@@ -19,6 +19,7 @@ from moshijax.weights.lm_config import lm_config, loader_fields, published_confi
 from moshijax.weights.mimi_config import mimi_config, published_mimi_config
 from moshijax.weights.names import View
 from moshijax.weights.source import Source
+from moshijax.weights.table import Leaves
 
 FORMATS = ("kyutai", "kyutai-fused", "huggingface", "mlx")
 #: An imported model lies in files of at most so many bytes.
@@ -68,9 +69,12 @@ def _new_directory(path: Path) -> Path:
     return partial
 
 
-def import_weights(src: str | Path, dst: str | Path, progress: Progress = _ignore) -> Source:
+def import_weights(
+    src: str | Path, dst: str | Path, progress: Progress = _ignore, adapter: str | Path | None = None
+) -> Source:
     """Copy a model into a directory of ours, which every command takes.
 
+    A LoRA adapter, `adapter` or the one that the model's config names, is copied as it is; loading adds it.
     The directory holds our parameters with the types of the file, and what else is needed to write the same files
     again. A language model's codec (`codec/`) and tokenizer come along when they lie beside it.
 
@@ -78,7 +82,19 @@ def import_weights(src: str | Path, dst: str | Path, progress: Progress = _ignor
         ConfigError: `dst` exists.
         DataError: as `moshijax.weights.source.open_source`; nothing is left behind.
     """
-    found, dst = source.open_source(src), Path(dst)
+    found = source.open_source(src)
+    if found.record.format == "run":
+        raise ConfigError(f"{found.where} is a run already; every command takes it as it is")
+    return write_imported(found if adapter is None else source.with_adapter(found, adapter), dst, progress)
+
+
+def write_imported(found: Source, dst: str | Path, progress: Progress = _ignore) -> Source:
+    """Write a model as an imported one.
+
+    Raises:
+        ConfigError: `dst` exists.
+    """
+    dst = Path(dst)
     partial = _new_directory(dst)
     try:
         _write_ours(found, partial, progress)
@@ -89,31 +105,40 @@ def import_weights(src: str | Path, dst: str | Path, progress: Progress = _ignor
 
 
 def _write_ours(found: Source, folder: Path, progress: Progress) -> None:
-    if found.record.format == "run":
-        raise ConfigError(f"{found.where} is a run already; every command takes it as it is")
     if found.codec is not None:
         (folder / source.CODEC).mkdir()
         _write_ours(found.codec, folder / source.CODEC, lambda name: progress(f"codec {name}"))
     if found.tokenizer is not None:
         shutil.copyfile(found.tokenizer, folder / source.TOKENIZER)
-    writer.write(folder / source.PARAMETERS, found.leaves(), SHARD_BYTES, progress=progress)
+    if found.adapter is not None:
+        shutil.copyfile(found.adapter.path, folder / found.adapter.path.name)
+    # Without the adapter: what is added cannot be taken away again.
+    table, shapes = source.table_of(found.kind, found.config), source.abstract(found.kind, found.config)
+    writer.write(folder / source.PARAMETERS, Leaves(table, found.tensors, shapes), SHARD_BYTES, progress=progress)
     record = dataclasses.asdict(found.record)
     extra = record.pop("extra")
     if extra:
         writer.write(folder / source.EXTRA, _Held(extra))
+    record["config"] = dict(found.record.config)
     writer.write_text(folder / source.RECORD, json.dumps(record, indent=1) + "\n")
     description = {"kind": found.kind, "config": to_json(found.config)}
     writer.write_text(folder / source.DESCRIPTION, json.dumps(description, indent=2) + "\n")
 
 
 def export_weights(
-    found: Source, dst: str | Path, format: str, shard_bytes: int | None = None, progress: Progress = _ignore
+    found: Source,
+    dst: str | Path,
+    format: str,
+    shard_bytes: int | None = None,
+    progress: Progress = _ignore,
+    merge: bool = False,
 ) -> list[Path]:
     """Write a model, with its codec and tokenizer where it has them, under published names.
 
     Args:
         format: one of `FORMATS`.
         shard_bytes: largest file; by default one file per model.
+        merge: add the LoRA adapter to the weights instead of writing it beside them.
 
     Returns:
         The files.
@@ -124,6 +149,10 @@ def export_weights(
     dst = Path(dst)
     if format not in FORMATS:
         raise ConfigError(f"format {format!r} must be one of {', '.join(FORMATS)}")
+    if merge:
+        found = _merged(found)
+    if found.adapter is not None and not format.startswith("kyutai"):
+        raise ConfigError(f"{found.where} has an adapter, for which {format} has no place; give --merge-adapter")
     partial = _new_directory(dst)
     try:
         write = _write_huggingface if format == "huggingface" else _write_kyutai
@@ -132,6 +161,29 @@ def export_weights(
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return sorted(dst.iterdir())
+
+
+def _merged(found: Source) -> Source:
+    """The model with its adapter in its weights."""
+    if found.adapter is None:
+        raise ConfigError(f"{found.where} has no adapter to merge; leave --merge-adapter out")
+    config = {name: value for name, value in found.record.config.items() if not name.startswith("lora")}
+    record = dataclasses.replace(found.record, config=config)
+    return dataclasses.replace(found, tensors=found.stored, record=record, adapter=None)
+
+
+def predicted_size(kind: str, config: Any, format: str) -> int:
+    """Bytes of the one file that a model makes in a format, header included; nothing is allocated."""
+    tensors: Any = source.shown(kind, config)
+    metadata = None
+    if format == "huggingface":
+        groups = huggingface.lm_groups(config) if kind == "lm" else huggingface.mimi_groups(config)
+        tensors, metadata = View(tensors, groups, reading=False), huggingface.METADATA
+    elif kind == "lm" and format == "mlx":
+        tensors = View(tensors, mlx.lm_groups(config), reading=False)
+    elif format == "kyutai":
+        tensors = kyutai.split(tensors, source.depth_weights(config) if kind == "lm" else 1)
+    return writer.file_size(tensors, metadata)
 
 
 def _write_kyutai(found: Source, folder: Path, format: str, shard_bytes: int | None, progress: Progress) -> None:
@@ -147,6 +199,9 @@ def _write_kyutai(found: Source, folder: Path, format: str, shard_bytes: int | N
         _write_codec(found.codec, folder / Path(mimi).name, path, None, progress, format)
     if found.tokenizer is not None:
         shutil.copyfile(found.tokenizer, folder / Path(fields.setdefault("tokenizer_name", source.TOKENIZER)).name)
+    if found.adapter is not None:
+        shutil.copyfile(found.adapter.path, folder / found.adapter.path.name)
+        fields |= {name: value for name, value in found.record.config.items() if name.startswith("lora")}
     tensors = found.tensors
     extra = {name: array for name, array in found.record.extra.items() if not name.endswith(kyutai.SCALE)}
     if extra:
@@ -160,8 +215,7 @@ def _write_kyutai(found: Source, folder: Path, format: str, shard_bytes: int | N
     if format == "mlx":
         tensors = View(tensors, mlx.lm_groups(found.config), reading=False)
     if format == "kyutai":
-        depth = found.config.depth
-        tensors = kyutai.split(tensors, len(set(depth.step_weights(found.config.layout.dep_q))) if depth else 1)
+        tensors = kyutai.split(tensors, source.depth_weights(found.config))
     writer.write(file, tensors, shard_bytes, progress=progress)
     writer.write_text(folder / source.CONFIG_FILE, json.dumps(fields, indent=2) + "\n")
 

@@ -39,13 +39,13 @@ def tensor(name: str, shape: Sequence[int], seed: int) -> np.ndarray:
     random = np.random.RandomState([seed, zlib.crc32(name.encode())])
     noise = uniform(random, shape)
     unit = noise * np.float32(math.sqrt(3.0))  # unit variance
-    if name.endswith("_codebook._initialized"):
+    if re.search(r"codebook\._?initialized$", name):
         return np.ones(shape, np.float32)
-    if name.endswith("_codebook.cluster_usage"):
+    if name.endswith("codebook.cluster_usage"):
         usage = np.float32(0.6) * noise + np.float32(1.0)
         usage[0] = 0.0  # a dead code: exercises the lower bound of the division
         return usage
-    if name.endswith("_codebook.embedding_sum"):
+    if name.endswith(("codebook.embedding_sum", "codebook.embed_sum")):
         return unit * np.float32(0.3)
     if name.endswith(".scale"):
         level = 0.15 if "coder_transformer" in name else 0.5
@@ -54,15 +54,16 @@ def tensor(name: str, shape: Sequence[int], seed: int) -> np.ndarray:
         return np.float32(1.0) + np.float32(0.15) * unit
     if name.endswith(".bias"):
         return np.float32(0.1) * unit
-    if re.search(r"(^|\.)(depformer_)?(text_)?emb(\.\d+)?\.weight$", name):
+    if re.search(r"(^|\.)(depformer_)?(text_)?emb(ed_tokens)?(\.\d+)?\.weight$", name):
         return np.float32(0.5) * unit
     gain = 1.5
-    if name.startswith(("text_linear.", "extra_heads.")):
+    if name.startswith(("text_linear.", "extra_heads.", "lm_head.", "decoder.lm_head.")):
         gain = 3.0
-    if name.startswith("linears."):  # what the depth transformer adds up is large already
+    if name.startswith(("linears.", "depth_decoder.lm_heads.")):  # what the depth transformer adds up is large already
         gain = 0.5
-    if len(shape) == 3:
-        if "convtr" in name:  # [in, out, kernel], kernel twice the stride: two taps reach an output sample
+    if len(shape) == 3 and not name.startswith("depth_decoder."):
+        transposed = re.search(r"(^|\.)(decoder\.layers\.\d+|upsample)\.conv\.weight$", name) and shape[2] % 2 == 0
+        if "convtr" in name or transposed:  # [in, out, kernel], kernel twice the stride: two taps for a sample
             fan_in = 2 * (1 if shape[1] == 1 and shape[0] > 1 and "upsample" in name else shape[0])
         else:
             fan_in = shape[1] * shape[2]
@@ -76,9 +77,12 @@ def tensor(name: str, shape: Sequence[int], seed: int) -> np.ndarray:
     return unit * np.float32(gain / math.sqrt(fan_in))
 
 
-def fill(shapes: Mapping[str, Sequence[int]], seed: int) -> dict[str, np.ndarray]:
-    """All tensors of a model: `{name: shape}` to `{name: float32 array}`."""
-    return {name: tensor(name, shape, seed) for name, shape in shapes.items()}
+def fill(shapes: Mapping[str, Sequence[int]], seed: int, zero_rows: Sequence[str] = ()) -> dict[str, np.ndarray]:
+    """All tensors of a model: `{name: shape}` to `{name: float32 array}`; `zero_rows`: those whose last row is zero."""
+    filled = {name: tensor(name, shape, seed) for name, shape in shapes.items()}
+    for name in zero_rows:
+        filled[name][-1] = 0
+    return filled
 
 
 def frame(seed: int, size: int) -> np.ndarray:
@@ -116,6 +120,7 @@ def write_checkpoint(directory: Path, description: Mapping) -> Path:
     from safetensors.numpy import save_file
 
     directory.mkdir(parents=True, exist_ok=True)
-    save_file(fill(description["tensors"], description["seed"]), str(directory / "model.safetensors"))
+    filled = fill(description["tensors"], description["seed"], description.get("zero_rows", ()))
+    save_file(filled, str(directory / "model.safetensors"))
     (directory / "config.json").write_text(json.dumps(description["config"]))
     return directory

@@ -1,0 +1,89 @@
+"""A model of the quickstart's shape, exported with `--format kyutai`, in the PyTorch package's own loader.
+
+`fixtures/way_back.npz` holds what the package made of it. With torch and `moshi` at hand (here, or in the interpreter
+that MOSHIJAX_REFERENCE_PYTHON names) the test marked `reference` has it made again; MOSHIJAX_EXPORTED names another
+exported directory for it, such as that of a trained quickstart.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from moshijax import codec, lm, weights
+from moshijax.weights.lm_config import published_config
+from moshijax.weights.lm_table import lm_table
+from moshijax.weights.mimi_config import published_mimi_config
+from moshijax.weights.mimi_table import mimi_table
+from moshijax.weights.source import open_source
+from moshijax.weights.transfer import export_weights, import_weights
+from tests.parity.weights_by_name import FIXTURES, fill
+
+TOOL = Path(__file__).parents[2] / "tools" / "reference_generate.py"
+SEED = 11
+
+
+def shapes(table):
+    return {name: entry.shape for name, entry in table.items()}
+
+
+def exported(folder: Path) -> Path:
+    """The directory that the fixture was made from: weights by name, through import and export."""
+    from safetensors.numpy import save_file
+
+    given = folder / "given"
+    given.mkdir()
+    names = {"mimi_name": "mimi.safetensors", "mimi_config_name": "mimi.json", "tokenizer_name": "tokenizer.model"}
+    fields = {**published_config(lm.configs.TINY), **names}
+    (given / "config.json").write_text(json.dumps(fields))
+    (given / "mimi.json").write_text(json.dumps(published_mimi_config(codec.configs.TINY)))
+    (given / "tokenizer.model").write_bytes(b"no text is decoded")
+    save_file(fill(shapes(lm_table(lm.configs.TINY)), SEED), given / "model.safetensors")
+    save_file(fill(shapes(mimi_table(codec.configs.TINY)), SEED), given / "mimi.safetensors")
+    import_weights(given, folder / "ours")
+    export_weights(open_source(folder / "ours"), folder / "exported", "kyutai")
+    return folder / "exported"
+
+
+def check(directory: Path, want: dict[str, np.ndarray]) -> None:
+    """Ours makes the same of the same directory."""
+    config, params = weights.load_lm(directory, dtype="float32")
+    state = lm.init_generation(config, params, 1, lm.Sampling.greedy())
+    step = jax.jit(lambda params, state, given: lm.generate_step(config, params, state, given))
+    for n, given in enumerate(want["given"]):
+        state, out = step(params, state, given)
+        np.testing.assert_array_equal(out, want["out"][n], err_msg=f"call {n + 1}")
+    mimi, params = weights.load_mimi(directory)
+    count = want["codes"].shape[1]
+    np.testing.assert_array_equal(codec.encode(mimi, params, want["waveform"], num_codebooks=count), want["codes"])
+    np.testing.assert_allclose(codec.decode(mimi, params, want["codes"]), want["decoded"], atol=1e-4, rtol=0)
+
+
+def test_the_stored_reference(tmp_path):
+    with np.load(FIXTURES / "way_back.npz") as file:
+        want = dict(file)
+    assert len(np.unique(want["out"])) > 20 and want["margin"] > 1e-4
+    check(exported(tmp_path), want)
+
+
+def reference_python() -> str | None:
+    if importlib.util.find_spec("torch") and importlib.util.find_spec("moshi"):
+        return sys.executable
+    return os.environ.get("MOSHIJAX_REFERENCE_PYTHON")
+
+
+@pytest.mark.reference
+@pytest.mark.skipif(reference_python() is None, reason="needs torch and moshi, or MOSHIJAX_REFERENCE_PYTHON")
+def test_the_package_loads_what_we_export(tmp_path):
+    directory = Path(os.environ["MOSHIJAX_EXPORTED"]) if "MOSHIJAX_EXPORTED" in os.environ else exported(tmp_path)
+    subprocess.run([reference_python(), TOOL, directory, tmp_path / "made.npz"], check=True)
+    with np.load(tmp_path / "made.npz") as file:
+        check(directory, dict(file))
