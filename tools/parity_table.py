@@ -1,16 +1,18 @@
 """Runs every parity fixture and writes the largest errors to docs/parity.md.
 
-python tools/parity_table.py
+python tools/parity_table.py [--only PREFIX]
 
 The tests of tests/parity demand the same; this shows how much room there is.
 """
 
 from __future__ import annotations
 
+import argparse
 import functools
 import os
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -23,8 +25,9 @@ import numpy as np  # noqa: E402
 
 from moshijax import codec, lm  # noqa: E402
 from moshijax.lm.generation import step  # noqa: E402
-from tests.parity import test_lm, test_mimi  # noqa: E402
-from tests.parity.weights_by_name import FIXTURES, load_fixture  # noqa: E402
+from moshijax.weights import load_lm, load_mimi  # noqa: E402
+from tests.parity import test_lm, test_mimi, test_way_back  # noqa: E402
+from tests.parity.weights_by_name import FIXTURES, clip, load_fixture, write_checkpoint  # noqa: E402
 
 PAGE = ROOT / "docs" / "parity.md"
 Row = list[str]
@@ -117,30 +120,91 @@ def lm_rows(name: str) -> list[Row]:
     return rows
 
 
+def transformers_rows(name: str, scratch: Path) -> list[Row]:
+    """A class of Transformers, from the file that it saved."""
+    description, want = load_fixture(name)
+    folder = write_checkpoint(scratch / name, description)
+    if description["kind"] == "mimi":
+        config, params = load_mimi(folder)
+        waveform = np.stack([clip(seeds, config.frame_size) for seeds in description["frame_seeds"]])
+        decoded = error(codec.decode(config, params, want["codes"]), want["decoded"])
+        codes = equal(codec.encode(config, params, waveform), want["codes"])
+        return [[name, "whole file: codes", "", codes], [name, "whole file: waveform", f"{decoded:.1e}", ""]]
+    config, params = load_lm(folder)
+    output = lm.forward(config, params, want["codes"])
+    rows = [[name, "text logits", f"{error(output.text_logits, want['text_logits']):.1e}", ""]]
+    if config.depth is not None:
+        kept = want["mask"][..., None]
+        rows.append([name, "audio logits", f"{error(output.logits * kept, want['logits'] * kept):.1e}", ""])
+    return rows
+
+
+def way_back_rows(name: str, scratch: Path) -> list[Row]:
+    """Our export in the package's loader."""
+    with np.load(FIXTURES / f"{name}.npz") as file:
+        want = dict(file)
+    tokens, codes, decoded = test_way_back.ours(test_way_back.exported(scratch), want)
+    return [
+        [name, "greedy generation", "", equal(tokens, want["out"])],
+        [name, "codes", "", equal(codes, want["codes"])],
+        [name, "waveform", f"{error(decoded, want['decoded']):.1e}", ""],
+    ]
+
+
+def makers(scratch: Path) -> dict[str, Callable[[], list[Row]]]:
+    """The rows of every fixture, in the order of the page."""
+    found: dict[str, Callable[[], list[Row]]] = {}
+    for path in sorted(FIXTURES.glob("*.json"), key=lambda p: (not p.stem.startswith("mimi"), p.stem)):
+        description = load_fixture(path.stem)[0]
+        if "class" in description:
+            found[path.stem] = functools.partial(transformers_rows, path.stem, scratch)
+        elif description["kind"] == "mimi":
+            found[path.stem] = functools.partial(mimi_rows, path.stem, scratch)
+        elif description["kind"] == "lm":
+            found[path.stem] = functools.partial(lm_rows, path.stem)
+    found["way_back"] = functools.partial(way_back_rows, "way_back", scratch)
+    return found
+
+
+def present() -> dict[str, list[Row]]:
+    """The rows of the page as it is, by model."""
+    rows: dict[str, list[Row]] = {}
+    for line in PAGE.read_text().splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if line.startswith("| ") and len(cells) == 5 and cells[0] != "model":
+            rows.setdefault(cells[0], []).append([cells[0], cells[1], *cells[3:]])
+    return rows
+
+
 def main() -> None:
-    rows: list[Row] = []
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", default="", help="models whose name begins so; the other rows stay as they are")
+    only = parser.parse_args().only
+    rows, old = [], present()
     with tempfile.TemporaryDirectory() as scratch:
-        for path in sorted(FIXTURES.glob("*.json"), key=lambda p: (not p.stem.startswith("mimi"), p.stem)):
-            kind = load_fixture(path.stem)[0]["kind"]
-            found = mimi_rows(path.stem, Path(scratch)) if kind == "mimi" else lm_rows(path.stem)
+        for name, make in makers(Path(scratch)).items():
+            found = make() if name.startswith(only) else old.get(name, [])
             for row in found:
                 print(
                     "  ".join(cell.ljust(width) for cell, width in zip(row, (16, 44, 10, 14), strict=True)), flush=True
                 )
             rows += found
     reference = load_fixture("mimi_full")[0]["reference"]
+    transformers = load_fixture("hf_mimi")[0]["transformers"]
     lines = [
         "# Parity with the PyTorch reference",
         "",
-        f"Package `moshi` {reference['moshi']} on PyTorch {reference['torch']}, ours on jax {jax.__version__}; CPU, "
-        "float32.",
+        f"Package `moshi` {reference['moshi']} on PyTorch {reference['torch']}, ours on jax {jax.__version__}; CPU.",
+        f"`hf_*`: classes of Transformers {transformers}.",
         "Made by `python tools/parity_table.py` from the fixtures that `tests/parity/README.md` describes. `mimi_full`",
         "and `mimi_full_long` have the published sizes; the long clip, the small codecs and the language models run",
-        "past the attention window. Limits in the tests: 1e-4; all codes, masks and tokens equal.",
+        "past the attention window (Transformers has none). `way_back` was exported by `moshijax weights export",
+        "--format kyutai` and loaded by the package's own loader. Limits in the tests: 1e-4; all codes, masks and tokens",
+        "equal.",
         "",
-        "| model | part | largest error | equal |",
-        "|---|---|---|---|",
-        *("| " + " | ".join(row) + " |" for row in rows),
+        "| model | part | dtype | largest error | equal |",
+        "|---|---|---|---|---|",
+        *("| " + " | ".join((*row[:2], "float32", *row[2:])) + " |" for row in rows),
     ]
     PAGE.write_text("\n".join(lines) + "\n")
 

@@ -53,18 +53,25 @@ def exported(folder: Path) -> Path:
     return folder / "exported"
 
 
-def check(directory: Path, want: dict[str, np.ndarray]) -> None:
-    """Ours makes the same of the same directory."""
+def ours(directory: Path, want: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """What we make of the same directory: generated columns, codes and their decoding."""
     config, params = weights.load_lm(directory, dtype="float32")
     state = lm.init_generation(config, params, 1, lm.Sampling.greedy())
     step = jax.jit(lambda params, state, given: lm.generate_step(config, params, state, given))
-    for n, given in enumerate(want["given"]):
+    columns = []
+    for given in want["given"]:
         state, out = step(params, state, given)
-        np.testing.assert_array_equal(out, want["out"][n], err_msg=f"call {n + 1}")
+        columns.append(out)
     mimi, params = weights.load_mimi(directory)
-    count = want["codes"].shape[1]
-    np.testing.assert_array_equal(codec.encode(mimi, params, want["waveform"], num_codebooks=count), want["codes"])
-    np.testing.assert_allclose(codec.decode(mimi, params, want["codes"]), want["decoded"], atol=1e-4, rtol=0)
+    codes = codec.encode(mimi, params, want["waveform"], num_codebooks=want["codes"].shape[1])
+    return np.stack(columns), np.asarray(codes), np.asarray(codec.decode(mimi, params, want["codes"]))
+
+
+def check(directory: Path, want: dict[str, np.ndarray]) -> None:
+    columns, codes, decoded = ours(directory, want)
+    np.testing.assert_array_equal(columns, want["out"])
+    np.testing.assert_array_equal(codes, want["codes"])
+    np.testing.assert_allclose(decoded, want["decoded"], atol=1e-4, rtol=0)
 
 
 def test_the_stored_reference(tmp_path):
