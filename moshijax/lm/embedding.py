@@ -66,7 +66,7 @@ class TokenTables(nn.Module):
 
     def _embed(self, ids: Array, index: Any, pick: Callable[[Array], Array], equation: str) -> Array:
         def rows(ids: Array) -> Array:
-            found = self.table[index, jnp.maximum(ids, 0)].astype(jnp.dtype(self.dtype))
+            found = jnp.asarray(self.table)[index, jnp.maximum(ids, 0)].astype(jnp.dtype(self.dtype))
             if self.use_norm:
                 found = normalise(found, "layer_norm", self.scale[index], self.bias[index])
             return found

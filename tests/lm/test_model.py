@@ -201,3 +201,10 @@ def test_initial_scales():
 def test_codes_of_another_layout_are_refused():
     with pytest.raises(ConfigError, match=r"must be \[B, 5, T\]"):
         lm.forward(CONFIG, params(CONFIG), jnp.zeros((1, 4, 3), jnp.int32))
+
+
+def test_numpy_parameters_may_be_constants_of_a_compiled_function():
+    """What `load_lm` gives, closed over by a function that a user compiles."""
+    tree = jax.tree.map(np.asarray, params(CONFIG))
+    found = jax.jit(lambda grid: lm.forward(CONFIG, tree, grid).text_logits)(codes(CONFIG, 1, 4))
+    np.testing.assert_allclose(found, compiled(CONFIG)(tree, codes(CONFIG, 1, 4)).text_logits, atol=1e-5)
