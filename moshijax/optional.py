@@ -16,6 +16,8 @@ EXTRA_OF = {
     "espeakng_loader": "synth",
     "tensorboardX": "train",
     "matplotlib": "eval",
+    "torch": "teacher",
+    "transformers": "teacher",
 }
 
 

@@ -334,25 +334,36 @@ def report(dataset: Path, tokenizer: Path | None, out: Path | None) -> None:
 @command.command()
 @click.argument("manifest", type=click.Path(path_type=Path))
 @click.argument("out", type=click.Path(path_type=Path), required=False)
-@click.option("--kind", default="phonemes", show_default=True, help="Where features come from.")
+@click.option(
+    "--kind",
+    type=click.Choice(["phonemes", "wavlm"]),
+    default="phonemes",
+    show_default=True,
+    help="Where features come from.",
+)
+@click.option("--model", help="Of the kind wavlm: folder or name of a WavLM, HuBERT or wav2vec 2.0 for Transformers.")
+@click.option("--layer", type=int, default=-1, show_default=True, help="Of the kind wavlm: which hidden states.")
 @rule_options
-def teacher(manifest, out, kind, strict, speaker, channels, min_score) -> None:
+def teacher(manifest, out, kind, model, layer, strict, speaker, channels, min_score) -> None:
     """Compute the features that the codec's semantic level is distilled from, 50 a second for each channel.
 
     They go to OUT (default: the folder `teacher` beside MANIFEST) with a `teacher.json` that names kind, size and rate.
-    The kind `phonemes` reads the list "phonemes" of every sidecar file.
+    The kind `phonemes` reads the list "phonemes" of every sidecar file. The kind `wavlm` (extra `teacher`) runs a
+    speech model on the sound alone; MANIFEST may then be a folder of any audio files.
 
     \b
     Example:
       moshijax data teacher calls/manifest.jsonl
+      moshijax data teacher speech --kind wavlm --model wavlm-large
     """
-    from moshijax.data.manifest import read_manifest
-    from moshijax.data.teacher import compute_features
+    from moshijax.data.manifest import read_manifest, read_recordings
+    from moshijax.data.teacher import compute_features, make_teacher
 
-    content = read_manifest(manifest)
+    content = read_manifest(manifest) if kind == "phonemes" else read_recordings(manifest)
     rules = _rules(strict, speaker, channels, min_score)
+    maker = make_teacher(kind, model, layer)
     with _bar("features", len(content.items)) as update:
-        index, found = compute_features(content, out, kind, rules, progress=update)
+        index, found = compute_features(content, out, maker, rules, progress=update)
     _tell(found)
     click.echo(
         f"wrote {out or content.path.parent / 'teacher'}: {index['kind']}, {index['dim']} numbers, {index['rate']} Hz"

@@ -74,15 +74,17 @@ def channel_map(info: AudioInfo, path: Path, channels: tuple[int, int] | None) -
 
 
 def blocks(
-    path: Path, sample_rate: int, channels: tuple[int, int] = (0, 1), block_seconds: float = _BLOCK_SECONDS
+    path: Path, sample_rate: int, channels: tuple[int, ...] = (0, 1), block_seconds: float = _BLOCK_SECONDS
 ) -> Iterator[np.ndarray]:
-    """Pieces [n, 2] float32 of a recording, resampled to `sample_rate`; memory does not grow with its length."""
+    """Pieces [n, channels] float32 of a recording, resampled to `sample_rate`; memory does not grow with its length."""
     soundfile, soxr = optional.load("soundfile"), optional.load("soxr")
     try:
         with soundfile.SoundFile(path) as file:
             resampler = None
             if file.samplerate != sample_rate:
-                resampler = soxr.ResampleStream(file.samplerate, sample_rate, 2, dtype="float32", quality="HQ")
+                resampler = soxr.ResampleStream(
+                    file.samplerate, sample_rate, len(channels), dtype="float32", quality="HQ"
+                )
             size = max(1, round(block_seconds * file.samplerate))
             expected, found = file.frames, 0
             while True:
@@ -101,10 +103,10 @@ def blocks(
         raise DataError(f"recording {path} breaks off after {found} of {expected} samples: copy it again")
 
 
-def read(path: Path, sample_rate: int, channels: tuple[int, int] = (0, 1)) -> np.ndarray:
-    """The whole recording, [N, 2] float32 at `sample_rate`."""
+def read(path: Path, sample_rate: int, channels: tuple[int, ...] = (0, 1)) -> np.ndarray:
+    """The whole recording, [N, channels] float32 at `sample_rate`."""
     pieces = list(blocks(path, sample_rate, channels, block_seconds=60.0))
-    return np.concatenate(pieces) if pieces else np.zeros((0, 2), np.float32)
+    return np.concatenate(pieces) if pieces else np.zeros((0, len(channels)), np.float32)
 
 
 def read_window(path: Path, start: int, length: int) -> np.ndarray:

@@ -32,12 +32,13 @@ class BatchSource:
     """Batches of a Grain `MapDataset` whose elements are dicts of equally shaped numpy arrays.
 
     The dataset is infinite (shuffled anew in every epoch) and index-addressable, so `batch(n)` costs the same for
-    every n and a resumed run needs no state but n.
+    every n and a resumed run needs no state but n. Elements of a batch are made in so many threads.
     """
 
-    def __init__(self, dataset: Any, batch_size: int, items: int):
+    def __init__(self, dataset: Any, batch_size: int, items: int, threads: int = 1):
         if batch_size < 1:
             raise ConfigError(f"batch_size is {batch_size}: use at least 1")
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="elements") if threads > 1 else None
         self._dataset = dataset
         self.batch_size = batch_size
         self.items = items  # elements of one epoch
@@ -45,7 +46,8 @@ class BatchSource:
     def batch(self, n: int, rows: slice = slice(None)) -> dict[str, np.ndarray]:
         """Batch n >= 0, or some of its rows (a process of many asks only for its own)."""
         numbers = range(n * self.batch_size, (n + 1) * self.batch_size)[rows]
-        elements: Sequence[Mapping[str, np.ndarray]] = [self._dataset[i] for i in numbers]
+        each = self._pool.map if self._pool else map
+        elements: Sequence[Mapping[str, np.ndarray]] = list(each(self._dataset.__getitem__, numbers))
         return {name: np.stack([element[name] for element in elements]) for name in elements[0]}
 
     def iterate(

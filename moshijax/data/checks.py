@@ -96,6 +96,18 @@ def check_header(item: Item, rules: CheckRules) -> CheckedItem:
     return checked
 
 
+def check_recording(item: Item) -> CheckedItem:
+    """Judges an item of which only the sound is used: any number of channels, no transcript."""
+    checked = CheckedItem(item)
+    try:
+        checked.info = audio.probe(item.audio)
+        if checked.info.num_samples == 0:
+            raise DataError(f"recording {item.audio} holds no samples: remove it")
+    except DataError as error:
+        checked.rejected, checked.kind = str(error), "unreadable"
+    return checked
+
+
 @dataclass
 class SignalStatistics:
     """Running figures of a two-channel signal, fed block by block."""

@@ -1,4 +1,7 @@
-"""The input format: a JSON-lines manifest of two-channel recordings, with a sidecar transcript per recording."""
+"""The input format: a JSON-lines manifest of two-channel recordings, with a sidecar transcript per recording.
+
+Codec training and teachers that read samples also take a folder of audio without a manifest.
+"""
 
 from __future__ import annotations
 
@@ -61,6 +64,32 @@ def read_manifest(path: str | Path) -> Manifest:
     if not items:
         raise DataError(f"manifest {path} is empty: it needs one JSON object with path and duration a line")
     return Manifest(path, tuple(items.values()), hashlib.sha256(content).hexdigest())
+
+
+#: What counts as audio in a folder without a manifest.
+AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".aif", ".aiff", ".au", ".w64", ".sph")
+
+
+def read_recordings(path: str | Path) -> Manifest:
+    """A manifest, or the audio files in a folder without one and in the folders below it, by name.
+
+    Raises:
+        DataError: as `read_manifest`; no audio in the folder, or two files that differ in their suffix alone.
+    """
+    folder = Path(path)
+    if not folder.is_dir() or (folder / "manifest.jsonl").exists():
+        return read_manifest(path)
+    found = sorted(p for p in folder.rglob("*") if p.suffix.lower() in AUDIO_SUFFIXES and p.is_file())
+    if not found:
+        raise DataError(f"folder {folder} holds no audio ({', '.join(AUDIO_SUFFIXES)}) and no manifest.jsonl")
+    items: dict[str, Item] = {}
+    for audio in found:
+        name = audio.relative_to(folder).with_suffix("").as_posix()
+        if name in items:
+            raise DataError(f"{audio} and {items[name].audio} have one name: rename or remove one")
+        items[name] = Item(name, audio, None)
+    content = "".join(f"{p.relative_to(folder).as_posix()} {p.stat().st_size}\n" for p in found)
+    return Manifest(folder / "manifest.jsonl", tuple(items.values()), hashlib.sha256(content.encode()).hexdigest())
 
 
 def _parse_line(path: Path, number: int, line: str) -> Item:

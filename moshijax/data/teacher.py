@@ -1,7 +1,7 @@
 """Phonetic features that the codec's semantic level is distilled from, kept in shards beside the recordings.
 
-A teacher turns a recording into features [2, T50, F] at 50 Hz. Ours reads the phonemes and their times in the sidecar;
-one that runs a speech model on the samples plugs in the same way and is read by the same code.
+A teacher turns a recording into features [channels, T50, F] at 50 Hz. Ours reads the phonemes and their times in the
+sidecar; one that runs a speech model on the samples (`moshijax.data.speech_teacher`) is read by the same code.
 """
 
 from __future__ import annotations
@@ -16,20 +16,24 @@ from typing import Any, Protocol
 import numpy as np
 
 from moshijax.data import records
-from moshijax.data.checks import CheckRules, Report, check_header
+from moshijax.data.checks import CheckRules, Report, check_header, check_recording
 from moshijax.data.manifest import Item, Manifest
 from moshijax.data.transcript import read_sidecar
-from moshijax.errors import DataError
+from moshijax.errors import ConfigError, DataError
 
 INDEX = "teacher.json"
 RATE = 50
 
 
 class Teacher(Protocol):
-    """kind, dim, and what it computes: features [2, ceil(duration * 50), dim] float32 of a recording."""
+    """kind, dim, and what it computes: features [channels, ceil(duration * 50), dim] float32 of a recording.
+
+    `transcribed`: it reads the sidecar, so that the recording must have two channels and one.
+    """
 
     kind: str
     dim: int
+    transcribed: bool
 
     def features(self, item: Item, duration: float, speakers: dict[str, str]) -> np.ndarray: ...
 
@@ -92,6 +96,7 @@ class PhonemeTeacher:
 
     kind = "phonemes"
     dim = len(_SYMBOLS) + _ARTICULATION
+    transcribed = True
 
     def __init__(self) -> None:
         self._vectors = {symbol: _vector(symbol) for symbol in _SYMBOLS}
@@ -119,26 +124,50 @@ class PhonemeTeacher:
         return sum(w * padded[:, i : i + frames] for i, w in enumerate(_SMOOTHING)) if frames else features
 
 
-TEACHERS: dict[str, Callable[[], Teacher]] = {"phonemes": PhonemeTeacher}
+def make_teacher(kind: str = "phonemes", model: str | None = None, layer: int = -1) -> Teacher:
+    """A teacher by kind: `phonemes`, or `wavlm` for a speech model of Transformers.
+
+    Args:
+        model: of `wavlm`: folder or name of the model.
+        layer: of `wavlm`: which hidden states; 0 is the input of the first layer, -1 the output of the last.
+
+    Raises:
+        ConfigError: an unknown kind, or a model where none belongs or none where one does.
+        MissingPackage: torch or transformers is not installed.
+    """
+    if kind not in ("phonemes", "wavlm"):
+        raise ConfigError(f"teacher {kind!r} is not known: use phonemes or wavlm")
+    if (kind == "wavlm") != (model is not None):
+        raise ConfigError(f"teacher {kind!r} with model {model!r}: a model belongs to wavlm, and wavlm needs one")
+    if kind == "phonemes":
+        return PhonemeTeacher()
+    from moshijax.data.speech_teacher import SpeechTeacher
+
+    return SpeechTeacher(model, layer)
 
 
 def compute_features(
     manifest: Manifest,
     out_dir: str | Path | None = None,
-    kind: str = "phonemes",
+    teacher: Teacher | None = None,
     rules: CheckRules | None = None,
     shard_items: int = 512,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[dict[str, Any], Report]:
-    """Writes `teacher.json` and shards of {id, features float16 [2, T50, F]} (default: `teacher/` beside the manifest).
+    """Writes `teacher.json` and shards of {id, features float16 [channels, T50, F]}.
+
+    Args:
+        manifest: of the recordings.
+        out_dir: default is the folder `teacher` beside the manifest.
+        teacher: default is the phonetic one.
+        rules: for recordings with transcripts.
+        shard_items: recordings per shard.
+        progress: called with items done and all.
 
     Raises:
-        DataError: an unknown kind, no usable item, or (strict) a rejected one.
+        DataError: no usable item, or (strict) a rejected one.
     """
-    if kind not in TEACHERS:
-        raise DataError(f"teacher {kind!r} is not known: use one of {', '.join(TEACHERS)}")
-    rules = rules or CheckRules()
-    teacher = TEACHERS[kind]()
+    rules, teacher = rules or CheckRules(), teacher or PhonemeTeacher()
     out_dir = Path(out_dir) if out_dir is not None else manifest.path.parent / "teacher"
     out_dir.mkdir(parents=True, exist_ok=True)
     (out_dir / INDEX).unlink(missing_ok=True)
@@ -147,7 +176,7 @@ def compute_features(
 
     def content(items: tuple[Item, ...]):
         for item in items:
-            checked = check_header(item, rules)
+            checked = check_header(item, rules) if teacher.transcribed else check_recording(item)
             features = None
             if checked.rejected is None:
                 try:
@@ -198,5 +227,5 @@ class TeacherFeatures:
         return name in self._numbers
 
     def __getitem__(self, name: str) -> np.ndarray:
-        """[2, T50, F] float16."""
+        """[channels, T50, F] float16."""
         return self._source[self._numbers[name]]["features"]

@@ -1,7 +1,9 @@
-"""Batches of audio windows for codec training: random stretches of either channel, with teacher features."""
+"""Batches of audio windows for codec training: random stretches of any channel, with teacher features."""
 
 from __future__ import annotations
 
+import logging
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,9 +12,11 @@ import numpy as np
 from moshijax import optional
 from moshijax.data import audio
 from moshijax.data.batches import BatchSource, fold_seed, shuffled
-from moshijax.data.manifest import Item, read_manifest
+from moshijax.data.manifest import Item, read_recordings
 from moshijax.data.teacher import RATE, TeacherFeatures
 from moshijax.errors import ConfigError, DataError
+
+log = logging.getLogger(__name__)
 
 _SPEECH = 10 ** (-45 / 20)
 _TRIES = 8
@@ -23,12 +27,15 @@ class AudioData:
     """Windows of recordings for codec training.
 
     Attributes:
-        manifest: of the recordings (mono ones may be among them).
+        manifest: of the recordings, or a folder of audio files; any sample rate and number of channels.
         teacher: folder made by `moshijax data teacher`, or None for batches without features.
         batch_size: rows of the global batch.
         num_samples: length of a window at `sample_rate`.
         speech_share: probability that a window without sound is drawn again (up to 8 times).
+        level_db: windows with sound are brought to this RMS of their 20 ms frames with sound, in dB of full scale, or
+            as near to it as their peak allows; None: levels stay as recorded.
         gain_db: a window's level is changed by a number drawn from this range.
+        threads: decode and resample the rows of a batch.
     """
 
     manifest: str
@@ -37,30 +44,46 @@ class AudioData:
     num_samples: int = 24_000
     sample_rate: int = 24_000
     speech_share: float = 0.9
+    level_db: float | None = None
     gain_db: tuple[float, float] = (0.0, 0.0)
+    threads: int = 1
 
     def __post_init__(self) -> None:
-        if self.num_samples < 1 or self.batch_size < 1:
-            raise ConfigError(f"num_samples {self.num_samples} and batch_size {self.batch_size} must be at least 1")
+        if self.num_samples < 1 or self.batch_size < 1 or self.threads < 1:
+            raise ConfigError(
+                f"num_samples {self.num_samples}, batch_size {self.batch_size} and threads {self.threads} must be at "
+                "least 1"
+            )
         if self.teacher is not None and self.sample_rate % RATE:
             raise ConfigError(f"sample_rate is {self.sample_rate}: features at {RATE} Hz need a multiple of {RATE}")
         if not 0 <= self.speech_share <= 1:
             raise ConfigError(f"speech_share is {self.speech_share}: it is a probability from 0 to 1")
+        if self.level_db is not None and not self.level_db < 0:
+            raise ConfigError(f"level_db is {self.level_db}: give dB below full scale, such as -24.0")
         if self.gain_db[0] > self.gain_db[1]:
             raise ConfigError(f"gain_db is {self.gain_db}: give the lower bound first")
 
 
 class AudioWindows:
-    """Draws windows from one item; elements are {"audio" [N] float32, "teacher" [T50, F] float32}."""
+    """Draws windows; elements are {"audio" [N] float32, "teacher" [T50, F] float32}.
+
+    A recording that cannot be decoded is named once, counted in `skipped` (id -> reason), and another one takes its
+    place: which one is a function of the place in the data alone.
+    """
 
     def __init__(self, config: AudioData, items: Sequence[Item], teacher: TeacherFeatures | None):
         self.config, self.items, self.teacher = config, items, teacher
         self.features = round(config.num_samples * RATE / config.sample_rate)
+        self.skipped: dict[str, str] = {}
         self._info: dict[str, audio.AudioInfo] = {}
+        self._lock = threading.Lock()
 
     def info(self, item: Item) -> audio.AudioInfo:
         if item.id not in self._info:
-            self._info[item.id] = audio.probe(item.audio)
+            info = audio.probe(item.audio)
+            if info.num_samples < 1:
+                raise DataError(f"recording {item.audio} holds no samples")
+            self._info[item.id] = info
         return self._info[item.id]
 
     def _window(self, item: Item, start: float, channel: int) -> np.ndarray:
@@ -68,14 +91,43 @@ class AudioWindows:
         info, rate, length = self.info(item), self.config.sample_rate, self.config.num_samples
         seconds = length / rate
         first = round(start * info.sample_rate)
-        signal = audio.read_window(item.audio, first, int(np.ceil(seconds * info.sample_rate)) + 1)[:, channel]
+        wanted = min(int(np.ceil(seconds * info.sample_rate)) + 1, info.num_samples - first)
+        signal = audio.read_window(item.audio, first, wanted)[:, channel]
+        if len(signal) < wanted:
+            raise DataError(
+                f"recording {item.audio} breaks off after {first + len(signal)} of {info.num_samples} samples"
+            )
+        if not np.isfinite(signal).all():
+            raise DataError(f"recording {item.audio} holds samples that are not finite")
         if info.sample_rate != rate:
             signal = optional.load("soxr").resample(signal, info.sample_rate, rate, quality="HQ")
         window = np.zeros(length, np.float32)
         window[: len(signal)] = signal[:length]
         return window
 
+    def _skip(self, item: Item, error: DataError) -> None:
+        with self._lock:
+            if item.id in self.skipped:
+                return
+            self.skipped[item.id] = str(error)
+            log.warning("skipped, %d of %d so far: %s", len(self.skipped), len(self.items), error)
+
     def draw(self, item: Item, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        """A window of an item, or of another one if it is broken.
+
+        Raises:
+            DataError: several recordings in a row are broken.
+        """
+        for _ in range(_TRIES):
+            try:
+                return self._draw(item, rng)
+            except DataError as error:
+                self._skip(item, error)
+                last = error
+                item = self.items[int(rng.integers(len(self.items)))]
+        raise DataError(f"{_TRIES} recordings in a row cannot be used, {len(self.skipped)} in all; the last: {last}")
+
+    def _draw(self, item: Item, rng: np.random.Generator) -> dict[str, np.ndarray]:
         config, info = self.config, self.info(item)
         seconds = config.num_samples / config.sample_rate
         # Starts lie on the features' grid, so that window and features begin together.
@@ -87,6 +139,8 @@ class AudioWindows:
             window = self._window(item, step / RATE, channel)
             if not insist or _sounds(window):
                 break
+        if config.level_db is not None:
+            window = _levelled(window, config.level_db)
         element = {"audio": window * np.float32(10 ** (rng.uniform(*config.gain_db) / 20))}
         if self.teacher is not None:
             features = self.teacher[item.id][channel, step : step + self.features]
@@ -96,21 +150,36 @@ class AudioWindows:
         return element
 
 
+def _powers(window: np.ndarray) -> np.ndarray:
+    """Mean square of every whole 20 ms frame (at 24 kHz)."""
+    return np.square(window[: len(window) // 480 * 480].reshape(-1, 480)).mean(axis=1)
+
+
 def _sounds(window: np.ndarray) -> bool:
-    frames = window[: len(window) // 480 * 480].reshape(-1, 480)
-    return bool(len(frames)) and float(np.square(frames).mean(axis=1).max()) > _SPEECH**2
+    powers = _powers(window)
+    return bool(len(powers)) and float(powers.max()) > _SPEECH**2
+
+
+def _levelled(window: np.ndarray, level_db: float) -> np.ndarray:
+    powers = _powers(window)
+    loud = powers[powers > _SPEECH**2]
+    if not len(loud):
+        return window
+    gain = min(10 ** (level_db / 20) / np.sqrt(loud.mean()), 1.0 / np.abs(window).max())
+    return window * np.float32(gain)
 
 
 def audio_batches(config: AudioData, seed: int) -> BatchSource:
     """Batches {"audio": float32 [B, N], "teacher": float32 [B, T50, F] (absent without a teacher)}.
 
     Raises:
-        DataError: an unreadable recording is drawn, or the teacher's features lack every item.
+        DataError: no recordings, the teacher's features lack every item, or too many recordings are broken.
     """
-    manifest = read_manifest(config.manifest)
+    manifest = read_recordings(config.manifest)
     teacher = None if config.teacher is None else TeacherFeatures(config.teacher, manifest.sha256)
     items = [item for item in manifest.items if teacher is None or item.id in teacher]
     if not items:
         raise DataError(f"no item of {config.manifest} has features in {config.teacher}: run `moshijax data teacher`")
     windows = AudioWindows(config, items, teacher)
-    return BatchSource(shuffled(items, fold_seed(manifest.sha256, seed), windows.draw), config.batch_size, len(items))
+    dataset = shuffled(items, fold_seed(manifest.sha256, seed), windows.draw)
+    return BatchSource(dataset, config.batch_size, len(items), config.threads)

@@ -6,9 +6,10 @@ import json
 
 import numpy as np
 import pytest
+import soundfile
 
 from moshijax.data.manifest import read_manifest
-from moshijax.data.teacher import PhonemeTeacher, TeacherFeatures, compute_features
+from moshijax.data.teacher import PhonemeTeacher, TeacherFeatures, compute_features, make_teacher
 from moshijax.data.windows import AudioData, audio_batches
 from moshijax.errors import ConfigError, DataError
 from tests.data.sets import RATE, tones, write_item, write_manifest
@@ -87,8 +88,10 @@ def test_refusals(manifest, tmp_path):
     manifest.write_text(manifest.read_text() + "\n")
     with pytest.raises(DataError, match="belong to another manifest"):
         audio_batches(AudioData(str(manifest), str(manifest.parent / "teacher")), 0)
-    with pytest.raises(DataError, match="teacher 'wavlm' is not known"):
-        compute_features(read_manifest(manifest), kind="wavlm")
+    with pytest.raises(ConfigError, match="teacher 'other' is not known"):
+        make_teacher("other")
+    with pytest.raises(ConfigError, match="teacher 'wavlm' with model None"):
+        make_teacher("wavlm")
     with pytest.raises(ConfigError, match="gain_db"):
         AudioData(str(manifest), gain_db=(3.0, 0.0))
 
@@ -99,3 +102,88 @@ def test_items_without_phonemes_are_named(manifest):
     assert report.usable == 4 and report.rejected[0][0] == "c1" and '"phonemes"' in report.rejected[0][1]
     config = AudioData(str(manifest), str(manifest.parent / "teacher"))
     assert audio_batches(config, 0).items == 4
+
+
+def write_tones(folder, name, rate, channels=1, seconds=1.0, subtype="PCM_16"):
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    time = np.arange(round(seconds * rate)) / rate
+    soundfile.write(path, np.stack([0.2 * np.sin(2 * np.pi * 300 * time)] * channels, 1), rate, subtype=subtype)
+    return path
+
+
+@pytest.fixture
+def mixed(tmp_path):
+    """A folder as people have them: any rate, any number of channels, and broken files among them."""
+    folder = tmp_path / "speech"
+    write_tones(folder, "a/one.wav", 8_000)
+    write_tones(folder, "a/two.flac", 44_100, 2)
+    write_tones(folder, "three.ogg", 48_000, subtype="VORBIS")
+    write_tones(folder, "b/six.wav", 24_000, 6)
+    write_tones(folder, "tiny.wav", 16_000, seconds=1 / 16_000)  # one sample
+    cut = write_tones(folder, "bad/cut.wav", 24_000, seconds=2.0)
+    cut.write_bytes(cut.read_bytes()[:5_000])
+    (folder / "bad" / "text.wav").write_text("this is no audio, however long it may be made to look by more words")
+    (folder / "bad" / "empty.mp3").write_bytes(b"")
+    nan = np.full(24_000, np.nan, np.float32)
+    soundfile.write(folder / "bad" / "nan.wav", nan, 24_000, subtype="FLOAT")
+    soundfile.write(folder / "bad" / "none.wav", nan[:0], 24_000)
+    (folder / "notes.txt").write_text("not audio")
+    return folder
+
+
+def test_any_folder_is_data_and_broken_files_are_named_counted_and_skipped(mixed, caplog):
+    source = audio_batches(AudioData(str(mixed), None, 32, 4800, threads=4), 0)
+    assert source.items == 10
+    with caplog.at_level("WARNING", "moshijax"):
+        batches = [source.batch(n)["audio"] for n in range(3)]
+    for batch in batches:
+        assert batch.shape == (32, 4800) and batch.dtype == np.float32 and np.isfinite(batch).all()
+        spectrum = np.abs(np.fft.rfft(batch[np.abs(batch[:, 1000:]).max(1) > 0.1]))
+        assert (spectrum.argmax(1) == 60).all()  # 300 Hz, whatever the file's rate
+    names = ("text.wav", "empty.mp3", "nan.wav", "none.wav")
+    messages = [record.getMessage() for record in caplog.records]
+    assert all(sum(name in message for message in messages) == 1 for name in names)
+    assert "of 10 so far" in messages[0]
+    again = audio_batches(AudioData(str(mixed), None, 32, 4800), 0)  # one thread: the same
+    assert again.batch(2)["audio"].tobytes() == batches[2].tobytes()
+
+
+def test_a_file_that_breaks_off_in_the_middle(tmp_path, monkeypatch, caplog):
+    """Some formats only fail when they are decoded."""
+    write_tones(tmp_path, "good.wav", RATE)
+    write_tones(tmp_path, "worse.wav", RATE)
+    from moshijax.data import audio
+
+    whole = audio.read_window
+    monkeypatch.setattr(audio, "read_window", lambda p, s, n: whole(p, s, n)[: n // 2 if "worse" in p.name else n])
+    source = audio_batches(AudioData(str(tmp_path), None, 8, 2400), 0)
+    assert np.abs(source.batch(0)["audio"][:, -100:]).max(axis=1).min() > 0.1
+    assert "worse.wav breaks off" in caplog.text
+
+
+def test_a_folder_of_nothing_usable_is_refused(tmp_path):
+    with pytest.raises(DataError, match="holds no audio"):
+        audio_batches(AudioData(str(tmp_path)), 0)
+    (tmp_path / "bad.wav").write_text("this is no audio, however long it may be made to look by more words")
+    with pytest.raises(DataError, match="8 recordings in a row cannot be used, 1 in all; the last: .*bad.wav"):
+        audio_batches(AudioData(str(tmp_path)), 0).batch(0)
+    write_tones(tmp_path, "bad.flac", RATE)
+    with pytest.raises(DataError, match="have one name"):
+        audio_batches(AudioData(str(tmp_path)), 0)
+
+
+def test_levels(tmp_path):
+    write_tones(tmp_path, "a.wav", RATE)
+    soundfile.write(tmp_path / "silent.wav", np.full(RATE, 1e-4), RATE)
+
+    def draw(level):
+        config = AudioData(str(tmp_path), None, 16, 4800, speech_share=0.0, level_db=level)
+        return audio_batches(config, 0).batch(0)["audio"]
+
+    rms = np.sqrt(np.square(draw(-20.0)).mean(1))
+    np.testing.assert_allclose(rms[rms > 0.01], 0.1, rtol=0.01)
+    assert (rms > 0.01).any() and (rms < 2e-4).any()  # silence stays what it is
+    assert 0.99 < np.abs(draw(-0.01)).max() <= 1  # never over full scale
+    with pytest.raises(ConfigError, match="level_db"):
+        AudioData("x", level_db=3.0)
