@@ -2,7 +2,9 @@
 
     python3 -m venv reference && reference/bin/pip install moshi==0.2.13 transformers==5.23
     NO_TORCH_COMPILE=1 reference/bin/python tools/make_reference_fixtures.py [--only PREFIX] [--out DIR]
+    NO_TORCH_COMPILE=1 reference/bin/python tools/make_reference_fixtures.py --record DIR --name NAME
 
+The second line makes a record of any published weights for `moshijax weights verify`.
 Everything runs in float32 on the CPU. Weights are not stored: `tests/parity/weights_by_name.py` fills them from a seed
 and the published tensor name, here and in the tests alike. Every argmin (codebook search) and argmax (greedy token) is
 watched: an input is kept only when the best candidate beats the second by more than MARGIN (in Euclidean distance, in
@@ -16,6 +18,7 @@ from pathlib import Path
 
 import reference_codec
 import reference_language
+import reference_record
 import reference_transformers
 import torch
 from reference_models import watch_codebooks, watch_sampling, weights_by_name
@@ -26,11 +29,16 @@ def main() -> None:
     parser.add_argument("--only", default="", help="make only the fixtures whose name starts with this")
     parser.add_argument("--out", type=Path, default=weights_by_name.FIXTURES)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--record", type=Path, help="instead, a record of the published directory given here")
+    parser.add_argument("--name", type=Path, default=Path("reference"), help="of the record: NAME.json and NAME.npz")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(options.threads)
     watch_codebooks()
     watch_sampling()
+    if options.record is not None:
+        reference_record.record(options.record, options.name.absolute())
+        return
     makers = reference_codec.makers(options.out) | reference_language.makers(options.out)
     makers |= reference_transformers.makers(options.out)
     for name, maker in makers.items():

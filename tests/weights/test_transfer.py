@@ -81,6 +81,16 @@ def test_codec_there_and_back(tmp_path):
     assert json.loads((tmp_path / "back" / "config.json").read_text()) == description["config"]
 
 
+@pytest.mark.slow
+def test_the_released_codec_has_its_size(tmp_path):
+    description, _ = load_fixture("mimi_full")
+    given = write_checkpoint(tmp_path / "given", description)
+    import_weights(given, tmp_path / "ours")
+    export_weights(open_source(tmp_path / "ours"), tmp_path / "back", "kyutai-fused")
+    assert (tmp_path / "back" / "model.safetensors").stat().st_size == 384_644_900
+    assert bits(tmp_path / "back") == bits(given)
+
+
 def test_a_config_is_written_as_it_was_stated(tmp_path):
     write(tmp_path / "given", STATED, published_tensors(PUBLISHED))
     import_weights(tmp_path / "given", tmp_path / "ours")

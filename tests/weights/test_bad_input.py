@@ -1,0 +1,93 @@
+"""Weights as they come in the wild: refused in one line that says what is wrong, and never in part."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from tests.weights.test_lm import PUBLISHED, published_tensors, write
+
+
+@pytest.fixture
+def given(tmp_path):
+    return write(tmp_path / "given", PUBLISHED, published_tensors(PUBLISHED))
+
+
+def rejected(cli, tmp_path, source, code=3):
+    """The message of an import that fails and leaves nothing behind."""
+    before = set(tmp_path.iterdir())
+    found, out, err = cli("weights", "import", source, tmp_path / "ours")
+    assert found == code and out == "" and err.startswith("error: ") and err.count("\n") == 1, err
+    assert set(tmp_path.iterdir()) == before
+    return err
+
+
+def test_an_interrupted_download(given, tmp_path, cli):
+    file = given / "model.safetensors"
+    data = file.read_bytes()
+    for kept in (0, 5, 100, len(data) - 1):
+        file.write_bytes(data[:kept])
+        err = rejected(cli, tmp_path, given)
+        assert "incomplete, expected" in err and f"found {kept}" in err
+
+
+def test_a_git_lfs_pointer(given, tmp_path, cli):
+    (given / "model.safetensors").write_text(
+        "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 15375500136\n"
+    )
+    assert "is a git-lfs pointer, not the weights; run `git lfs pull`" in rejected(cli, tmp_path, given)
+
+
+def test_bytes_after_the_tensors(given, tmp_path, cli):
+    with open(given / "model.safetensors", "ab") as file:
+        file.write(b"x" * 9)
+    assert "9 bytes too many" in rejected(cli, tmp_path, given)
+
+
+def test_a_vocabulary_padded_for_sharding(tmp_path, cli):
+    tensors = published_tensors(PUBLISHED)
+    for name in ("text_emb.weight", "text_linear.weight", "depformer_text_emb.weight"):
+        tensors[name] = np.pad(tensors[name], ((0, 3), (0, 0)))
+    given = write(tmp_path / "given", PUBLISHED, tensors)
+    err = rejected(cli, tmp_path, given)
+    assert "mis-shaped text_emb.weight: file [16, 16], model [13, 16]" in err
+
+
+def test_a_config_of_another_model(given, tmp_path, cli):
+    other = {**PUBLISHED, "dim": 32, "card": 11}
+    (given / "config.json").write_text(json.dumps(other))
+    err = rejected(cli, tmp_path, given)
+    assert "mis-shaped emb.0.weight: file [11, 16], model [12, 32]" in err and err.count("mis-shaped") <= 12
+
+
+def test_weights_where_a_config_is_expected(given, tmp_path, cli):
+    (given / "model.safetensors").rename(given / "config.json")
+    err = rejected(cli, tmp_path, given)
+    assert "config.json is not JSON" in err and "a config is needed there, not weights" in err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("run", "{file}", "--user", "a.wav", "--out", "b.wav"),
+        ("weights", "export", "{folder}/missing", "{folder}/out", "--format", "kyutai"),
+        ("weights", "verify", "{file}", "--reference", "{folder}/nothing"),
+    ],
+    ids=["an artifact", "a model", "a record"],
+)
+def test_one_path_where_another_is_expected(given, tmp_path, cli, arguments):
+    places = {"file": given / "model.safetensors", "folder": tmp_path}
+    code, out, err = cli(*(argument.format(**places) for argument in arguments))
+    assert code in (2, 3) and err.startswith("error: ") and err.count("\n") == 1 and out == ""
+
+
+def test_another_kind_of_model(given, tmp_path, cli):
+    code, _, err = cli("codec", "encode", given / "x.wav", tmp_path / "x.npz", "--codec", given)
+    assert code in (2, 3) and err.startswith("error: ")
+    from moshijax import weights
+    from moshijax.errors import DataError
+
+    with pytest.raises(DataError, match="is a language model, a codec is needed"):
+        weights.load_mimi(given)
