@@ -133,7 +133,8 @@ def quantize(
     for q in range(num_levels):
         active = (q < levels) & codebook["initialized"][q]
         code = nearest(residual, tables[q], half_squared_norm(tables[q]))
-        chosen = jnp.where(active, lookup(code, tables[q]), 0.0)
+        entry = jnp.where(codebook["initialized"][q], lookup(code, tables[q]), 0.0)
+        chosen = jnp.where(active, entry, 0.0)
         # The level's input carries a gradient only here: z minus the (constant) levels before.
         distance = jnp.mean(jnp.square(z - total - chosen), axis=(1, 2))
         commitment = commitment + jnp.where(active, distance, 0.0)
@@ -143,7 +144,8 @@ def quantize(
         samples.append(jnp.where(owned[:, None], residual[here, sample_time], 0.0))
         codes.append(jnp.where(active, code, -1))
         active_levels = active_levels + active
-        residual, total = residual - chosen, total + chosen
+        # Levels that are dropped still pass their residual on: the next level's samples are of what it will see.
+        residual, total = residual - entry, total + chosen
     quantized = z + jax.lax.stop_gradient(total - z)
     return Quantized(
         values=jnp.where(pass_through[:, None, None], z, quantized),

@@ -189,3 +189,13 @@ def test_codebooks_keep_their_structure(variables, forward):
 def test_refusals(bad):
     with pytest.raises(ConfigError):
         QuantizerTraining(**bad)
+
+
+def test_dropped_levels_do_not_spoil_the_start_of_the_next_codebook(variables):
+    """A batch that uses one level still shows the third one what all levels before it leave."""
+    book, z = acoustic(variables), jnp.asarray(noise(8, 2, 50, 4))
+    no, rows = jnp.zeros(2, bool), jnp.arange(2)
+    all_of_them, one = (quantize(PLAIN, book, z, levels, no, KEY, rows, 2) for levels in (3, 1))
+    np.testing.assert_array_equal(one.statistics.samples, all_of_them.statistics.samples)
+    assert (one.statistics.counts[1:] == 0).all() and (one.codes[:, 1:] == -1).all()
+    np.testing.assert_allclose(one.quantized, quantize(PLAIN, book, z, 1, no, KEY, rows, 2).quantized)
