@@ -19,7 +19,7 @@ from moshijax.errors import DataError
 from moshijax.weights.lm import load_lm
 from moshijax.weights.mimi import load_mimi
 
-#: Largest error of a latent, a sample or a logit that passes as rounding.
+#: Largest error of a latent, a sample or a logit that passes as rounding, of values up to 1; in proportion above that.
 TOLERANCE = 1e-4
 NAME = "reference"
 
@@ -34,6 +34,7 @@ class Part:
         where: index of the first difference that counts, or none.
         ids: True if these are codes, which must be equal.
         size: values compared.
+        allowed: largest error that passes.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Part:
     where: tuple[int, ...] | None
     ids: bool
     size: int
+    allowed: float = 0.0
 
 
 def find_record(path: Path, reference: str | Path | None) -> Path:
@@ -89,9 +91,10 @@ def _numbers(name: str, got: Any, want: np.ndarray, mask: np.ndarray | None = No
     difference = np.abs(got - want)
     if mask is not None:
         difference = np.where(mask[..., None], difference, 0)
-    large = np.argwhere(~(difference <= TOLERANCE))
+    allowed = TOLERANCE * max(1.0, float(np.abs(want).max(initial=0)))
+    large = np.argwhere(~(difference <= allowed))
     where = tuple(int(i) for i in large[0]) if len(large) else None
-    return Part(name, float(difference.max(initial=0)), where, False, got.size)
+    return Part(name, float(difference.max(initial=0)), where, False, got.size, allowed)
 
 
 def _ids(name: str, got: Any, want: np.ndarray) -> Part:
@@ -160,6 +163,6 @@ def verdict(parts: list[Part]) -> str:
             place = f"first at {list(part.where)}"
             if part.ids:
                 return f"differs: {int(part.error)} of {part.size} {part.name}, {place}"
-            return f"differs: {part.name} by up to {part.error:.1e}, more than {TOLERANCE:.0e} {place}"
+            return f"differs: {part.name} by up to {part.error:.1e}, more than {part.allowed:.1e} {place}"
     largest = max(part.error for part in parts)
     return "equal" if largest == 0 else f"equal within {largest:.1e}"
