@@ -62,11 +62,14 @@ def parse_world(text: str, where: str = "text") -> World:
 
 
 def splice(world: World, rng: random.Random) -> str:
-    """The beginning of a sentence of the world and the end of another, together no question of the world."""
+    """The beginning of a sentence of the world and the end of another, together no question of the world.
+
+    Each part is as often one of a question as one of unrelated speech: the nearer to a question, the more it teaches.
+    """
     questions = [question for question, _ in world.questions]
-    sentences = [text.split() for text in (*world.unrelated, *questions) if " " in text]
+    kinds = [[text.split() for text in texts if " " in text] for texts in (questions, world.unrelated)]
     while True:
-        first, second = rng.choice(sentences), rng.choice(sentences)
+        first, second = (rng.choice(rng.choice(kinds)) for _ in range(2))
         words = first[: rng.randint(1, len(first) - 1)] + second[rng.randint(1, len(second) - 1) :]
         if len(words) <= SPLICED_WORDS and " ".join(words) not in questions:
             return " ".join(words)
