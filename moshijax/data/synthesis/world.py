@@ -67,7 +67,7 @@ def splice(world: World, rng: random.Random) -> str:
     Each part is as often one of a question as one of unrelated speech: the nearer to a question, the more it teaches.
     """
     questions = [question for question, _ in world.questions]
-    kinds = [[text.split() for text in texts if " " in text] for texts in (questions, world.unrelated)]
+    kinds = [[text.split() for text in texts if " " in text] for texts in (questions, world.unrelated) if texts]
     while True:
         first, second = (rng.choice(rng.choice(kinds)) for _ in range(2))
         words = first[: rng.randint(1, len(first) - 1)] + second[rng.randint(1, len(second) - 1) :]
