@@ -19,6 +19,7 @@ from pathlib import Path
 import reference_codec
 import reference_language
 import reference_record
+import reference_synthesis
 import reference_transformers
 import torch
 from reference_models import watch_codebooks, watch_sampling, weights_by_name
@@ -40,7 +41,7 @@ def main() -> None:
         reference_record.record(options.record, options.name.absolute())
         return
     makers = reference_codec.makers(options.out) | reference_language.makers(options.out)
-    makers |= reference_transformers.makers(options.out)
+    makers |= reference_transformers.makers(options.out) | reference_synthesis.makers(options.out)
     for name, maker in makers.items():
         if name == options.only or (options.only not in makers and name.startswith(options.only)):
             maker()

@@ -34,6 +34,14 @@ def _numbers(context: click.Context, parameter: click.Parameter, value: str | No
 @click.option("--top-k-limit", type=click.IntRange(min=0), help="The largest top-k a caller may ask for. Default: 250.")
 @click.option("--codec", type=click.Path(), help="The codec, where the source does not lead to it.")
 @click.option("--tokenizer", type=click.Path(), help="The SentencePiece model, where the source has none.")
+@click.option(
+    "--policy",
+    type=click.Choice(["conversation", "recognition", "synthesis", "translation"]),
+    help="What the model is used for. Default: what published weights say, else conversation.",
+)
+@click.option("--condition", "conditions", multiple=True, metavar="NAME=VALUE", help="What calls are conditioned on.")
+@click.option("--null-condition", "null_conditions", multiple=True, metavar="NAME=VALUE", help="What guidance is from.")
+@click.option("--guidance", type=float, help="Build classifier-free guidance in, with this coefficient by default.")
 def command(source: str, artifact: str, codec: str | None, tokenizer: str | None, **options) -> None:
     """Build the streaming artifact ARTIFACT from SOURCE.
 
@@ -48,6 +56,7 @@ def command(source: str, artifact: str, codec: str | None, tokenizer: str | None
     from moshijax.export import source as sources
     from moshijax.export.manifest import MANIFEST
 
+    use = {name: options.pop(name) for name in ("policy", "conditions", "null_conditions", "guidance")}
     options = {name: value for name, value in options.items() if value is not None}
     artifacts.check_request(options.get("platforms", ("cpu",)), options.get("batches", (1,)))
     if Path(artifact).exists():
@@ -61,12 +70,14 @@ def command(source: str, artifact: str, codec: str | None, tokenizer: str | None
             bar.update(task, description=f"writing {name}")
 
         if (Path(source) / MANIFEST).is_file():
-            if codec or tokenizer:
+            if codec or tokenizer or any(use.values()):
                 raise ConfigError(
-                    f"{source} is an artifact and has its codec and text pieces; leave --codec, --tokenizer out"
+                    f"{source} is an artifact and has its codec, text pieces, use and conditions; leave --codec, "
+                    "--tokenizer, --policy, --condition, --guidance out"
                 )
             path = artifacts.rebuild(source, artifact, progress=progress, **options)
         else:
-            path = artifacts.build(*sources.load(source, codec, tokenizer), artifact, progress=progress, **options)
+            *models, used = sources.load(source, codec, tokenizer, **use)
+            path = artifacts.build(*models, artifact, progress=progress, **used, **options)
     size = sum(file.stat().st_size for file in path.iterdir())
     click.echo(f"wrote {path}: {len(list(path.iterdir()))} files, {size / 1e6:.1f} MB")

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import shutil
@@ -25,8 +26,10 @@ import moshijax
 from moshijax import codec, lm
 from moshijax.config_json import from_json, to_json
 from moshijax.errors import ConfigError, MoshijaxError
+from moshijax.export import conditions as condition_values
 from moshijax.export import manifest as manifests
 from moshijax.export.step import CallStep, flatten
+from moshijax.lm import policies
 from moshijax.lm.tokens import BOS, EOS
 from moshijax.nn.layout import unstack_layers
 from moshijax.weights.safetensors import TensorFile
@@ -34,16 +37,22 @@ from moshijax.weights.safetensors import TensorFile
 if TYPE_CHECKING:
     Specs = dict[str, jax.ShapeDtypeStruct]
 
-PROGRAMS = ("init_state", "step", "step_tokens")
 WEIGHT_DTYPES = ("float32", "bfloat16")
+
+CONVERSATION = policies.Conversation()
 
 # Defaults of the generator of `moshi` (`models/lm.py`).
 SAMPLING = {"temperature": 0.8, "text_temperature": 0.7, "top_k": 250, "text_top_k": 25, "pad_bonus": 0.0}
 
 
 class Programs(Protocol):
-    """The pure functions of an artifact; flat dicts of arrays everywhere. `moshijax.export.step.CallStep` is one."""
+    """The pure functions of an artifact; flat dicts of arrays everywhere. `moshijax.export.step.CallStep` is one.
 
+    `programs` names them: `init_state`, `step`, `step_tokens`, and more of the same signature as `step`.
+    """
+
+    @property
+    def programs(self) -> tuple[str, ...]: ...
     def init_state(self, batch: int) -> dict[str, Any]: ...
     def step(self, weights: Any, state: Any, inputs: Any) -> tuple[Any, Any]: ...
     def step_tokens(self, weights: Any, state: Any, inputs: Any) -> tuple[Any, Any]: ...
@@ -56,6 +65,8 @@ class Contents:
 
     programs: platform -> Programs. weights: flat name -> array as stored. compute_dtypes: platform -> {stored dtype:
     dtype the program takes}. description: the config, layout, audio, text and sampling sections of `artifact.json`.
+    conditions: what a call is conditioned on unless told otherwise, inputs of the program `condition` without their
+    batch axis. tokenizer: bytes of a SentencePiece model, for artifacts that are given text.
     """
 
     programs: Mapping[str, Programs]
@@ -63,6 +74,8 @@ class Contents:
     compute_dtypes: Mapping[str, Mapping[str, str]]
     pieces: Sequence[str]
     description: Mapping[str, Any]
+    conditions: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    tokenizer: bytes | None = None
 
 
 def build(
@@ -77,6 +90,12 @@ def build(
     top_k_limit: int = 250,
     overwrite: bool = False,
     progress: Callable[[str], None] = lambda message: None,
+    *,
+    policy: policies.Policy = CONVERSATION,
+    guidance: lm.Guidance | None = None,
+    conditions: Mapping[str, Any] | None = None,
+    null_conditions: Mapping[str, Any] | None = None,
+    tokenizer: bytes | None = None,
 ) -> Path:
     """Export a codec and a language model as one artifact.
 
@@ -90,6 +109,11 @@ def build(
         elsewhere in the stored type. The codec is float32.
       sampling: what `runtime.Program.open` samples with unless told otherwise; the rest are those of `SAMPLING`.
       top_k_limit: the largest top_k that may be asked for.
+      policy: what the model is used for. guidance: compiles classifier-free guidance in; its values are defaults.
+      conditions, null_conditions: what calls are conditioned on, and the second halves of guided ones, unless told
+        otherwise when they begin (`moshijax.export.conditions.arrays` says what values are); the others are absent. A
+        sequence of vectors fixes the length of its conditioner where the model leaves it open.
+      tokenizer: the SentencePiece model itself, so that text can be given to the artifact.
 
     Raises: ConfigError (models that do not fit each other, unknown platform or type, `out_dir` exists), MoshijaxError.
     """
@@ -101,11 +125,18 @@ def build(
         raise ConfigError(
             f"{len(pieces)} text pieces do not fit text_card={lm_config.text_card}; use the tokenizer of the model"
         )
+    lm_config = _fixed_lengths(lm_config, conditions or {})
     computed = {platform: "float32" if platform == "cpu" else weights_dtype for platform in platforms}
     programs = {
-        platform: CallStep(codec_config, lm_config.with_dtype(dtype, dtype), top_k_limit)
+        platform: CallStep(codec_config, lm_config.with_dtype(dtype, dtype), top_k_limit, policy, guidance)
         for platform, dtype in computed.items()
     }
+    conditioned = {"condition": conditions or {}, "null": null_conditions or {}}
+    if guidance is None:
+        if null_conditions:
+            raise ConfigError(f"null conditions {sorted(null_conditions)} without guidance: give both, or neither")
+        del conditioned["null"]
+    table = conditioner_table(lm_config)
     weights = {
         **flatten(codec.inference_layout(*codec_model), "codec"),
         **_stored_lm(lm_config.with_dtype(weights_dtype, weights_dtype), lm_model[1]),
@@ -118,7 +149,16 @@ def build(
             for platform, dtype in computed.items()
         },
         pieces=pieces,
-        description=_description(next(iter(programs.values())), codec_config, lm_config, sampling or {}),
+        description={
+            **_description(next(iter(programs.values())), codec_config, lm_config, sampling or {}),
+            "conditions": table,
+        },
+        conditions={
+            f"{kind}/{name}": array
+            for kind, values in conditioned.items()
+            for name, array in condition_values.all_arrays(table, values).items()
+        },
+        tokenizer=tokenizer,
     )
     return write(contents, out_dir, batches, overwrite, progress)
 
@@ -143,6 +183,12 @@ def rebuild(
     weights = TensorFile(manifests.check_file(source, manifest, manifests.WEIGHTS))
     params = unflatten_dict(dict(weights), sep="/")
     stored = str(jax.tree.leaves(params["lm"]["temporal"])[0].dtype)
+    table = manifest["conditions"]
+    defaults = condition_values.load_defaults(source, manifest) if table else {}
+    tokenizer = None
+    if manifests.TOKENIZER in manifest["files"]:
+        tokenizer = manifests.check_file(source, manifest, manifests.TOKENIZER).read_bytes()
+    guidance = manifest["config"]["guidance"]
     return build(
         (from_json(codec.MimiConfig, manifest["config"]["codec"], "config.codec"), params["codec"]),
         (from_json(lm.LMConfig, manifest["config"]["lm"], "config.lm"), params["lm"]),
@@ -155,7 +201,33 @@ def rebuild(
         top_k_limit or manifest["sampling"]["top_k_limit"],
         overwrite,
         progress,
+        policy=from_json(policies.Policy, manifest["config"]["policy"], "config.policy"),
+        guidance=None if guidance is None else from_json(lm.Guidance, guidance, "config.guidance"),
+        conditions=condition_values.values_of(table, defaults, "condition"),
+        null_conditions=None if guidance is None else condition_values.values_of(table, defaults, "null"),
+        tokenizer=tokenizer,
     )
+
+
+def _fixed_lengths(config: lm.LMConfig, conditions: Mapping[str, Any]) -> lm.LMConfig:
+    """The model with conditioners of open length as long as the vectors that were given for them."""
+
+    def fixed(c: Any) -> Any:
+        if isinstance(c, lm.TensorConditioner) and c.length is None and conditions.get(c.name) is not None:
+            return dataclasses.replace(c, length=len(condition_values.vectors(conditions[c.name])[0]))
+        return c
+
+    return dataclasses.replace(config, conditioners=tuple(map(fixed, config.conditioners)))
+
+
+def conditioner_table(config: lm.LMConfig) -> dict[str, dict[str, Any]]:
+    """What `artifact.json` says of every conditioner: its attribute values, or the shape of its vectors."""
+    return {
+        c.name: {"length": c.length, "dim": c.dim}
+        if isinstance(c, lm.TensorConditioner)
+        else {"bins": c.bins, "values": c.values and list(c.values)}
+        for c in config.conditioners
+    }
 
 
 def _stored_lm(config: lm.LMConfig, params: Any) -> dict[str, Any]:
@@ -187,8 +259,22 @@ def _description(
     text_top_k = min(step.top_k_limit, lm_config.text_vocab)
     defaults = {**SAMPLING, **sampling}
     defaults["top_k"], defaults["text_top_k"] = min(defaults["top_k"], top_k), min(defaults["text_top_k"], text_top_k)
+    limits: dict[str, list] = {
+        "temperature": [0, None],
+        "text_temperature": [0, None],
+        "top_k": [0, top_k],
+        "text_top_k": [0, text_top_k],
+        "pad_bonus": [None, None],
+    }
+    if step.guidance is not None:
+        defaults["guidance"], limits["guidance"] = step.guidance.coefficient, [0, None]
     return {
-        "config": {"codec": to_json(codec_config), "lm": to_json(lm_config)},
+        "config": {
+            "codec": to_json(codec_config),
+            "lm": to_json(lm_config),
+            "policy": to_json(step.policy),
+            "guidance": to_json(step.guidance),
+        },
         "layout": {"max_delay": layout.max_delay, "streams": [stream(k, s) for k, s in enumerate(layout.streams)]},
         "audio": {
             "sample_rate": codec_config.sample_rate,
@@ -198,13 +284,7 @@ def _description(
         "text": {"special": {"pad": lm_config.pad_id, "epad": lm_config.epad_id, "bos": BOS, "eos": EOS}},
         "sampling": {
             "defaults": defaults,
-            "limits": {
-                "temperature": [0, None],
-                "text_temperature": [0, None],
-                "top_k": [0, top_k],
-                "text_top_k": [0, text_top_k],
-                "pad_bonus": [None, None],
-            },
+            "limits": limits,
             "top_k_limit": step.top_k_limit,
         },
     }
@@ -243,6 +323,10 @@ def write(
         progress(manifests.WEIGHTS)
         _write_weights(contents.weights, staging / manifests.WEIGHTS)
         _write_json(staging / manifests.TEXT_PIECES, list(contents.pieces))
+        if contents.conditions:
+            _write_weights(contents.conditions, staging / manifests.CONDITIONS)
+        if contents.tokenizer is not None:
+            (staging / manifests.TOKENIZER).write_bytes(contents.tokenizer)
         exported: dict[str, jax_export.Exported] = {}
         for platform, programs in contents.programs.items():
             weight_specs = {
@@ -250,7 +334,7 @@ def write(
                 for name, value in contents.weights.items()
             }
             for batch in batches:
-                for name in PROGRAMS:
+                for name in programs.programs:
                     file = manifests.program_file(name, platform, batch)
                     progress(file)
                     exported[name] = _export(name, programs, platform, batch, weight_specs)
@@ -296,7 +380,7 @@ def _export(name: str, programs: Programs, platform: str, batch: int, weight_spe
             raise AssertionError(f"{name} changes state {key} from {spec} to {new_state[key]}")
     donated = exported.mlir_module().count("tf.aliasing_output")
     sized = sum(spec.size > 0 for spec in state_specs.values())
-    if donated != sized:
+    if not sized <= donated <= len(state_specs):  # (an array without values may be donated or not)
         raise AssertionError(f"{name} donates {donated} of {sized} state arrays")
     return exported
 
@@ -308,7 +392,7 @@ def _interface(exported: Mapping[str, jax_export.Exported]) -> dict[str, Any]:
         return {name: {"shape": [None, *spec.shape[1:]], "dtype": str(spec.dtype)} for name, spec in specs.items()}
 
     inputs, outputs = {}, {}
-    for name in PROGRAMS[1:]:
+    for name in (name for name in exported if name != "init_state"):
         args, _ = jax.tree.unflatten(exported[name].in_tree, exported[name].in_avals)
         inputs[name] = rows(args[2])
         state, out = jax.tree.unflatten(exported[name].out_tree, exported[name].out_avals)
@@ -347,7 +431,7 @@ def _write_weights(weights: Mapping[str, np.ndarray], path: Path) -> None:
     from safetensors.numpy import save_file
 
     try:
-        save_file({name: np.ascontiguousarray(value) for name, value in weights.items()}, path)
+        save_file({name: np.asarray(value, order="C") for name, value in weights.items()}, path)
     except SafetensorError as error:
         raise MoshijaxError(f"cannot write {path.name}: {error}; free some space or choose another path") from None
 

@@ -75,6 +75,12 @@ def read_channel(path: str | Path, sample_rate: int, channel: str | None = None)
     return resample(np.ascontiguousarray(audio[:, index]), rate, sample_rate)
 
 
+def read_mixed(path: str | Path, sample_rate: int) -> Float[np.ndarray, " N"]:
+    """The mean of all channels of a file at `sample_rate`: a recording of one voice. Raises: as `read`."""
+    audio, rate = read(path)
+    return resample(np.ascontiguousarray(audio.mean(axis=1)), rate, sample_rate)
+
+
 def resample(audio: Float[np.ndarray, " N"], rate: int, to_rate: int) -> Float[np.ndarray, " M"]:
     """Resample with soxr. Raises: MoshijaxError if the rates differ and soxr is missing."""
     if rate == to_rate:

@@ -14,10 +14,12 @@ from typing import Any
 from moshijax.errors import ConfigError, DataError
 
 FORMAT = "moshijax-artifact"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MANIFEST = "artifact.json"
 WEIGHTS = "weights.safetensors"
 TEXT_PIECES = "text_pieces.json"
+CONDITIONS = "conditions.safetensors"  # of models with conditioners
+TOKENIZER = "tokenizer.model"  # where the artifact can be given text
 
 # The jax versions that programs of this schema were run on: from the first, before the second.
 TRIED_JAX = ("0.10.2", "0.13")

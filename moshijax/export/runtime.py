@@ -17,7 +17,7 @@ import itertools
 import json
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, overload
@@ -25,11 +25,13 @@ from typing import Any, overload
 import jax
 import numpy as np
 
+from moshijax import optional
 from moshijax.errors import ConfigError, DataError, MoshijaxError
+from moshijax.export import conditions as condition_values
 from moshijax.export import manifest as manifests
 
-UNGENERATED = -2  # the same id as in moshijax.lm.tokens, which this module must not import
-SAMPLING_INPUTS = ("temperature", "text_temperature", "top_k", "text_top_k", "pad_bonus")
+UNGENERATED, ZERO = -2, -1  # the same ids as in moshijax.lm.tokens, which this module must not import
+SAMPLING_INPUTS = ("temperature", "text_temperature", "top_k", "text_top_k", "pad_bonus", "guidance")
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,9 @@ class Frame:
     """What one step returned, on the host.
 
     pcm [B, frame_size] float32 or None (recognition), zero where not ready; text_token [B] and codes [B, K] int32,
-    UNGENERATED (-2) where not ready; ready [B] bool; index [B]: the grid column each row returned; seconds: wall time.
+    UNGENERATED (-2) where not ready; ready [B] bool; index [B]: the grid column each row returned; seconds: wall time;
+    ended [B] bool: synthesis and translation have said all (None otherwise); extra_heads [B, H, V] or None:
+    probabilities of the model's extra heads.
     """
 
     pcm: np.ndarray | None
@@ -57,6 +61,17 @@ class Frame:
     ready: np.ndarray
     index: np.ndarray
     seconds: float
+    ended: np.ndarray | None = None
+    extra_heads: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class Word:
+    """A word to speak: its text pieces, and the frames after it without another word. One without pieces is a pause."""
+
+    text: str
+    pieces: tuple[int, ...]
+    padding: int = 0
 
 
 @dataclass
@@ -70,6 +85,12 @@ class _Call:
     steps: int = 0  # executed steps since the reset
     given: deque = field(default_factory=deque)  # columns that step_tokens still has to feed
     force: deque = field(default_factory=deque)  # (text, codes) of the coming executed steps
+    conditions: dict[str, np.ndarray] = field(default_factory=dict)  # inputs of the program `condition`
+    null_until: int = 0  # columns that guidance hides from the second half
+    words: deque[Word] = field(default_factory=deque)  # to be spoken
+    text_done: bool = True  # no more words will come
+    spoken: list[tuple[str, int]] = field(default_factory=list)  # words taken, with their grid columns
+    end_of_input: bool = False  # to be told in the next step
 
 
 def load(artifact: str | Path, batch: int, platform: str | None = None, verify: bool = True) -> Program:
@@ -128,9 +149,13 @@ class Program:
         self.num_streams: int = len(manifest["layout"]["streams"])
         self.has_pcm_in = "pcm" in manifest["inputs"]["step"]
         self.has_pcm_out = "pcm" in manifest["outputs"]["step"]
+        self.has_text_in = "word" in manifest["inputs"]["step"]
+        self.policy: dict[str, Any] = manifest["config"]["policy"]
         self.pieces: list[str] = json.loads(self._file(manifests.TEXT_PIECES).read_text(encoding="utf-8"))
         self.weights = self._load_weights()
+        self._conditions = condition_values.load_defaults(artifact, manifest) if manifest["conditions"] else {}
         self._compiled: dict[str, Any] = {}
+        self._tokenizer: Any = None
         self.state = self.init_state()
         self._calls: dict[int, _Call] = {}
         self._serial = itertools.count()
@@ -155,6 +180,7 @@ class Program:
         defaults = self.manifest["sampling"]["defaults"]
         for name, spec in self.manifest["inputs"][program].items():
             fill = UNGENERATED if name.startswith("force_") else defaults.get(name, 0)
+            fill = ZERO if name in ("word", "word_ahead") else fill
             values[name] = np.full((self.batch, *spec["shape"][1:]), fill, spec["dtype"])
         return values
 
@@ -181,22 +207,87 @@ class Program:
         """How many more calls can be opened."""
         return self.batch - len(self._calls)
 
-    def open(self, seed: int = 0, sampling: Mapping[str, float] | None = None, prompt: np.ndarray | None = None) -> Row:
+    def open(
+        self,
+        seed: int = 0,
+        sampling: Mapping[str, float] | None = None,
+        prompt: np.ndarray | None = None,
+        *,
+        conditions: Mapping[str, Any] | None = None,
+        words: Sequence[Word] | None = None,
+        null_until: int = 0,
+    ) -> Row:
         """Start a call in a free row. Its first executed step, which only primes the model, is run by the next `step`.
 
-        seed: any integer up to 64 bits. sampling: any of temperature, text_temperature, top_k, text_top_k, pad_bonus;
-        the rest are the artifact's defaults. prompt: int32 [K, T], columns the call begins with, not delayed;
-        UNGENERATED entries are left to the model.
+        seed: any integer up to 64 bits. sampling: any of temperature, text_temperature, top_k, text_top_k, pad_bonus,
+        and guidance where the artifact has it; the rest are the artifact's defaults. prompt: int32 [K, T], columns the
+        call begins with, not delayed; UNGENERATED entries are left to the model, a text of ZERO is none.
+        conditions: {name: value} as `moshijax.export.conditions.arrays` takes them, the rest are the artifact's
+        defaults. words: what synthesis is to speak; None if they will come through `say`. null_until: columns at the
+        beginning that guidance hides from the unconditioned half.
         Raises: ConfigError on values out of range; MoshijaxError if every row is open.
         """
         checked = self.check_sampling(sampling or {})
         given, force = self._prompt(prompt)
+        table, values = self.manifest["conditions"], dict(self._conditions)
+        for name, value in (conditions or {}).items():
+            found = condition_values.arrays(table, name, value)
+            values |= {f"condition/{key}": array for key, array in found.items()}
+        self._check_words(words or ())
         if not self.free_rows:
             raise MoshijaxError(f"all {self.batch} rows are open; close one, or load the artifact with a larger batch")
         slot = next(slot for slot in range(self.batch) if slot not in self._calls)
         row = Row(slot, next(self._serial))
-        self._calls[slot] = _Call(row, split_seed(seed), checked, given=given, force=force)
+        self._calls[slot] = _Call(
+            row,
+            split_seed(seed),
+            checked,
+            given=given,
+            force=force,
+            conditions=values,
+            null_until=null_until,
+            words=deque(words or ()),
+            text_done=words is not None,
+        )
         return row
+
+    def say(self, row: Row, words: Sequence[Word], done: bool = False) -> None:
+        """More words for a call of a synthesis artifact; `done`: they are the last. Raises: ConfigError."""
+        self._check_words(words)
+        call = self._call(row)
+        call.words.extend(words)
+        call.text_done = done
+
+    def spoken(self, row: Row) -> list[tuple[str, int]]:
+        """The words that the model has begun, with the grid columns in which it did."""
+        return list(self._call(row).spoken)
+
+    def end_input(self, row: Row) -> None:
+        """Tell a translation in its next step that there is no more to hear; its audio of that step is not heard.
+
+        Raises: ConfigError if the artifact does not translate.
+        """
+        if "end_of_input" not in self.manifest["inputs"]["step"]:
+            raise ConfigError(f"{self.artifact} has no end of input: only translation does")
+        self._call(row).end_of_input = True
+
+    def _call(self, row: Row) -> _Call:
+        if not self.is_open(row):
+            raise ConfigError("the row is closed; open another")
+        return self._calls[row.slot]
+
+    def _check_words(self, words: Sequence[Word]) -> None:
+        if words and not self.has_text_in:
+            raise ConfigError(f"the layout of {self.artifact} takes no text in; only synthesis speaks words")
+        card = self.manifest["layout"]["streams"][0]["card"]
+        for word in words:
+            limit = self.policy["max_pieces"]
+            if len(word.pieces) > limit:
+                raise ConfigError(
+                    f"the word {word.text!r} has {len(word.pieces)} pieces, the artifact takes {limit}; break it up"
+                )
+            if word.pieces and not 0 <= min(word.pieces) <= max(word.pieces) < card:
+                raise ConfigError(f"the word {word.text!r} holds pieces outside 0 to {card - 1}")
 
     def close(self, row: Row) -> None:
         """End a call and free its row. Closing twice does nothing."""
@@ -232,10 +323,11 @@ class Program:
 
     def check_sampling(self, sampling: Mapping[str, float]) -> dict[str, float]:
         """The artifact's sampling defaults updated by `sampling`, all within their limits. Raises: ConfigError."""
+        known = tuple(self.manifest["sampling"]["limits"])
         for name in sampling:
-            if name not in SAMPLING_INPUTS:
-                near = difflib.get_close_matches(name, SAMPLING_INPUTS, n=1)
-                hint = f"; did you mean {near[0]}?" if near else f"; known: {', '.join(SAMPLING_INPUTS)}"
+            if name not in known:
+                near = difflib.get_close_matches(name, known, n=1)
+                hint = f"; did you mean {near[0]}?" if near else f"; known: {', '.join(known)}"
                 raise ConfigError(f"unknown sampling field {name!r}{hint}")
         values = {**self.manifest["sampling"]["defaults"], **sampling}
         for name, value in values.items():
@@ -273,6 +365,8 @@ class Program:
             ready=outputs["ready"],
             index=self._index(),
             seconds=time.perf_counter() - started,
+            ended=outputs.get("ended"),
+            extra_heads=outputs.get("extra_heads"),
         )
         return frame
 
@@ -286,16 +380,64 @@ class Program:
         for call in fresh:
             (prompted if call.given else plain)[call.row.slot] = True
             call.primed = True
+        if self.manifest["conditions"]:
+            self._condition(fresh)
         if plain.any():
             self._execute("step", {**self.inputs("step"), "reset": plain}, plain)
-        reset = prompted
+        # Where nothing is heard the decoder takes part, so that the prompt's sound goes over into what follows.
+        program, reset = "step_tokens" if self.has_pcm_in else "step", prompted
         while prompted.any():
-            inputs = {**self.inputs("step_tokens"), "reset": reset}
+            inputs = {**self.inputs(program), "reset": reset}
             for slot in np.flatnonzero(prompted):
-                inputs["given"][slot] = self._calls[int(slot)].given.popleft()
-            self._execute("step_tokens", inputs, prompted)
+                column = self._calls[int(slot)].given.popleft()
+                if "given" in inputs:
+                    inputs["given"][slot] = column
+            self._execute(program, inputs, prompted)
             reset = np.zeros(self.batch, bool)
             prompted = np.array([bool(call and call.given) for call in map(self._calls.get, range(self.batch))])
+
+    def _condition(self, calls: Sequence[_Call]) -> None:
+        """Make the conditions of these calls part of their state."""
+        inputs = self.inputs("condition")
+        for call in calls:
+            inputs["active"][call.row.slot] = True
+            for name, value in call.conditions.items():
+                inputs[name][call.row.slot] = value
+        self.check_inputs("condition", inputs)
+        self.state, _ = self._compile("condition")(self.weights, self.state, inputs)
+
+    def tokenize(self, text: str) -> list[int]:
+        """Pieces of a text. Raises: ConfigError (no tokenizer in it), MoshijaxError (sentencepiece is missing)."""
+        if manifests.TOKENIZER not in self.manifest["files"]:
+            raise ConfigError(f"{self.artifact} has no tokenizer, it takes no text; export it again with --tokenizer")
+        if self._tokenizer is None:
+            sentencepiece = optional.load("sentencepiece")
+            self._tokenizer = sentencepiece.SentencePieceProcessor(model_file=str(self._file(manifests.TOKENIZER)))
+        return list(self._tokenizer.encode(text))
+
+    def encode(self, pcm: np.ndarray) -> np.ndarray:
+        """Codes `[Q, T]` int32 of a waveform `[N]`, by the artifact's own codec; N is filled up to whole frames.
+
+        The encoder of a free row does it: call it before the row is opened, not in between its steps.
+        Raises: ConfigError if the artifact has no such program, DataError if samples are not finite; MoshijaxError if
+        every row is open.
+        """
+        if "encode" not in self.manifest["inputs"]:
+            raise ConfigError(f"{self.artifact} takes no voice prompt: its layout has no voice to continue")
+        pcm = np.asarray(pcm, np.float32)
+        if pcm.ndim != 1 or not pcm.size or not np.isfinite(pcm).all():
+            raise DataError(f"a waveform must be finite samples [N], N > 0; got {list(pcm.shape)}")
+        if not self.free_rows:
+            raise MoshijaxError(f"all {self.batch} rows are open; close one first")
+        slot = next(slot for slot in range(self.batch) if slot not in self._calls)
+        frames = np.pad(pcm, (0, -len(pcm) % self.frame_size)).reshape(-1, self.frame_size)
+        codes = []
+        for index, frame in enumerate(frames):
+            inputs = self.inputs("encode")
+            inputs["active"][slot], inputs["reset"][slot], inputs["pcm"][slot] = True, index == 0, frame
+            self.state, outputs = self._compile("encode")(self.weights, self.state, inputs)
+            codes.append(np.asarray(outputs["codes"])[slot])
+        return np.stack(codes, axis=1)
 
     def _execute(self, program: str, inputs: dict[str, np.ndarray], active: np.ndarray) -> dict[str, np.ndarray]:
         inputs["active"] = active
@@ -303,14 +445,42 @@ class Program:
             inputs["seed"][slot] = call.seed
             for name, value in call.sampling.items():
                 inputs[name][slot] = value
+            if "null_until" in inputs:
+                inputs["null_until"][slot] = call.null_until
+            if self.has_text_in:
+                self._next_word(call, inputs, slot)
             if active[slot]:
                 call.steps += 1
                 if call.force:
                     inputs["force_text"][slot], inputs["force_codes"][slot] = call.force.popleft()
+                if call.end_of_input:
+                    inputs["end_of_input"][slot], call.end_of_input = True, False
         self.check_inputs(program, inputs)
         self.state, outputs = self._compile(program)(self.weights, self.state, inputs)
         names = [name for name in outputs if name not in ("logits", "text_logits")]
-        return {name: np.asarray(outputs[name]) for name in names}
+        found = {name: np.asarray(outputs[name]) for name in names}
+        if self.has_text_in:
+            for slot in np.flatnonzero(found["word_taken"]):
+                call = self._calls[int(slot)]
+                word = call.words.popleft()
+                if word.pieces:
+                    call.spoken.append((word.text, call.steps - 1))
+        return found
+
+    def _next_word(self, call: _Call, inputs: dict[str, np.ndarray], slot: int) -> None:
+        """Offer the next word, with the one that the second text stream sees ahead of it."""
+        look_ahead = self.policy["look_ahead"]
+        coming = [word.pieces for word in itertools.islice(call.words, 1, None) if word.pieces][:look_ahead]
+        # With more words to come, a word waits for the one to look ahead at.
+        inputs["word_waiting"][slot] = bool(call.words) and (call.text_done or len(coming) == look_ahead)
+        inputs["text_done"][slot] = call.text_done
+        if not call.words:
+            return
+        word = call.words[0]
+        inputs["word"][slot, : len(word.pieces)] = word.pieces
+        inputs["word_padding"][slot] = word.padding
+        if look_ahead and len(coming) == look_ahead:
+            inputs["word_ahead"][slot, : len(coming[-1])] = coming[-1]
 
     def _index(self) -> np.ndarray:
         index = np.full(self.batch, -1)
@@ -334,7 +504,7 @@ class Program:
             )
         for stream, tokens in zip(streams, prompt, strict=True):
             low = 0 if stream["given"] else UNGENERATED
-            bad = tokens[(tokens < low) | (tokens >= stream["card"]) | (tokens == -1)]
+            bad = tokens[(tokens < low) | (tokens >= stream["card"]) | ((tokens == ZERO) & (stream["kind"] != "text"))]
             if bad.size:
                 raise ConfigError(
                     f"prompt of stream {stream['name']} holds {int(bad[0])}; ids are 0 to {stream['card'] - 1}"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -11,22 +13,51 @@ from moshijax.data.encoder import CodecEncoder
 from moshijax.data.records import INDEX
 from moshijax.data.text import Tokenizer
 from moshijax.errors import ConfigError, DataError
+from moshijax.export.artifact import conditioner_table
+from moshijax.export.conditions import parse, read_vectors
+from moshijax.lm import Guidance, TensorConditioner, policies
+from moshijax.weights.lm_config import loader_fields
 from moshijax.weights.source import CODEC as IMPORTED_CODEC
+from moshijax.weights.source import RECORD as IMPORTED_RECORD
 
 if TYPE_CHECKING:
     from moshijax.codec import MimiConfig
     from moshijax.lm import LMConfig
 
 
+#: What a model can be used for, by the names of `--policy`.
+POLICIES = {
+    "conversation": policies.Conversation,
+    "recognition": policies.Recognition,
+    "synthesis": policies.Synthesis,
+    "translation": policies.Translation,
+}
+#: The use of published models by their `model_type`.
+PUBLISHED_USES = {"moshi": "conversation", "hibiki": "translation", "stt": "recognition", "tts": "synthesis"}
+
+#: What published models want to be conditioned on, and not: (name, value, null value), where they know that value.
+PUBLISHED_CONDITIONS = (("description", "very_good", "very_bad"), ("control", "ok", None), ("cfg", "2.0", None))
+
+
 class Source(NamedTuple):
-    """The models of an artifact, as `moshijax.export.artifact.build` takes them."""
+    """The models of an artifact, and how they are used: arguments of `moshijax.export.artifact.build`."""
 
     codec_model: tuple[MimiConfig, Any]
     lm_model: tuple[LMConfig, Any]
     pieces: tuple[str, ...]
+    use: dict[str, Any]
 
 
-def load(path: str | Path, codec: str | Path | None = None, tokenizer: str | Path | None = None) -> Source:
+def load(
+    path: str | Path,
+    codec: str | Path | None = None,
+    tokenizer: str | Path | None = None,
+    *,
+    policy: str | None = None,
+    conditions: Sequence[str] = (),
+    null_conditions: Sequence[str] = (),
+    guidance: float | None = None,
+) -> Source:
     """Read a language model and what belongs to it.
 
     Args:
@@ -34,8 +65,12 @@ def load(path: str | Path, codec: str | Path | None = None, tokenizer: str | Pat
       codec: its codec, as `moshijax.weights.load_mimi` takes it. By default the one that the run's data was encoded
         with, or the one that a published `config.json` names.
       tokenizer: its SentencePiece model; by default the one in the run or the published directory.
+      policy: one of `POLICIES`; by default what a published config says, else conversation.
+      conditions, null_conditions: `NAME=VALUE`, what calls are conditioned on, and the second halves of guided ones.
+      guidance: coefficient of classifier-free guidance; None builds the step without.
 
-    Raises: ConfigError (no codec or tokenizer is recorded), DataError (another codec than that of the data).
+    Raises: ConfigError (no codec or tokenizer is recorded, an unknown condition), DataError (another codec than that of
+    the data).
     """
     path = Path(path)
     if not path.exists():
@@ -50,7 +85,70 @@ def load(path: str | Path, codec: str | Path | None = None, tokenizer: str | Pat
             f"codec {codec} is not the one that the data of {path} was encoded with (sha256 {wrong[0][:12]}...); give "
             "that one with --codec"
         )
-    return Source(codec_model, lm_model, Tokenizer.load(tokenizer or _tokenizer_path(path)).pieces)
+    published = _published(path)
+    text = Tokenizer.load(tokenizer or _tokenizer_path(path))
+    lm_config = _fixed_lengths(lm_model[0], published, conditions)
+    use = {
+        "policy": _policy(policy, lm_config, published, float(codec_model[0].frame_rate)),
+        "sampling": _sampling(published),
+        "tokenizer": text.model,
+    }
+    table = conditioner_table(lm_config)
+    given, null = parse(table, conditions), parse(table, null_conditions)
+    for name, value, null_value in PUBLISHED_CONDITIONS if published.get("model_type") else ():
+        if name in table and value in (table[name].get("values") or ()):
+            given.setdefault(name, value)
+            if null_value is not None and guidance is not None:
+                null.setdefault(name, null_value)
+    use |= {"conditions": given, "null_conditions": null}
+    if guidance is not None:
+        # (synthesis: the second half sees no text, and the text is not guided, as the published engine has it)
+        use["guidance"] = Guidance(guidance, text=not isinstance(use["policy"], policies.Synthesis))
+    return Source(codec_model, (lm_config, lm_model[1]), text.pieces, use)
+
+
+def _published(path: Path) -> dict[str, Any]:
+    """What a published config says beside the parameters; nothing for a run."""
+    folder = path if path.is_dir() else path.parent
+    found = _json(folder / "config.json") or _json(folder / IMPORTED_RECORD).get("config", {})
+    return loader_fields(found)
+
+
+def _policy(name: str | None, config: LMConfig, published: dict[str, Any], frame_rate: float) -> policies.Policy:
+    name = name or PUBLISHED_USES[published.get("model_type", "moshi")]
+    if name == "recognition" and "stt_config" in published:
+        said = published["stt_config"]
+        return policies.Recognition(
+            float(said.get("audio_delay_seconds", 0.0)), float(said.get("audio_silence_prefix_seconds", 0.0))
+        )
+    if name == "synthesis":
+        said = published.get("tts_config", {})
+        return policies.Synthesis(
+            audio_delay=int(said.get("audio_delay", 0.0) * frame_rate),
+            look_ahead=int(said.get("second_stream_ahead", 0)),
+            turn_tokens=any(c.fuse == "cross" for c in config.conditioners),
+        )
+    return POLICIES[name]()
+
+
+def _sampling(published: dict[str, Any]) -> dict[str, float]:
+    """Defaults of a published model; those of speech synthesis are cooler than the others."""
+    names = {"temp": "temperature", "temp_text": "text_temperature", "top_k": "top_k", "top_k_text": "text_top_k"}
+    cooler = {"temp": 0.6, "temp_text": 0.6} if published.get("model_type") == "tts" else {}
+    return {names[name]: value for name, value in {**cooler, **published.get("lm_gen_config", {})}.items()}
+
+
+def _fixed_lengths(config: LMConfig, published: dict[str, Any], conditions: Sequence[str]) -> LMConfig:
+    """Published voices come one by one; the model sees so many of them, those that are missing absent."""
+    speakers = int(published.get("tts_config", {}).get("max_speakers", 5))
+    given = dict(item.partition("=")[::2] for item in conditions)
+
+    def fixed(c: Any) -> Any:
+        if published.get("model_type") != "tts" or not isinstance(c, TensorConditioner) or c.name not in given:
+            return c
+        return replace(c, length=speakers * len(read_vectors(c.name, given[c.name].split(",")[:1])))
+
+    return replace(config, conditioners=tuple(map(fixed, config.conditioners)))
 
 
 def _json(path: Path) -> dict[str, Any]:

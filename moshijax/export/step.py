@@ -1,7 +1,7 @@
 """One frame of a call as pure functions: user audio in, the model's audio and text out.
 
-`CallStep` composes the codec and the language model into the three programs of an artifact. At their boundary there are
-only flat dicts of arrays, named by path, so that whoever runs them needs no class of ours.
+`CallStep` composes the codec and the language model into the programs of an artifact. At their boundary there are only
+flat dicts of arrays, named by path, so that whoever runs them needs no class of ours.
 
 The order within a step is fixed: reset, encode, language model, decode. A row's first executed step after a reset only
 primes position 0: its audio is ignored, its encoder is not advanced and nothing is returned for it; so the first frame
@@ -20,7 +20,7 @@ from flax.traverse_util import unflatten_dict
 
 from moshijax import codec, lm
 from moshijax.errors import ConfigError
-from moshijax.lm import generation
+from moshijax.lm import conditioning, generation, policies
 from moshijax.lm.tokens import UNGENERATED
 
 if TYPE_CHECKING:
@@ -59,16 +59,19 @@ SAMPLING_INPUTS = ("seed", "temperature", "text_temperature", "top_k", "text_top
 class CallStep:
     """The programs of an artifact for one pair of models (see `moshijax.export.artifact.Programs`).
 
-    `top_k_limit` bounds what `top_k` and `text_top_k` may be. Weights are {'codec/...', 'lm/...'}, each model in its
-    inference layout. Which inputs and outputs there are follows from the layout: without given rows no `pcm` or `given`
-    comes in, without generated audio rows no `pcm` goes out.
+    `top_k_limit` bounds what `top_k` and `text_top_k` may be. `policy`: what the model is used for. `guidance` compiles
+    classifier-free guidance into the step; its coefficient is only a default. Weights are {'codec/...', 'lm/...'}, each
+    model in its inference layout. Which inputs and outputs there are follows from the layout and the policy: without
+    given rows no `pcm` or `given` comes in, without generated audio rows no `pcm` goes out.
 
-    Raises: ConfigError if the codec does not fit the rows and codes of the language model.
+    Raises: ConfigError if the codec does not fit the rows and codes of the language model, or the policy its layout.
     """
 
     codec: codec.MimiConfig
     lm: lm.LMConfig
     top_k_limit: int = 250
+    policy: policies.Policy = policies.Conversation()
+    guidance: lm.Guidance | None = None
 
     def __post_init__(self) -> None:
         layout, codebooks = self.lm.layout, self.codec.num_codebooks
@@ -84,6 +87,13 @@ class CallStep:
             raise ConfigError(
                 f"the language model has card={self.lm.card}, the codec {self.codec.bins} codes per codebook; {remedy}"
             )
+        self.policy.check(self.lm)
+        for conditioner in self.lm.conditioners:
+            if isinstance(conditioner, lm.TensorConditioner) and conditioner.length is None:
+                raise ConfigError(
+                    f"condition {conditioner.name} has no fixed length, which a compiled step needs; give it one at "
+                    f"export, with --condition {conditioner.name}=FILE"
+                )
 
     @property
     def given_rows(self) -> tuple[int, ...]:
@@ -95,12 +105,33 @@ class CallStep:
         """Rows of the grid that become the model's voice."""
         return self.lm.layout.model_rows[1:]
 
+    @property
+    def prompted(self) -> bool:
+        """Whether a call can begin with a voice: there is a voice, and it follows something."""
+        return bool(self.voice_rows) and (bool(self.given_rows) or isinstance(self.policy, policies.Synthesis))
+
+    @property
+    def programs(self) -> tuple[str, ...]:
+        """Names of the programs, which are methods of this class."""
+        more = (["condition"] if self.lm.conditioners else []) + (["encode"] if self.prompted else [])
+        return ("init_state", "step", "step_tokens", *more)
+
     def input_specs(self, program: str, batch: int) -> Specs:
-        """Shapes and dtypes of the inputs of `step` or `step_tokens`."""
+        """Shapes and dtypes of the inputs of a program other than `init_state`."""
         spec = jax.ShapeDtypeStruct
-        specs = {
-            "active": spec((batch,), jnp.bool_),
-            "reset": spec((batch,), jnp.bool_),
+        specs = {"active": spec((batch,), jnp.bool_)}
+        if program == "condition":
+            kinds = ("condition", "null") if self.guidance is not None else ("condition",)
+            for kind in kinds:
+                for conditioner in self.lm.conditioners:
+                    for suffix, shape_dtype in conditioning.spec(conditioner, batch).items():
+                        specs[f"{kind}/{conditioner.name}{suffix}"] = spec(*shape_dtype)
+            return specs
+        specs["reset"] = spec((batch,), jnp.bool_)
+        pcm = spec((batch, self.codec.frame_size), jnp.float32)
+        if program == "encode":
+            return {**specs, "pcm": pcm}
+        specs |= {
             "force_text": spec((batch,), jnp.int32),
             "force_codes": spec((batch, len(self.voice_rows)), jnp.int32),
             "seed": spec((batch, 2), jnp.uint32),
@@ -110,10 +141,13 @@ class CallStep:
             "text_top_k": spec((batch,), jnp.int32),
             "pad_bonus": spec((batch,), jnp.float32),
         }
-        if self.given_rows and program == "step":
-            specs["pcm"] = spec((batch, self.codec.frame_size), jnp.float32)
-        if self.given_rows and program == "step_tokens":
-            specs["given"] = spec((batch, len(self.given_rows)), jnp.int32)
+        if self.guidance is not None:
+            specs["guidance"] = spec((batch,), jnp.float32)
+            specs["null_until"] = spec((batch,), jnp.int32)
+        specs |= {name: spec(*shape_dtype) for name, shape_dtype in self.policy.input_specs(batch).items()}
+        if self.given_rows:
+            given = spec((batch, len(self.given_rows)), jnp.int32)
+            specs |= {"pcm": pcm} if program == "step" else {"given": given}
         return specs
 
     def init_state(self, batch: int) -> Arrays:
@@ -121,68 +155,131 @@ class CallStep:
         return flatten(self._init_tree(batch))
 
     def step(self, weights: Arrays, state: Arrays, inputs: Arrays) -> tuple[Arrays, Arrays]:
-        """PCM of one frame in, PCM of one frame out. Returns the state and {pcm, text_token, codes, ready}."""
+        """PCM of one frame in, PCM of one frame out.
+
+        Returns the state and {pcm, text_token, codes, ready}, with what the policy says (such as `ended`) and, where
+        the model has them, the probabilities of the extra heads (`extra_heads [B, H, V]`).
+        """
         params, tree = unflatten_dict(weights, sep="/"), self._reset(state, inputs["reset"])
         given_BK = None
         if self.given_rows:
             hearing = inputs["active"] & (tree["lm"]["offset"] > 0)
+            if "end_of_input" in inputs:
+                hearing = hearing & ~inputs["end_of_input"]
             tree["encoder"], codes_BQT = codec.encode_step(
                 self.codec, params["codec"], tree["encoder"], inputs["pcm"], hearing, num_codebooks=len(self.given_rows)
             )
             given_BK = codes_BQT[:, :, 0]
-        tree["lm"], outputs, _ = self._language_model(params["lm"], tree["lm"], inputs, given_BK)
+        tree, outputs, _ = self._language_model(params["lm"], tree, inputs, given_BK)
         if self.voice_rows:
-            voice_BQ1 = jnp.maximum(outputs["codes"][:, 1 : 1 + len(self.voice_rows), None], 0)
-            ready = outputs["ready"]
-            tree["decoder"], pcm_BN = codec.decode_step(self.codec, params["codec"], tree["decoder"], voice_BQ1, ready)
-            outputs["pcm"] = jnp.where(ready[:, None], pcm_BN, 0.0)
+            codes_BQ1 = outputs["codes"][:, 1 : 1 + len(self.voice_rows), None]
+            voiced = outputs["ready"]
+            if isinstance(self.policy, policies.Synthesis):  # there is nothing to hear before its audio begins
+                voiced = voiced & jnp.all(codes_BQ1 >= 0, axis=(1, 2))
+            voice_BQ1 = jnp.maximum(codes_BQ1, 0)
+            tree["decoder"], pcm_BN = codec.decode_step(self.codec, params["codec"], tree["decoder"], voice_BQ1, voiced)
+            outputs["pcm"] = jnp.where(voiced[:, None], pcm_BN, 0.0)
         return flatten(tree), outputs
 
     def step_tokens(self, weights: Arrays, state: Arrays, inputs: Arrays) -> tuple[Arrays, Arrays]:
         """One column of codes in, one out; the codec is not advanced.
 
-        Returns the state and {text_token, codes, ready, text_logits [B, V], logits [B, Q, V]}; the logits are those of
+        Returns the state and what `step` returns without `pcm`, with {text_logits [B, V], logits [B, Q, V]}: those of
         the tokens sampled in this step, float32.
         """
         params, tree = unflatten_dict(weights, sep="/"), self._reset(state, inputs["reset"])
-        tree["lm"], outputs, computed = self._language_model(params["lm"], tree["lm"], inputs, inputs.get("given"))
+        tree, outputs, computed = self._language_model(params["lm"], tree, inputs, inputs.get("given"))
         outputs["text_logits"], outputs["logits"] = computed.text_logits_BV, computed.logits_BQV
         return flatten(tree), outputs
 
+    def condition(self, weights: Arrays, state: Arrays, inputs: Arrays) -> tuple[Arrays, Arrays]:
+        """Make the conditions of the active rows part of their state; nothing else changes."""
+        tree = self._tree(state, inputs["active"].shape[0])
+
+        def values(kind: str) -> dict[str, Any]:
+            found = {c.name: inputs[f"{kind}/{c.name}"] for c in self.lm.conditioners}
+            for c in self.lm.conditioners:
+                if isinstance(c, lm.TensorConditioner):
+                    found[c.name] = lm.Vectors(found[c.name], inputs[f"{kind}/{c.name}/mask"])
+            return found
+
+        null = None if self.guidance is None else values("null")
+        params = unflatten_dict(weights, sep="/")["lm"]
+        tree["lm"] = self._without_inputs(
+            generation.set_conditions(
+                self.lm, params, self._with_inputs(tree["lm"], {}), values("condition"), null, inputs["active"]
+            )
+        )
+        return flatten(tree), {}
+
+    def encode(self, weights: Arrays, state: Arrays, inputs: Arrays) -> tuple[Arrays, Arrays]:
+        """PCM of one frame to its codes `[B, Q]`, with the encoders of the active rows; the rest stands still."""
+        tree = self._tree(state, inputs["active"].shape[0])
+        encoder = codec.reset_state(self.codec, tree["encoder"], inputs["reset"])
+        tree["encoder"], codes_BQT = codec.encode_step(
+            self.codec,
+            unflatten_dict(weights, sep="/")["codec"],
+            encoder,
+            inputs["pcm"],
+            inputs["active"],
+            num_codebooks=max(len(self.given_rows), len(self.voice_rows)),
+        )
+        return flatten(tree), {"codes": codes_BQT[:, :, 0]}
+
     def _init_tree(self, batch: int) -> dict[str, Any]:
-        tree = {"lm": lm.init_generation(self.lm, None, batch)}
-        del tree["lm"]["sampling"]
-        if self.given_rows:
+        tree = {"lm": self._without_inputs(lm.init_generation(self.lm, None, batch, guidance=self.guidance))}
+        if self.given_rows or self.prompted:
             tree["encoder"] = codec.init_encoder_state(self.codec, batch)
         if self.voice_rows:
             tree["decoder"] = codec.init_decoder_state(self.codec, batch)
+        if policy := self.policy.init_state(batch):
+            tree["policy"] = policy
         return tree
+
+    def _tree(self, state: Arrays, batch: int) -> dict[str, Any]:
+        """A flat state as a tree."""
+        return unflatten_like(jax.eval_shape(lambda: self._init_tree(batch)), state)
 
     def _reset(self, state: Arrays, rows: Array) -> dict[str, Any]:
         """The state as a tree, the rows that are true afresh."""
-        tree = unflatten_like(jax.eval_shape(lambda: self._init_tree(rows.shape[0])), state)
+        tree = self._tree(state, rows.shape[0])
         for side in ("encoder", "decoder"):
             if side in tree:
                 tree[side] = codec.reset_state(self.codec, tree[side], rows)
-        tree["lm"] = lm.reset_generation(self.lm, tree["lm"], rows)
+        tree["lm"] = self._without_inputs(lm.reset_generation(self.lm, self._with_inputs(tree["lm"], {}), rows))
+        if "policy" in tree:
+            tree["policy"] = policies.reset(self.policy, tree["policy"], rows)
         return tree
 
+    # The parts of a generation state that the artifact takes as inputs of every step instead.
+
+    def _with_inputs(self, state: dict[str, Any], inputs: Arrays) -> dict[str, Any]:
+        state = {**state, "sampling": {name: inputs[name] for name in SAMPLING_INPUTS if name in inputs}}
+        if self.guidance is not None:
+            state["guidance"] = self.guidance.rows(state["offset"].shape[0])
+            for name, field in (("guidance", "coefficient"), ("null_until", "masked_until")):
+                if name in inputs:
+                    state["guidance"][field] = inputs[name]
+        return state
+
+    def _without_inputs(self, state: dict[str, Any]) -> dict[str, Any]:
+        return {name: part for name, part in state.items() if name not in ("sampling", "guidance")}
+
     def _language_model(
-        self, params: Any, state: dict[str, Any], inputs: Arrays, given_BK: Array | None
+        self, params: Any, tree: dict[str, Any], inputs: Arrays, given_BK: Array | None
     ) -> tuple[dict[str, Any], Arrays, generation.StepOutput]:
-        active = inputs["active"]
-        force_BK = jnp.concatenate([inputs["force_text"][:, None], inputs["force_codes"]], axis=1)
-        sampling = {name: inputs[name] for name in SAMPLING_INPUTS}
-        state, computed = generation.step(
-            self.lm,
-            params,
-            {**state, "sampling": sampling},
-            given_BK,
-            force_BK,
-            active,
-            top_k_limit=self.top_k_limit,
+        active, force_text, policy = inputs["active"], inputs["force_text"], self.policy
+        policy_state, limit = tree.get("policy", {}), self.top_k_limit
+        given_BK = policy.given(self.lm, inputs, given_BK)
+        state = self._with_inputs(tree["lm"], inputs)
+        state, draft = generation.sample_text(self.lm, params, state, given_BK, active, top_k_limit=limit)
+        free = active & (force_text == UNGENERATED)
+        policy_state, text, said = policy.text(self.lm, policy_state, inputs, draft.token_B, free)
+        text = policies.forced(force_text, text)
+        force_codes = policy.codes(self.lm, state["offset"], inputs["force_codes"])
+        state, computed = generation.sample_audio(
+            self.lm, params, state, draft, text, force_codes, active, top_k_limit=limit
         )
-        del state["sampling"]
         # Never at the first executed step, not even in a layout without delays.
         max_delay = self.lm.layout.max_delay
         ready = active & (state["offset"] > max(max_delay, 1))
@@ -191,4 +288,12 @@ class CallStep:
             given = generation.read_given(self.lm, state) if max_delay else jnp.full_like(given_BK, UNGENERATED)
             columns.append(given)
         codes = jnp.where(ready[:, None], jnp.concatenate(columns, axis=1), UNGENERATED)
-        return state, {"text_token": codes[:, 0], "codes": codes, "ready": ready}, computed
+        token = codes[:, 0]
+        if self.lm.demux_text:
+            token = jnp.where(token < 0, token, token % (self.lm.text_card + 1))
+        policy_state, finished = policy.finish(self.lm, policy_state, inputs, token, active)
+        outputs = {"text_token": token, "codes": codes, "ready": ready, **said, **finished}
+        if self.lm.extra_heads:
+            outputs["extra_heads"] = jax.nn.softmax(computed.extra_logits.astype(jnp.float32), axis=-1)
+        tree = {**tree, "lm": self._without_inputs(state)}
+        return {**tree, "policy": policy_state} if policy_state else tree, outputs, computed

@@ -7,7 +7,6 @@ absent a learnt vector stands in for it (`conditioners/base.py` of `moshi`).
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -34,23 +33,6 @@ class Vectors(NamedTuple):
 
 
 Conditions = Mapping[str, Any]  # name -> value indices [B] of a lookup, or Vectors
-
-
-def value_index(conditioner: LookupConditioner, value: str | None) -> int:
-    """Index of an attribute's value by name; `ABSENT` for None. Values that are not listed are hashed.
-
-    Raises:
-        ConfigError: the values are listed, and this is none of them.
-    """
-    if value is None:
-        return ABSENT
-    if conditioner.values is None:
-        return int(hashlib.sha256(value.encode("utf-8")).hexdigest(), 16) % conditioner.bins
-    if value not in conditioner.values:
-        raise ConfigError(
-            f"condition {conditioner.name}={value!r}: must be one of {', '.join(conditioner.values)}; or leave it away"
-        )
-    return conditioner.values.index(value)
 
 
 def default_length(conditioner: Conditioner) -> int:

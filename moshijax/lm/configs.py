@@ -122,10 +122,11 @@ TTS_1_6B = LMConfig(
     depth=_shared_depth(_SHARED_32, low_rank=128),
     demux_text=True,
     conditioners=(
-        LookupConditioner("control", bins=1, dim=2048),
-        LookupConditioner("cfg", bins=7, dim=16),
+        LookupConditioner("control", bins=1, dim=2048, values=("ok",)),
+        LookupConditioner("cfg", bins=7, dim=16, values=("1.0", "1.5", "2.0", "2.5", "3.0", "3.5", "4.0")),
         TensorConditioner("speaker_wavs", dim=512),
     ),
+    cross_positions=1.0,
 )
 
 #: A model that trains in minutes on a CPU; text pieces as in the quickstart.

@@ -45,12 +45,13 @@ PIECES = tuple(
 
 
 def tiny_models(
-    seed: int = 0, lm_config: lm.LMConfig = LM
+    seed: int = 0, lm_config: lm.LMConfig = LM, codec_config: codec.MimiConfig = CODEC
 ) -> tuple[tuple[codec.MimiConfig, Any], tuple[lm.LMConfig, Any], tuple[str, ...]]:
     """((codec config, params), (lm config, params), text pieces): the first arguments of `export.artifact.build`."""
     random = np.random.RandomState(seed)
-    codec_params = _fill(jax.eval_shape(lambda: codec.init(CODEC, jax.random.key(0))), random)
-    return (CODEC, codec_params), (lm_config, _fill(lm.abstract(lm_config), random)), PIECES
+    codec_params = _fill(jax.eval_shape(lambda: codec.init(codec_config, jax.random.key(0))), random)
+    params = _fill(lm.abstract(lm_config), random)
+    return (codec_config, codec_params), (lm_config, params), PIECES[: lm_config.text_card]
 
 
 def _fill(shapes: Any, random: np.random.RandomState) -> Any:

@@ -30,7 +30,7 @@ def test_files_and_manifest(everywhere):
     description = json.loads((everywhere / "artifact.json").read_text())
     programs = {
         f"{name}.{platform}.b{batch}.jaxexp"
-        for name in ("init_state", "step", "step_tokens")
+        for name in ("init_state", "step", "step_tokens", "encode")
         for platform in ("cpu", "cuda", "tpu")
         for batch in (1, 2)
     }
@@ -54,7 +54,7 @@ def test_files_and_manifest(everywhere):
 
 def test_every_platform_is_what_it_says(everywhere):
     for platform in ("cpu", "cuda", "tpu"):
-        for name in ("init_state", "step", "step_tokens"):
+        for name in ("init_state", "step", "step_tokens", "encode"):
             exported = jax.export.deserialize(
                 bytearray((everywhere / manifest.program_file(name, platform, 2)).read_bytes())
             )
@@ -82,7 +82,7 @@ def test_rebuilt_from_itself(program1, artifact_dir, tmp_path):
     first, second = load_file(artifact_dir / "weights.safetensors"), load_file(again / "weights.safetensors")
     assert set(first) == set(second) and all((first[name] == second[name]).all() for name in first)
     old, new = manifest.read(artifact_dir), manifest.read(again)
-    for part in ("config", "layout", "audio", "text", "sampling", "state", "inputs", "outputs"):
+    for part in ("config", "conditions", "layout", "audio", "text", "sampling", "state", "inputs", "outputs"):
         assert old[part] == new[part]
     assert new["batches"] == [1, 3] and new["platforms"] == ["cpu", "tpu"]
     wave = (np.random.RandomState(4).randn(640 * 9) * 0.3).astype(np.float32)

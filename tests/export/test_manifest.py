@@ -41,7 +41,7 @@ def test_damaged_manifest(copy):
 
 def test_another_schema(copy):
     edit(copy, schema_version=99)
-    with pytest.raises(DataError, match="schema version 99.*reads 1.*export again"):
+    with pytest.raises(DataError, match="schema version 99.*reads 2.*export again"):
         runtime.load(copy, 1)
 
 

@@ -37,9 +37,17 @@ def test_parts_of_the_7b():
     assert count(shapes["out_norm"]) == 4_096
 
 
+@pytest.mark.parametrize(
+    ("config", "parameters"),
+    [(lm.configs.HIBIKI_ZERO_3B, 3_131_686_912), (lm.configs.TTS_1_6B, 1_836_550_272)],
+)
+def test_released_sizes(config, parameters):
+    assert lm.count_parameters(config) == parameters
+
+
 def test_named_configs_trace():
     """Forward and one generation step of the full-size models, by shape alone."""
-    for config in (lm.configs.MOSHI_7B, lm.configs.DEV_2B):
+    for config in (lm.configs.MOSHI_7B, lm.configs.DEV_2B, lm.configs.HIBIKI_ZERO_3B, lm.configs.TTS_1_6B):
         params = lm.abstract(config, stacked=False)
         layout = config.layout
         codes = jax.ShapeDtypeStruct((1, layout.num_streams, 4), "int32")

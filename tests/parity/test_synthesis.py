@@ -1,0 +1,69 @@
+"""Speech synthesis through the artifact against the reference's own engine, token for token."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from moshijax import lm
+from moshijax.export import artifact, runtime
+from moshijax.lm import policies
+from moshijax.testing import tiny
+from moshijax.weights import load_lm
+from tests.parity.weights_by_name import load_fixture, write_checkpoint
+
+CODEC = dataclasses.replace(tiny.CODEC, quantizer=dataclasses.replace(tiny.CODEC.quantizer, bins=24))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["tts_voice", "tts_prefix"])
+def test_the_artifact_speaks_as_the_reference(name, tmp_path):
+    description, want = load_fixture(name)
+    settings, rows = description["settings"], len(description["scripts"])
+    config, params = load_lm(write_checkpoint(tmp_path / "model", description))
+    codec_model, _, pieces = tiny.tiny_models(lm_config=config, codec_config=CODEC)
+    voiced = "speaker_wavs" in want
+    voices = [(want["speaker_wavs"][row], want["speaker_wavs_mask"][row]) for row in range(rows)] if voiced else []
+    delay, prefixed = settings["delay_steps"], "prefix_0" in want
+    out = artifact.build(
+        codec_model,
+        (config, params),
+        pieces,
+        tmp_path / "speech",
+        batches=(rows,),
+        policy=policies.Synthesis(delay, settings["second_stream_ahead"], max_padding=settings["max_padding"]),
+        guidance=lm.Guidance(description["guidance"], text=False) if prefixed else None,
+        conditions={"speaker_wavs": voices[0]} if voiced else None,
+    )
+    program = runtime.load(out, rows)
+    greedy = {"temperature": 0, "text_temperature": 0, "pad_bonus": settings["padding_bonus"]}
+    opened, firsts = [], []
+    for row, script in enumerate(description["scripts"]):
+        prompt, first = None, 0
+        if prefixed:
+            prefix = want[f"prefix_{row}"]
+            first = prefix.shape[1] + delay
+            prompt = np.full((len(prefix), first), runtime.UNGENERATED, np.int32)
+            prompt[0, : prefix.shape[1]], prompt[1:, delay:] = prefix[0], prefix[1:]
+        conditions = {"control": ("ok", "no")[row], **({"speaker_wavs": voices[row]} if voiced else {})}
+        words = [runtime.Word(word["text"], tuple(word["tokens"]), word["padding"]) for word in script]
+        firsts.append(first)
+        opened.append(program.open(0, greedy, prompt, conditions=conditions, words=words, null_until=first))
+    columns = want["frames"].shape[2]
+    compared = np.zeros((rows, columns), bool)
+    heard = np.zeros(rows)
+    while not compared[:, -1].all():
+        frame = program.step()
+        for row in range(rows):
+            column = int(frame.index[row])
+            if 0 <= column < columns:
+                np.testing.assert_array_equal(frame.codes[row], want["frames"][row, :, column], f"{row}, {column}")
+                compared[row, column] = True
+                # There is nothing to hear before the audio begins.
+                assert (np.abs(frame.pcm[row]).max() > 0) == (column >= delay)
+                heard[row] += column >= delay
+    assert all(compared[row, max(firsts[row], 1) :].all() for row in range(rows)) and (heard > 20).all()
+    for row in range(rows):
+        assert [list(word) for word in program.spoken(opened[row])] == description["transcripts"][row]
