@@ -65,17 +65,24 @@ def _fourier(window: int) -> np.ndarray:
     return (np.concatenate([np.cos(angle), -np.sin(angle)], axis=1) * _hann(window)[:, None]).astype(np.float32)
 
 
-def magnitude(waveform: Float[Array, "B N"], window: int, hop: int) -> Float[Array, "B F W"]:
-    """Magnitude spectrogram, windows fully inside the waveform; ``hop`` must divide ``window``."""
+def spectrum(waveform: Float[Array, "B N"], window: int, hop: int) -> tuple[Array, Array]:
+    """Real and imaginary part ``[B, F, W]`` of the STFT with a Hann window of energy 1, windows fully inside the
+    waveform; ``hop`` must divide ``window``."""
     count, overlap = 1 + (waveform.shape[1] - window) // hop, window // hop
     blocks = waveform[:, : (count + overlap - 1) * hop].reshape(waveform.shape[0], count + overlap - 1, hop)
     frames = jnp.concatenate([blocks[:, i : i + count] for i in range(overlap)], axis=-1)
     if window <= MATRIX_WINDOW:
-        spectrum = jnp.einsum("bfn,nw->bfw", frames, _fourier(window), precision=HIGHEST)
-        real, imaginary = jnp.split(spectrum, 2, axis=-1)
+        parts = jnp.einsum("bfn,nw->bfw", frames, _fourier(window), precision=HIGHEST)
+        real, imaginary = jnp.split(parts, 2, axis=-1)
     else:
-        spectrum = jnp.fft.rfft(frames * _hann(window))
-        real, imaginary = spectrum.real, spectrum.imag
+        whole = jnp.fft.rfft(frames * _hann(window))
+        real, imaginary = whole.real, whole.imag
+    return real, imaginary
+
+
+def magnitude(waveform: Float[Array, "B N"], window: int, hop: int) -> Float[Array, "B F W"]:
+    """Magnitude spectrogram, see `spectrum`."""
+    real, imaginary = spectrum(waveform, window, hop)
     return jnp.sqrt(real**2 + imaginary**2 + 1e-12)
 
 

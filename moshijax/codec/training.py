@@ -1,7 +1,4 @@
-"""The codec in training: variables with their side head, the training forward, and the codebook update.
-
-Discriminators and the adversarial recipe are built on the same forward.
-"""
+"""The codec in training: variables with their side head, the training forward, and the codebook update."""
 
 from __future__ import annotations
 
@@ -11,7 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from moshijax.codec import functions, quantizer_training
+from moshijax.codec import functions, quantizer_training, weight_norm
 from moshijax.codec.config import MimiConfig
 from moshijax.codec.mimi import Mimi
 from moshijax.codec.quantizer_training import QuantizerTraining, Statistics, row_uniform
@@ -19,6 +16,9 @@ from moshijax.nn.projection import linear, uniform
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, Int
+
+
+SIDES = ("encoder", "decoder")
 
 
 class TrainingOutput(NamedTuple):
@@ -58,10 +58,16 @@ def init(config: MimiConfig, key: Array, teacher_dim: int | None = None) -> dict
     return {**variables, "params": {**variables["params"], "teacher_projection": {"kernel": kernel}}}
 
 
-def without_teacher(variables: dict[str, Any]) -> dict[str, Any]:
-    """The codec's own variables, without the side head."""
-    params = {name: leaf for name, leaf in variables["params"].items() if name != "teacher_projection"}
-    return {**variables, "params": params}
+def normalise_weights(params: dict[str, Any]) -> dict[str, Any]:
+    """Parameters with weight norm on the convolutions of both SEANets, where the reference has it in training."""
+    sides = {side: {**params[side], "seanet": weight_norm.split(params[side]["seanet"])} for side in SIDES}
+    return {**params, **sides}
+
+
+def codec_variables(variables: dict[str, Any]) -> dict[str, Any]:
+    """The codec's own variables as `moshijax.codec` takes them: no side head, no discriminators, weight norm folded."""
+    params = {name: variables["params"][name] for name in (*SIDES, "quantizer")}
+    return {"params": weight_norm.fold(params), "codebooks": {"quantizer": variables["codebooks"]["quantizer"]}}
 
 
 def teacher_estimate(variables: dict[str, Any], semantic: Float[Array, "B T D"]) -> Float[Array, "B T F"]:
@@ -83,7 +89,7 @@ def forward(
     Args:
         config: of the codec.
         settings: of codebook training.
-        variables: ``params`` and ``codebooks``, training layout.
+        variables: ``params`` and ``codebooks``, training layout, with or without weight norm.
         waveform: N a multiple of ``config.frame_size``.
         key: of quantiser dropout, pass-through and samples; the same for all microbatches of a batch.
         rows: numbers of these rows in the whole batch (default 0 .. B - 1).
@@ -91,7 +97,7 @@ def forward(
     """
     rows = jnp.arange(waveform.shape[0]) if rows is None else rows
     total_rows = waveform.shape[0] if total_rows is None else total_rows
-    variables = without_teacher(variables)
+    variables = codec_variables(variables)
 
     def run(mimi: Mimi) -> TrainingOutput:
         return _forward(mimi, settings, variables["codebooks"]["quantizer"], waveform, key, rows, total_rows)

@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from moshijax.config_json import from_json
 from moshijax.errors import DataError, MoshijaxError
@@ -186,9 +187,9 @@ def load_run(run_dir: str | Path, step: int | None = None) -> tuple[str, Any, An
     kind, config, model, found = read_model(run_dir, step)
     params = model["params"]
     if kind == "codec":
-        from moshijax.codec.training import without_teacher
+        from moshijax.codec.training import codec_variables
 
-        params = without_teacher({"params": params, "codebooks": model["model_state"]})
+        params = codec_variables({"params": params, "codebooks": model["model_state"]})
     tokenizer = Path(run_dir) / "tokenizer.model"
     return kind, config, params, {"step": found, "tokenizer": tokenizer if tokenizer.exists() else None}
 
@@ -219,9 +220,14 @@ def read_model(run_dir: str | Path, step: int | None = None) -> tuple[str, Any, 
     return (
         kind,
         config,
-        {"params": model.get("ema") or model["params"], "model_state": model.get("model_state", {})},
+        {"params": _with(model["params"], model.get("ema", {})), "model_state": model.get("model_state", {})},
         found,
     )
+
+
+def _with(params: dict[str, Any], average: dict[str, Any]) -> dict[str, Any]:
+    """Parameters, and their running average where there is one."""
+    return unflatten_dict({**flatten_dict(params), **flatten_dict(average)})
 
 
 def _config_class(kind: str) -> type:

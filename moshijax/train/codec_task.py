@@ -1,8 +1,9 @@
-"""Training of the codec on reconstruction losses, with the semantic level distilled from a teacher's features."""
+"""Training of the codec: reconstruction and adversarial losses, and the semantic level distilled from a teacher."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -11,7 +12,9 @@ import jax
 import jax.numpy as jnp
 
 from moshijax import codec, data
-from moshijax.codec import filterbank, losses, training
+from moshijax.codec import balancer, discriminators, filterbank, losses, training
+from moshijax.codec.balancer import Balancer
+from moshijax.codec.discriminators import DiscriminatorConfig
 from moshijax.codec.quantizer_training import QuantizerTraining
 from moshijax.errors import ConfigError
 from moshijax.train.task import LossParts, Source
@@ -19,35 +22,53 @@ from moshijax.train.task import LossParts, Source
 if TYPE_CHECKING:
     from moshijax.train.experiment import ExperimentConfig
 
+DISCRIMINATOR = "discriminator"
+
 
 @dataclass(frozen=True)
 class CodecLoss:
-    """Weights of the losses of a codec without discriminators.
+    """Weights of the codec's losses.
 
     Attributes:
       mel: multi-scale mel spectrogram distance, at `mel_windows` samples; `mel_floor` is added before the logarithm
         (magnitudes of a window of energy 1: noise of amplitude s has magnitude s).
       waveform: mean absolute difference of samples.
+      adversarial: minus what the discriminators say.
+      feature: distance of the discriminators' features.
       commitment: distance of latents from their codes.
       distillation: cosine distance of the semantic level from the teacher's features.
       latent_distillation: the same of the semantic projection before it is quantised (ours: without the noise of a
         codebook an encoder learns to hear in fewer steps).
+      balancer: makes the first four weights shares of the gradient at the decoder's output; None: plain factors.
     """
 
     mel: float = 2.0
     mel_windows: tuple[int, ...] = losses.WINDOWS
     mel_floor: float = 1e-5
     waveform: float = 1.0
+    adversarial: float = 0.0
+    feature: float = 0.0
     commitment: float = 1.0
     distillation: float = 1.0
     latent_distillation: float = 0.0
+    balancer: Balancer | None = None
 
     def __post_init__(self) -> None:
-        for name in ("mel", "waveform", "commitment", "distillation", "latent_distillation"):
+        for name in (*self.OUTPUT, "commitment", "distillation", "latent_distillation"):
             if not getattr(self, name) >= 0:
                 raise ConfigError(f"loss weight {name} is {getattr(self, name)}; it must be 0 or more")
         if not self.mel_floor > 0:
             raise ConfigError(f"mel_floor is {self.mel_floor}; it must be more than 0")
+        if self.balancer is not None and not self.output_weights:
+            raise ConfigError(f"a balancer needs a loss to balance; set one of {', '.join(self.OUTPUT)}")
+
+    # Losses of the decoder's output, which a balancer weighs.
+    OUTPUT: ClassVar[tuple[str, ...]] = ("mel", "waveform", "adversarial", "feature")
+
+    @property
+    def output_weights(self) -> dict[str, float]:
+        """The weights above 0 of losses of the decoder's output."""
+        return {name: getattr(self, name) for name in self.OUTPUT if getattr(self, name) > 0}
 
 
 @dataclass(frozen=True)
@@ -57,6 +78,8 @@ class CodecTask:
     Attributes:
       teacher_dim: width of the teacher's features; None: no distillation.
       quantizer: how codebooks learn.
+      discriminators: they learn on every step before the codec does; None: no adversarial losses.
+      weight_norm: normalise the weights of both SEANets in training; what is saved for others is plain.
       filterbank: start as a filterbank (`moshijax.codec.filterbank`), whose first part stays as it is.
     """
 
@@ -64,9 +87,20 @@ class CodecTask:
     teacher_dim: int | None = None
     quantizer: QuantizerTraining = QuantizerTraining()
     loss: CodecLoss = CodecLoss()
+    discriminators: DiscriminatorConfig | None = None
+    weight_norm: bool = False
     filterbank: bool = False
 
     kind: ClassVar[str] = "codec"
+
+    def __post_init__(self) -> None:
+        judged = self.loss.adversarial > 0 or self.loss.feature > 0
+        if judged != (self.discriminators is not None):
+            raise ConfigError(
+                "discriminators need a loss weight adversarial or feature above 0, and these need discriminators; "
+                f"now adversarial is {self.loss.adversarial}, feature {self.loss.feature}, discriminators "
+                f"{'set' if self.discriminators else 'None'}"
+            )
 
     def model_config(self) -> codec.MimiConfig:
         return self.model
@@ -75,11 +109,16 @@ class CodecTask:
         if experiment.text_ratio:
             raise ConfigError(f"text_ratio is {experiment.text_ratio}, but a codec has no text steps; set it to 0")
         found = {"audio": experiment.data} | ({"eval": experiment.eval_data} if experiment.eval_data else {})
+        longest = max((*(self.discriminators.windows if self.discriminators else ()), *self.loss.mel_windows))
         for name, config in found.items():
             if config.num_samples % self.model.frame_size:
                 raise ConfigError(
                     f"{name} data: num_samples {config.num_samples} is not a multiple of the frame size "
                     f"{self.model.frame_size}"
+                )
+            if config.num_samples < longest:
+                raise ConfigError(
+                    f"{name} data: num_samples {config.num_samples} is less than the longest window {longest} of a loss"
                 )
             if config.sample_rate != self.model.sample_rate:
                 raise ConfigError(
@@ -102,30 +141,57 @@ class CodecTask:
 
     def init(self, key: jax.Array) -> tuple[Any, Any]:
         variables = training.init(self.model, key, self.teacher_dim)
-        params = filterbank.apply(self.model, variables["params"]) if self.filterbank else variables["params"]
-        return params, variables["codebooks"]
+        params, state = variables["params"], variables["codebooks"]
+        if self.filterbank:
+            params = filterbank.apply(self.model, params)
+        params = self.training_form(params)
+        if self.discriminators is not None:
+            params = {**params, "discriminators": discriminators.init(self.discriminators, jax.random.fold_in(key, 1))}
+        if self.loss.balancer is not None:
+            state = {**state, "balancer": balancer.init(tuple(self.loss.output_weights))}
+        return params, state
 
-    def owns(self, program: str, path: str) -> bool:
-        return True
+    def training_form(self, params: Any) -> Any:
+        return training.normalise_weights(params) if self.weight_norm else params
 
-    def denominators(self, program: str, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+    def updates(self, program: str) -> tuple[str, ...]:
+        return (program,) if self.discriminators is None else (DISCRIMINATOR, program)
+
+    def owns(self, update: str, path: str) -> bool:
+        return path.startswith("discriminators/") == (update == DISCRIMINATOR)
+
+    def auxiliary(self, path: str) -> bool:
+        return path.startswith(("discriminators/", "balancer/"))
+
+    def denominators(self, update: str, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
         return {"rows": jnp.float32(batch["audio"].shape[0])}
 
     def loss_parts(
-        self, program: str, params: Any, model_state: Any, batch: Mapping[str, jax.Array], denominators: Any, key: Any
+        self, update: str, params: Any, model_state: Any, batch: Mapping[str, jax.Array], denominators: Any, key: Any
     ) -> LossParts:
         params = filterbank.freeze(self.model, params) if self.filterbank else params
         variables, audio = {"params": params, "codebooks": model_state}, batch["audio"]
-        total_rows = denominators["rows"].astype(jnp.int32)
+        rows_of_all = denominators["rows"]
         settings = self.quantizer
+        if update == "eval":  # as the codec will be used
+            settings = dataclasses.replace(settings, quantization_rate=1.0, dropout=False)
+        total_rows = rows_of_all.astype(jnp.int32)
         out = training.forward(self.model, settings, variables, audio, key, batch["row"], total_rows)
+        if update == DISCRIMINATOR:
+            return self._discriminator_parts(params["discriminators"], audio, out.reconstruction, rows_of_all)
+        statistics: dict[str, Any] = dict(out.statistics)
+        functions, weights = self._output_losses(update, params, audio)
         rows = {"commitment": out.commitment}
-        # Without a reconstruction loss nothing of the decoder is compiled: such steps are several times cheaper.
-        if self.loss.mel > 0:
-            rate, windows, floor = self.model.sample_rate, self.loss.mel_windows, self.loss.mel_floor
-            rows["mel"] = losses.multi_scale_mel(out.reconstruction, audio, rate, windows, floor=floor)
-        if self.loss.waveform > 0:
-            rows["waveform"] = losses.waveform_l1(out.reconstruction, audio)
+        balanced = None
+        # Without a loss of its output nothing of the decoder is compiled: such steps are several times cheaper.
+        if update == "eval" or self.loss.balancer is None:
+            for function in functions:
+                rows |= function(out.reconstruction)
+        else:
+            state = model_state["balancer"]
+            balanced = balancer.balance(self.loss.balancer, weights, state, functions, out.reconstruction)
+            rows |= balanced.rows
+            statistics["balancer"] = {name: norm.sum() / rows_of_all for name, norm in balanced.norms.items()}
         if self.teacher_dim is not None:
             target = losses.pool_teacher(batch["teacher"], out.semantic.shape[1])
             for name, semantic in (("distillation", out.semantic), ("latent_distillation", out.semantic_latent)):
@@ -133,11 +199,49 @@ class CodecTask:
                     rows[name] = losses.cosine_distance(training.teacher_estimate(variables, semantic), target)
         count = jnp.float32(audio.shape[0])
         sums = {f"{name}/loss": (value.sum(), count) for name, value in rows.items()}
-        loss = sum(getattr(self.loss, name) * value.sum() for name, value in rows.items()) / denominators["rows"]
-        return LossParts(loss, sums, out.statistics)
+        shares = {name: getattr(self.loss, name) * value.sum() for name, value in rows.items()}
+        if balanced is None:
+            loss = sum(shares.values()) / rows_of_all
+        else:  # its value is that of the weighted losses, its gradient the balanced one
+            sums |= {f"{name}/grad_norm": (norm.sum(), count) for name, norm in balanced.norms.items()}
+            value = sum(shares.pop(name) for name in weights)
+            pull = jnp.sum(balanced.gradient * out.reconstruction)
+            loss = (sum(shares.values()) + jax.lax.stop_gradient(value - pull) + pull) / rows_of_all
+        return LossParts(loss, sums, statistics)
+
+    def _output_losses(
+        self, update: str, params: Any, audio: jax.Array
+    ) -> tuple[list[Callable[[jax.Array], dict[str, jax.Array]]], dict[str, float]]:
+        """Functions from the decoder's output to losses per row, and the weights above 0."""
+        weights = self.loss.output_weights
+        functions: list[Callable[[jax.Array], dict[str, jax.Array]]] = []
+        if "mel" in weights or (update == "eval" and weights):
+            rate, windows, floor = self.model.sample_rate, self.loss.mel_windows, self.loss.mel_floor
+            functions.append(lambda y: {"mel": losses.multi_scale_mel(y, audio, rate, windows, floor=floor)})
+        if "waveform" in weights or (update == "eval" and weights):
+            functions.append(lambda y: {"waveform": losses.waveform_l1(y, audio)})
+        if self.discriminators is not None and update != "eval":
+
+            def judged(y: jax.Array) -> dict[str, jax.Array]:
+                found = discriminators.generator_losses(self.discriminators, params["discriminators"], audio, y)
+                return {name: value for name, value in found.items() if name in weights}
+
+            functions.append(judged)
+        return functions, weights
+
+    def _discriminator_parts(
+        self, params: Any, audio: jax.Array, reconstruction: jax.Array, rows_of_all: jax.Array
+    ) -> LossParts:
+        found = discriminators.discriminator_loss(self.discriminators, params, audio, reconstruction)
+        count = jnp.float32(audio.shape[0])
+        right = {f"right_on_{name}": (found[name].sum(), count) for name in ("real", "fake")}
+        return LossParts(found["loss"].sum() / rows_of_all, right, {})
 
     def update_model_state(self, model_state: Any, statistics: Any, key: Any, step: Any) -> tuple[Any, dict[str, Any]]:
         new, values = training.update_codebooks(self.quantizer, model_state, statistics, key, step)
+        if self.loss.balancer is not None:
+            means = statistics["balancer"]
+            new = {**new, "balancer": balancer.update(self.loss.balancer, model_state["balancer"], means)}
         sums = {}
         for q in range(self.model.num_codebooks):
             sums[f"codebook_{q}/usage_entropy"] = (values["usage_entropy"][q], 1.0)

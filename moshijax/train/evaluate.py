@@ -50,9 +50,10 @@ class HeldOutLoss:
 
         replicated = NamedSharding(mesh, PartitionSpec())
         where = plan.shardings
-        jitted = jax.jit(losses, in_shardings=(where.params, where.model_state, self._where), out_shardings=replicated)
+        params = (plan.abstract.ema, where.ema) if plan.abstract.ema else (plan.abstract.params, where.params)
+        jitted = jax.jit(losses, in_shardings=(params[1], where.model_state, self._where), out_shardings=replicated)
         abstract = {k: jax.ShapeDtypeStruct(np.shape(x), x.dtype, sharding=self._where[k]) for k, x in first.items()}
-        self._run = jitted.lower(plan.abstract.params, plan.abstract.model_state, abstract).compile()
+        self._run = jitted.lower(params[0], plan.abstract.model_state, abstract).compile()
         self._names = tuple(names)
 
     def __call__(self, snapshot: Snapshot) -> dict[str, float]:

@@ -119,7 +119,8 @@ class ExperimentConfig:
       data: batches of the audio steps (a config of `moshijax.data`).
       text_data: batches of the text steps; needed when `text_ratio` is above 0.
       text_ratio: share of text steps; step n is one iff floor((n+1) r) > floor(n r).
-      optimizer, text_optimizer: each program has its own optimiser state.
+      optimizer, text_optimizer, discriminator_optimizer: each kind of update has its own optimiser state; the last two
+        are like the first where they are None.
       steps: length of the run, text steps included.
       seed: of the initial parameters, the order of the data and the randomness inside the steps.
       ema_decay: of the running average of the parameters that evaluation and export use; None: no average.
@@ -136,6 +137,7 @@ class ExperimentConfig:
     text_data: Any = None
     text_ratio: float = 0.0
     text_optimizer: OptimizerConfig | None = None
+    discriminator_optimizer: OptimizerConfig | None = None
     ema_decay: float | None = None
     microbatches: int = 1
     mesh: MeshConfig = MeshConfig()
@@ -168,10 +170,14 @@ class ExperimentConfig:
             require(0 < self.ema_decay < 1, f"ema_decay is {self.ema_decay}; it must be between 0 and 1, or None")
 
     @property
-    def program_optimizers(self) -> dict[str, OptimizerConfig]:
-        """Optimiser config of every program that the run uses."""
-        found = {} if self.text_ratio == 1 else {"audio": self.optimizer}
-        return found | ({"text": self.text_optimizer or self.optimizer} if self.text_ratio > 0 else {})
+    def programs(self) -> tuple[str, ...]:
+        """The kinds of steps that the run takes."""
+        return (("audio",) if self.text_ratio < 1 else ()) + (("text",) if self.text_ratio > 0 else ())
+
+    def optimizer_of(self, update: str) -> OptimizerConfig:
+        """Optimiser config of an update (`moshijax.train.task.Task.updates`)."""
+        own = {"text": self.text_optimizer, "discriminator": self.discriminator_optimizer}
+        return own.get(update) or self.optimizer
 
 
 def place_of_step(step: int, text_ratio: float) -> tuple[str, int]:

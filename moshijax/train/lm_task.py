@@ -77,17 +77,26 @@ class LMTask:
     def init(self, key: jax.Array) -> tuple[Any, Any]:
         return lm.init_boxed(self.model, key), {}
 
-    def owns(self, program: str, path: str) -> bool:
-        return program != "text" or path.startswith(TEXT_OWNS)
+    def training_form(self, params: Any) -> Any:
+        return params
 
-    def denominators(self, program: str, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-        return losses.denominators(self.model, self.loss, batch["codes"], text_only=program == "text")
+    def updates(self, program: str) -> tuple[str, ...]:
+        return (program,)
+
+    def owns(self, update: str, path: str) -> bool:
+        return update != "text" or path.startswith(TEXT_OWNS)
+
+    def auxiliary(self, path: str) -> bool:
+        return False
+
+    def denominators(self, update: str, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+        return losses.denominators(self.model, self.loss, batch["codes"], text_only=update == "text")
 
     def loss_parts(
-        self, program: str, params: Any, model_state: Any, batch: Mapping[str, jax.Array], denominators: Any, key: Any
+        self, update: str, params: Any, model_state: Any, batch: Mapping[str, jax.Array], denominators: Any, key: Any
     ) -> LossParts:
         codes = batch["codes"]
-        if program == "text":
+        if update == "text":
             logits = lm.forward_text(self.model, params, codes)
             numerators = losses.text_numerators(self.model, self.loss, logits, codes)
             streams = {}
@@ -95,7 +104,7 @@ class LMTask:
             output = lm.forward(self.model, params, codes)
             numerators = losses.numerators(self.model, self.loss, output, codes)
             streams = losses.stream_statistics(self.model, output, codes)
-        own = losses.denominators(self.model, self.loss, codes, text_only=program == "text")
+        own = losses.denominators(self.model, self.loss, codes, text_only=update == "text")
         sums = {f"{group}/loss": (numerator, own[group]) for group, numerator in numerators.items()}
         for stream, found in streams.items():
             sums[f"{stream}/loss"] = (found["nll"], found["count"])

@@ -10,7 +10,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
-from flax.traverse_util import flatten_dict
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 
 from moshijax.errors import ConfigError
@@ -26,10 +26,10 @@ class TrainState:
 
     Attributes:
       step: [] int32, steps done; also the number of the next step.
-      params: parameters, unboxed.
+      params: parameters, unboxed; of discriminators too, where there are any.
       model_state: what is learnt without gradients, such as codebooks; {} where there is none.
-      opt_states: program name -> optimiser state over the parameters that the program owns.
-      ema: running average of `params`, or {}.
+      opt_states: name of an update -> optimiser state over the parameters that it owns.
+      ema: running average of `params` without auxiliary ones, or {}.
       nonfinite: [] int32, non-finite steps in a row up to now.
     """
 
@@ -43,29 +43,30 @@ class TrainState:
 
 @dataclass(frozen=True)
 class Optimizer:
-    """Optimiser of one program: the flat paths that it owns and the transformation over them."""
+    """Optimiser of one update: the flat paths that it owns and the transformation over them."""
 
     paths: tuple[str, ...]
     transform: optax.GradientTransformationExtraArgs
 
 
 def make_optimizers(task: Task, experiment: ExperimentConfig) -> dict[str, Optimizer]:
-    """One optimiser per program.
+    """One optimiser per update.
 
     Raises:
-      ConfigError: a parameter group matches nothing, or a program trains nothing.
+      ConfigError: a parameter group matches nothing, or an update trains nothing.
     """
     everything = list(flatten_dict(sharding.unboxed(jax.eval_shape(task.init, jax.random.key(0))[0]), sep="/"))
     found = {}
-    for program, config in experiment.program_optimizers.items():
+    for update in (update for program in experiment.programs for update in task.updates(program)):
+        config = experiment.optimizer_of(update)
         check_groups(config, everything)
-        paths = [path for path in everything if task.owns(program, path)]
+        paths = [path for path in everything if task.owns(update, path)]
         if not paths:
-            raise ConfigError(f"{program} steps train no parameter; set text_ratio = 0 or add parameters for them")
+            raise ConfigError(f"{update} steps train no parameter; set text_ratio = 0 or add parameters for them")
         owned = trainable(config, paths)
         if not owned:
-            raise ConfigError(f"every parameter of the {program} steps is frozen; leave one group free")
-        found[program] = Optimizer(owned, make_optimizer(config, owned, experiment.steps))
+            raise ConfigError(f"every parameter of the {update} steps is frozen; leave one group free")
+        found[update] = Optimizer(owned, make_optimizer(config, owned, experiment.steps))
     return found
 
 
@@ -81,14 +82,20 @@ def make_init(task: Task, experiment: ExperimentConfig, optimizers: Mapping[str,
             params=boxed,
             model_state=model_state,
             opt_states={name: o.transform.init({p: flat[p] for p in o.paths}) for name, o in optimizers.items()},
-            ema=jax.tree.map(jnp.array, params) if experiment.ema_decay is not None else {},
+            ema=jax.tree.map(jnp.array, averaged(task, params)) if experiment.ema_decay is not None else {},
             nonfinite=jnp.zeros((), jnp.int32),
         )
 
     return init
 
 
-def state_shardings(abstract: TrainState, mesh: Mesh) -> TrainState:
+def averaged(task: Task, params: Any) -> Any:
+    """The part of a parameter tree that has a running average: all but auxiliary networks."""
+    flat = flatten_dict(params, sep="/")
+    return unflatten_dict({path: leaf for path, leaf in flat.items() if not task.auxiliary(path)}, sep="/")
+
+
+def state_shardings(task: Task, abstract: TrainState, mesh: Mesh) -> TrainState:
     """Shardings of a boxed abstract state: parameters by the rule table, optimiser states and average like them."""
     params = sharding.shardings_of(abstract.params, mesh)
     flat = flatten_dict(params, sep="/")
@@ -98,7 +105,7 @@ def state_shardings(abstract: TrainState, mesh: Mesh) -> TrainState:
         params=params,
         model_state=sharding.shardings_of(abstract.model_state, mesh),
         opt_states=sharding.like_parameters(abstract.opt_states, flat, mesh),
-        ema=params if abstract.ema else {},
+        ema=averaged(task, params) if abstract.ema else {},
         nonfinite=replicated,
     )
 
@@ -133,6 +140,6 @@ def plan_state(task: Task, experiment: ExperimentConfig, mesh: Mesh) -> StatePla
     abstract = jax.tree.map(
         lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
         sharding.unboxed(boxed),
-        state_shardings(boxed, mesh),
+        state_shardings(task, boxed, mesh),
     )
     return StatePlan(init, abstract, optimizers)

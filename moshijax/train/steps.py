@@ -19,7 +19,7 @@ from moshijax.train import sharding
 from moshijax.train.experiment import ExperimentConfig
 from moshijax.train.flops import count_flops
 from moshijax.train.optimizer import learning_rate
-from moshijax.train.state import StatePlan, TrainState
+from moshijax.train.state import StatePlan, TrainState, averaged
 from moshijax.train.task import LossParts, Task
 
 LOSS, GRAD_NORM, RATE, NONFINITE = "loss", "grad_norm", "learning_rate", "nonfinite"
@@ -42,7 +42,7 @@ def with_rows(batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
 
 def loss_and_gradients(
     task: Task,
-    program: str,
+    update: str,
     owned: Any,
     merge: Callable[[Any], Any],
     model_state: Any,
@@ -50,14 +50,14 @@ def loss_and_gradients(
     key: Any,
     count: int,
 ) -> tuple[LossParts, Any]:
-    """Loss parts and gradients of the whole batch with respect to `owned`, over `count` microbatches.
+    """Loss parts and gradients of an update over the whole batch with respect to `owned`, in `count` microbatches.
 
     Denominators come from the whole batch, so that the result does not depend on `count` beyond rounding.
     """
-    denominators = task.denominators(program, batch)
+    denominators = task.denominators(update, batch)
 
     def loss(owned: Any, rows: Mapping[str, jax.Array]) -> tuple[jax.Array, LossParts]:
-        parts = task.loss_parts(program, merge(owned), model_state, rows, denominators, key)
+        parts = task.loss_parts(update, merge(owned), model_state, rows, denominators, key)
         return parts.loss, parts
 
     gradient = jax.grad(loss, has_aux=True)
@@ -84,7 +84,7 @@ class Program:
     Attributes:
       run: (state, batch) -> (state, packed metrics [M, 2]); the state is donated.
       names: of the packed metrics, in order.
-      flops: of one step: three times the contractions of the forward pass.
+      flops: of one step, see `step_flops`.
       memory_bytes: temporary memory of the compiled step, per device; 0 if unknown.
     """
 
@@ -101,46 +101,51 @@ class Program:
 
 def make_step(task: Task, experiment: ExperimentConfig, plan: StatePlan, program: str) -> tuple[Any, list[str]]:
     """The pure step function of a program, and the list that its trace fills with the metric names."""
-    optimizer, config = plan.optimizers[program], experiment.program_optimizers[program]
+    updates = task.updates(program)
     names: list[str] = []
 
     def step(state: TrainState, batch: Mapping[str, jax.Array]) -> tuple[TrainState, jax.Array]:
         key = program_key(experiment.seed, program, state.step)
         loss_key, update_key = jax.random.split(key)
-        flat = flatten_dict(state.params, sep="/")
-        owned = {path: flat[path] for path in optimizer.paths}
-
-        def merge(owned: Mapping[str, jax.Array]) -> Any:
-            return unflatten_dict({**flat, **owned}, sep="/")
-
-        parts, grads = loss_and_gradients(
-            task, program, owned, merge, state.model_state, batch, loss_key, experiment.microbatches
-        )
-        grad_norm = optax.tree.norm(grads)
-        finite = jnp.isfinite(parts.loss) & jnp.isfinite(grad_norm)
+        old = flatten_dict(state.params, sep="/")
+        flat, opt_states, sums, finite = dict(old), dict(state.opt_states), {}, jnp.array(True)
 
         def keep(new: Any, old: Any) -> Any:
+            """What a step changed, unless one of its updates was not finite: then nothing."""
             return jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
 
-        old_opt_state = state.opt_states[program]
-        updates, opt_state = optimizer.transform.update(grads, old_opt_state, owned, step=state.step)
-        owned = keep(optax.apply_updates(owned, updates), owned)
-        params = merge(owned)
+        for update in updates:
+            optimizer = plan.optimizers[update]
+            owned = {path: flat[path] for path in optimizer.paths}
+
+            def merge(owned: Mapping[str, jax.Array], flat: Mapping[str, jax.Array] = flat) -> Any:
+                return unflatten_dict({**flat, **owned}, sep="/")
+
+            parts, grads = loss_and_gradients(
+                task, update, owned, merge, state.model_state, batch, loss_key, experiment.microbatches
+            )
+            grad_norm = optax.tree.norm(grads)
+            finite &= jnp.isfinite(parts.loss) & jnp.isfinite(grad_norm)
+            changes, opt_states[update] = optimizer.transform.update(grads, opt_states[update], owned, step=state.step)
+            flat = {**flat, **optax.apply_updates(owned, changes)}
+            rate = learning_rate(experiment.optimizer_of(update), state.step, experiment.steps)
+            own = {LOSS: (parts.loss, 1.0), GRAD_NORM: (grad_norm, 1.0), RATE: (rate, 1.0), **parts.sums}
+            sums |= own if update == program else {f"{update}/{name}": pair for name, pair in own.items()}
+        changed = [path for update in updates for path in plan.optimizers[update].paths]
+        params = unflatten_dict({**old, **{path: keep(flat[path], old[path]) for path in changed}}, sep="/")
         model_state, update_sums = task.update_model_state(state.model_state, parts.statistics, update_key, state.step)
         ema = state.ema
         if experiment.ema_decay is not None:
-            decay = experiment.ema_decay
-            ema = keep(jax.tree.map(lambda a, p: decay * a + (1 - decay) * p.astype(a.dtype), ema, params), ema)
+            decay, new = experiment.ema_decay, averaged(task, params)
+            ema = keep(jax.tree.map(lambda a, p: decay * a + (1 - decay) * p.astype(a.dtype), ema, new), ema)
         nonfinite = jnp.where(finite, 0, state.nonfinite + 1)
-        rate = learning_rate(config, state.step, experiment.steps)
-        sums = {LOSS: (parts.loss, 1.0), GRAD_NORM: (grad_norm, 1.0), RATE: (rate, 1.0), NONFINITE: (nonfinite, 1.0)}
-        sums |= parts.sums | update_sums
+        sums |= {NONFINITE: (nonfinite, 1.0), **update_sums}
         names[:] = list(sums)
         new = TrainState(
             step=state.step + 1,
             params=params,
             model_state=keep(model_state, state.model_state),
-            opt_states={**state.opt_states, program: keep(opt_state, old_opt_state)},
+            opt_states={name: keep(new, state.opt_states[name]) for name, new in opt_states.items()},
             ema=ema,
             nonfinite=nonfinite,
         )
@@ -195,17 +200,30 @@ def compile_step(
         name=program,
         run=compiled,
         names=names,
-        flops=3 * forward_flops(task, program, plan, batch),
+        flops=step_flops(task, program, plan, batch),
         memory_bytes=getattr(memory, "temp_size_in_bytes", 0) or 0,
     )
 
 
-def forward_flops(task: Task, program: str, plan: StatePlan, batch: Mapping[str, np.ndarray]) -> float:
-    """FLOPs of the contractions of one forward pass over a whole batch."""
+def step_flops(task: Task, program: str, plan: StatePlan, batch: Mapping[str, np.ndarray]) -> float:
+    """FLOPs of the contractions of one step over a whole batch: three times those of the forward pass. A step of
+    several updates, whose losses hold gradients themselves, is counted as it is traced."""
+    inputs = plan.abstract.params, plan.abstract.model_state, dict(batch)
+    updates, key = task.updates(program), jax.random.key(0)
 
     def forward(params: Any, model_state: Any, batch: Any) -> jax.Array:
-        key = jax.random.key(0)
         denominators = task.denominators(program, batch)
         return task.loss_parts(program, params, model_state, with_rows(batch), denominators, key).loss
 
-    return count_flops(forward, plan.abstract.params, plan.abstract.model_state, dict(batch))
+    def gradients(params: Any, model_state: Any, batch: Any) -> list[Any]:
+        flat, found = flatten_dict(params, sep="/"), []
+        for update in updates:
+            owned = {path: flat[path] for path in plan.optimizers[update].paths}
+
+            def merge(owned: Mapping[str, jax.Array]) -> Any:
+                return unflatten_dict({**flat, **owned}, sep="/")
+
+            found.append(loss_and_gradients(task, update, owned, merge, model_state, batch, key, 1))
+        return found
+
+    return 3 * count_flops(forward, *inputs) if len(updates) == 1 else count_flops(gradients, *inputs)

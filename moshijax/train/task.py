@@ -58,23 +58,38 @@ class Task(Protocol):
         """Parameters, boxed with logical axis names, and the state that is learnt without gradients (or {})."""
         ...
 
-    def owns(self, program: str, path: str) -> bool:
-        """Whether steps of `program` train the parameter at this path; all others stay as they are, bit for bit."""
+    def training_form(self, params: Any) -> Any:
+        """Plain parameters, such as published ones, in the form that is trained (weight norm)."""
         ...
 
-    def denominators(self, program: str, batch: Batch) -> dict[str, jax.Array]:
+    def updates(self, program: str) -> tuple[str, ...]:
+        """The updates of one step of a program, in order: each has a loss, an optimiser and parameters of its own and
+        sees what the ones before it changed. The last has the program's name; most programs have no other."""
+        ...
+
+    def owns(self, update: str, path: str) -> bool:
+        """Whether `update` trains the parameter at this path; all others stay as they are, bit for bit."""
+        ...
+
+    def auxiliary(self, path: str) -> bool:
+        """Whether a leaf of the parameters or of the model state serves training alone (a discriminator): it has no
+        running average, and a run that starts from another one's model makes it new if it is not there."""
+        ...
+
+    def denominators(self, update: str, batch: Batch) -> dict[str, jax.Array]:
         """Sums of loss weights over the whole batch, from its targets alone."""
         ...
 
     def loss_parts(
-        self, program: str, params: Any, model_state: Any, batch: Batch, denominators: Mapping[str, jax.Array], key: Any
+        self, update: str, params: Any, model_state: Any, batch: Batch, denominators: Mapping[str, jax.Array], key: Any
     ) -> LossParts:
-        """Loss of a microbatch. `batch["row"]` [B] holds the row numbers in the whole batch: randomness that is drawn
-        per row from `key` and these is the same for every number of microbatches."""
+        """Loss of a microbatch; the update is "eval" on held-out batches. `batch["row"]` [B] holds the row numbers in
+        the whole batch: randomness that is drawn per row from `key` and these is the same for every number of
+        microbatches. `key` is the same for all updates of a step."""
         ...
 
     def update_model_state(
         self, model_state: Any, statistics: Any, key: jax.Array, step: jax.Array
     ) -> tuple[Any, Sums]:
-        """The state after this step, and metrics of the update."""
+        """The state after this step, from the statistics of its last update; and metrics."""
         ...

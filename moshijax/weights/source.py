@@ -209,8 +209,6 @@ def _imported(path: Path) -> Source:
 
 def _run(path: Path) -> Source:
     kind, config, params, extras = importlib.import_module("moshijax.train.checkpoint").load_run(path)
-    if kind == "codec":
-        params = codec.training.without_teacher(params)
     flat, table = flatten_dict(params, sep="/"), same(abstract(kind, config))
     tensors = Published(table_of(kind, config), flat)
     return Source(

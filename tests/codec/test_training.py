@@ -169,7 +169,7 @@ def test_kmeans():
 def test_teacher_head(variables):
     trained = training.init(SMALL, KEY, teacher_dim=5)
     assert trained["params"]["teacher_projection"]["kernel"].shape == (5, 8)
-    assert "teacher_projection" not in training.without_teacher(trained)["params"]
+    assert "teacher_projection" not in training.codec_variables(trained)["params"]
     estimate = training.teacher_estimate(trained, jnp.ones((2, 3, 8)))
     assert estimate.shape == (2, 3, 5)
     codec.encode(SMALL, trained, noise(0, 1, FRAME))  # the side head is in nobody's way

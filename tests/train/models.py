@@ -9,10 +9,12 @@ import numpy as np
 
 from moshijax import data
 from moshijax.codec import MimiConfig, QuantizerConfig, SeanetConfig
+from moshijax.codec.balancer import Balancer
+from moshijax.codec.discriminators import DiscriminatorConfig
 from moshijax.codec.quantizer_training import QuantizerTraining
 from moshijax.lm import DepthConfig, LMConfig, layouts
 from moshijax.nn.transformer import TransformerConfig
-from moshijax.train.codec_task import CodecTask
+from moshijax.train.codec_task import CodecLoss, CodecTask
 from moshijax.train.experiment import ExperimentConfig, OptimizerConfig
 from moshijax.train.lm_task import LMTask
 from tests.train.grids import write_dialogues, write_text, write_tokenizer
@@ -96,3 +98,20 @@ def codec_experiment(folder: Path, **fields) -> ExperimentConfig:
         checkpoint_every=5,
     )
     return ExperimentConfig(**{**defaults, **fields})
+
+
+DISCRIMINATORS = DiscriminatorConfig(windows=(64, 128), filters=4, dilations=(1, 2))
+
+
+def adversarial_task(**loss) -> CodecTask:
+    """The codec of `codec_experiment` with the whole recipe: discriminators, balancer, weight norm, dropout."""
+    from moshijax.data.teacher import PhonemeTeacher
+
+    weights = {"mel": 0.0, "waveform": 0.0, "adversarial": 4.0, "feature": 4.0, "balancer": Balancer(), **loss}
+    quantizer = QuantizerTraining(kmeans_iterations=5)
+    return CodecTask(CODEC, PhonemeTeacher.dim, quantizer, CodecLoss(**weights), DISCRIMINATORS, weight_norm=True)
+
+
+def adversarial_experiment(folder: Path, **fields) -> ExperimentConfig:
+    own = dict(task=adversarial_task(), ema_decay=0.99, discriminator_optimizer=OptimizerConfig(1e-2, weight_decay=0.0))
+    return codec_experiment(folder, **{**own, **fields})

@@ -63,8 +63,17 @@ class SmallTask:
         }
         return params, {"seen": jnp.zeros((width,))}
 
-    def owns(self, program, path):
-        return program != "text" or path.startswith("first")
+    def training_form(self, params):
+        return params
+
+    def updates(self, program):
+        return (program,)
+
+    def owns(self, update, path):
+        return update != "text" or path.startswith("first")
+
+    def auxiliary(self, path):
+        return False
 
     def denominators(self, program, batch):
         return {"weight": batch["weight"].sum()}
