@@ -97,7 +97,7 @@ def with_path(root: Path) -> dict[str, str]:
 
 @pytest.mark.slow
 def test_the_trained_model_answers_voices_it_never_heard(tmp_path, record_property):
-    """The real command. Demanded: 6 of 10 questions answered exactly, and unrelated speech answered less often.
+    """The real command. Demanded: 6 of 10 questions answered exactly, at most 4 of 10 unrelated utterances answered.
 
     The aim is 9 of 10, and 1 of 10.
     """
@@ -110,11 +110,11 @@ def test_the_trained_model_answers_voices_it_never_heard(tmp_path, record_proper
     clear = figures["groups"]["clear"]
     assert clear["exact"]["total"] >= 20 and clear["unrelated_answered"]["total"] >= 20
     assert clear["exact"]["rate"] >= 0.6
-    assert clear["unrelated_answered"]["rate"] < clear["exact"]["rate"]
+    assert clear["unrelated_answered"]["rate"] <= 0.4
     assert clear["chance"] <= 0.1 and figures["untrained"]["exact"]["hits"] == 0
     assert figures["silent_answered"]["rate"] <= 0.4
     energy = figures["energy"]
-    assert energy["words_db"] > energy["silence_db"] + 20 and energy["quiet"] >= 0.9
+    assert energy["words_db"] > energy["silence_db"] + 20 and energy["quiet"] >= 0.9 and energy["audible"] >= 0.8
     assert "questions answered exactly" in done.stdout
     report = folder.report.read_text()
     assert not re.findall(r'(?:src|href)="(?!data:)', report)
