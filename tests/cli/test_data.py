@@ -61,7 +61,7 @@ def test_bad_paths_and_options(cli, tmp_path, codec):
         (("validate", manifest, "--speaker", "A"), 2, "--speaker 'A'"),
         (("inspect", tmp_path / "no"), 3, "holds no dataset.json"),
         (("synthesize", tmp_path / "no.txt", tmp_path / "o"), 3, "no.txt cannot be read"),
-        (("teacher", manifest, "--kind", "x"), 3, "teacher 'x' is not known"),
+        (("teacher", manifest, "--kind", "x"), 2, "'x' is not one of 'phonemes', 'wavlm'"),
         (("teacher", manifest), 3, 'no list "phonemes"'),
     ):
         found, _, err = cli("data", *arguments)

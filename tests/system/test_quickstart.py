@@ -52,7 +52,13 @@ def test_first_stage_alone(tmp_path):
     done = subprocess.run([*COMMAND, run_dir, "--until", "synthesize"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     manifest = (run_dir / "training_calls" / "manifest.jsonl").read_text().splitlines()
-    assert len(manifest) == Settings().answered + Settings().unanswered + Settings().silent
+    marker = json.loads((run_dir / "stages" / "synthesize.json").read_text())
+    # A spliced sentence may be too long for its call: it is named and left out.
+    rejected = [
+        name for name, reason in marker["figures"]["rejected"] if name.startswith("train-") and "ends at" in reason
+    ]
+    wanted = Settings().answered + Settings().unanswered + Settings().silent
+    assert len(manifest) + len(rejected) == wanted and len(rejected) <= wanted // 500
     again = subprocess.run([*COMMAND, run_dir, "--until", "synthesize"], capture_output=True, text=True)
     assert again.returncode == 0 and "done before" in again.stderr
 
