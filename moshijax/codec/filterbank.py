@@ -97,10 +97,10 @@ def apply(config: MimiConfig, params: dict[str, Any]) -> dict[str, Any]:
     filters, centres = band_filters(bands, 2 * found.hop, config.sample_rate)
     gains = GAIN * (centres / 300.0) ** TILT
     amplified = (gains[:, None, None] * filters).reshape(used, -1)
-    layers[first] = _pass(layers[first], np.ones((1, 1, 1)), LIFT, newest=True)
+    layers[first] = _pass(layers[first], np.ones((1, 1, 1)), LIFT)
     group = 1
     for name, stride in zip(folds, found.folds, strict=True):
-        layers[name] = _pass(layers[name], _fold(group, stride), 0.0, newest=True)
+        layers[name] = _pass(layers[name], _fold(group, stride), 0.0)
         group *= stride
     kernel = np.zeros(layers[bank]["kernel"].shape, np.float32)
     kernel[:, :group, :used] = amplified.T.reshape(2 * found.stride, group, used)
@@ -127,11 +127,10 @@ def _fold(group: int, stride: int) -> np.ndarray:
     return np.eye(stride * group, dtype=np.float32).reshape(stride, group, stride * group)
 
 
-def _pass(layer: dict[str, Any], taps: np.ndarray, bias: float, newest: bool) -> dict[str, Any]:
-    """``layer`` with ``taps [k, c, o]`` as all that its first ``o`` outputs read, from its last or first ``k`` taps."""
+def _pass(layer: dict[str, Any], taps: np.ndarray, bias: float) -> dict[str, Any]:
+    """``layer`` with ``taps [k, c, o]`` as all that its first ``o`` outputs read, from its last ``k`` taps."""
     kernel, (k, channels, outputs) = layer["kernel"], taps.shape
-    rows = slice(-k, None) if newest else slice(k)
-    kernel = kernel.at[:, :, :outputs].set(0.0).at[rows, :channels, :outputs].set(taps)
+    kernel = kernel.at[:, :, :outputs].set(0.0).at[-k:, :channels, :outputs].set(taps)
     return {"kernel": kernel, "bias": layer["bias"].at[:outputs].set(bias)}
 
 
@@ -154,7 +153,7 @@ def _synthesis(layers: dict[str, Any], filters: np.ndarray, found: Stages) -> di
         kernel = kernel.at[:group, :stride, : group // stride].set(taps)
         group //= stride
         new[name] = {"kernel": kernel, "bias": layers[name]["bias"].at[:group].set(0.0)}
-    return {**new, last: _pass(layers[last], np.ones((1, 1, 1)), -LIFT, newest=True)}
+    return {**new, last: _pass(layers[last], np.ones((1, 1, 1)), -LIFT)}
 
 
 def freeze(config: MimiConfig, params: dict[str, Any]) -> dict[str, Any]:

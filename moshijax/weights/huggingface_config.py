@@ -228,6 +228,20 @@ def lm_config(fields: Mapping[str, Any]) -> LMConfig:
     )
 
 
+def _published_stack(stack: TransformerConfig) -> dict[str, Any]:
+    """The fields that the classes have for the temporal and the depth transformer alike."""
+    return {
+        "hidden_size": stack.dim,
+        "num_hidden_layers": stack.num_layers,
+        "num_attention_heads": stack.num_heads,
+        "num_key_value_heads": stack.num_heads // stack.kv_repeat,
+        "head_dim": stack.dim // stack.num_heads,
+        "ffn_dim": 2 * stack.hidden_dim,
+        "hidden_act": "silu",
+        "rms_norm_eps": 1e-8,
+    }
+
+
 def published_lm_config(config: LMConfig, codec: MimiConfig) -> dict[str, Any]:
     """The fields of one of the classes for a language model with its codec; `lm_config` of them gives it back.
 
@@ -237,14 +251,7 @@ def published_lm_config(config: LMConfig, codec: MimiConfig) -> dict[str, Any]:
     t, layout = config.temporal, config.layout
     out: dict[str, Any] = {
         "vocab_size": config.text_card,
-        "hidden_size": t.dim,
-        "num_hidden_layers": t.num_layers,
-        "num_attention_heads": t.num_heads,
-        "num_key_value_heads": t.num_heads // t.kv_repeat,
-        "head_dim": t.dim // t.num_heads,
-        "ffn_dim": 2 * t.hidden_dim,
-        "hidden_act": "silu",
-        "rms_norm_eps": 1e-8,
+        **_published_stack(t),
         "sliding_window": t.context,
         "max_position_embeddings": t.context,
         "rope_parameters": {"rope_type": "default", "rope_theta": t.max_period},
@@ -268,7 +275,6 @@ def published_lm_config(config: LMConfig, codec: MimiConfig) -> dict[str, Any]:
             "codec_config": published_mimi_config(codec),
         }
     else:
-        d = config.depth.transformer
         out |= {
             "model_type": "moshi",
             "audio_vocab_size": config.card,
@@ -280,14 +286,7 @@ def published_lm_config(config: LMConfig, codec: MimiConfig) -> dict[str, Any]:
                 "audio_vocab_size": config.card,
                 "input_size": t.dim,
                 "num_codebooks": layout.dep_q,
-                "hidden_size": d.dim,
-                "num_hidden_layers": d.num_layers,
-                "num_attention_heads": d.num_heads,
-                "num_key_value_heads": d.num_heads // d.kv_repeat,
-                "head_dim": d.dim // d.num_heads,
-                "ffn_dim": 2 * d.hidden_dim,
-                "hidden_act": "silu",
-                "rms_norm_eps": 1e-8,
+                **_published_stack(config.depth.transformer),
                 "max_position_embeddings": layout.dep_q + 1,
                 "sliding_window": layout.dep_q,
             },
