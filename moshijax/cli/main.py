@@ -129,8 +129,8 @@ def drop_unwritable_cache() -> None:
 def ask_for_huge_pages(arguments: Sequence[str]) -> None:
     """Start the same command again with huge pages for `malloc`, which glibc takes from the environment alone.
 
-    XLA on CPU allocates the temporaries of every step anew. In pages of 4 KB that is a fifth to a quarter of the CPU time
-    of a training step. Nothing happens where the system offers no choice, or the user has made one.
+    XLA on CPU allocates the temporaries of every step anew. In pages of 4 KB that is a fifth to a quarter of the CPU
+    time of a training step. Nothing happens where the system offers no choice, or the user has made one.
     """
     if not arguments or arguments[0] not in STEPPING or MALLOC in os.environ:
         return
