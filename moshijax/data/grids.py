@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from moshijax.lm.layouts import StreamLayout
 
 CHANNELS = ("model", "user")  # of a record's codes
+MIXED = ("mixed",)  # of a record that holds everybody in one stream
 _MARGIN_SECONDS = 10.0  # of words placed on both sides of a window, so that nothing is lost at its edges
 
 
@@ -37,9 +38,9 @@ class GridData:
         text_jitter: the text of a row is moved by a time drawn uniformly from +- so many seconds.
         text_mask: probability that a row's text is all ZERO.
         swap_speakers: probability that the user plays the model's part (both channels and words change sides).
-      user_mask: share of the user's codes that are ZERO, drawn per cell; the model learns to hear through gaps.
-      user_levels: draw, per row of the batch, how many of the user's codebooks are kept, from 1 to all: what is heard
-        rests on the semantic codebook, which differs least between voices.
+        user_mask: share of the user's codes that are ZERO, drawn per cell; the model learns to hear through gaps.
+        user_levels: draw, per row of the batch, how many of the user's codebooks are kept, from 1 to all: what is heard
+            rests on the semantic codebook, which differs least between voices.
     """
 
     paths: tuple[str, ...]
@@ -76,12 +77,17 @@ def late_frames(rule: TextPlacement, frame_rate: float) -> int:
     return math.ceil(max(0.0, rule.text_shift) * frame_rate - 1e-6)
 
 
+def early_frames(rule: TextPlacement, frame_rate: float) -> int:
+    """Frames before a recording's start in which early text begins; its audio rows are ZERO there."""
+    return math.ceil(max(0.0, -rule.text_shift) * frame_rate - 1e-6)
+
+
 class _Windows:
     """(record, nominal first frame) of every window of a data set; windows cover each recording once an epoch."""
 
-    def __init__(self, source: RecordSource, num_frames: int, late: int):
+    def __init__(self, source: RecordSource, num_frames: int, extra: int):
         self.source, self.num_frames = source, num_frames
-        frames = [length + late for shard in source.index["shards"] for length in shard["frames"]]
+        frames = [length + extra for shard in source.index["shards"] for length in shard["frames"]]
         counts = [max(1, -(-length // num_frames)) for length in frames]
         self._first = np.cumsum([0, *counts])
 
@@ -94,16 +100,33 @@ class _Windows:
 
 
 class GridMaker:
-    """One record to one grid window, as the layout and the placement rules say."""
+    """One record to one grid window, as the layout and the placement rules say.
+
+    `channels` are those of the records' codes: `CHANNELS`, or `MIXED`, whose words are all the text stream's.
+    """
 
     def __init__(
-        self, layout: StreamLayout, tokenizer: Tokenizer, config: GridData, frame_rate: float, num_codebooks: int
+        self,
+        layout: StreamLayout,
+        tokenizer: Tokenizer,
+        config: GridData,
+        frame_rate: float,
+        num_codebooks: int,
+        channels: tuple[str, ...] = CHANNELS,
     ):
         self.config, self.tokenizer, self.frame_rate = config, tokenizer, frame_rate
         self.num_streams = len(layout.streams)
         self.main_speaker = layout.streams[0].speaker  # of the text stream
-        self.late = late_frames(config.placement, frame_rate)
+        self.mixed = channels == MIXED
+        self.early = early_frames(config.placement, frame_rate)
+        self.extra = self.early + late_frames(config.placement, frame_rate)
         self.audio_rows: list[tuple[int, int, int]] = []
+        speakers = {stream.speaker for stream in layout.streams if stream.kind == "audio"}
+        if self.mixed and (len(speakers) > 1 or config.swap_speakers):
+            raise ConfigError(
+                f"the data has one stream with everybody in it, but the layout has audio of {sorted(speakers)} and "
+                f"swap_speakers is {config.swap_speakers}: use a layout of one stream, or prepare with two"
+            )
         for row, stream in enumerate(layout.streams):
             if stream.kind == "text":
                 continue
@@ -114,7 +137,23 @@ class GridMaker:
                     f"grid row {row} wants codebook {stream.codebook}, but the data has {num_codebooks}: "
                     "prepare it with more codebooks, or use a layout with fewer"
                 )
-            self.audio_rows.append((row, CHANNELS.index(stream.speaker), stream.codebook))
+            self.audio_rows.append((row, 0 if self.mixed else CHANNELS.index(stream.speaker), stream.codebook))
+        self.user_rows = [row for row, _, _ in self.audio_rows if layout.streams[row].speaker == "user"]
+
+    def words(self, record: dict[str, Any], swap: bool = False) -> list[Word]:
+        """Words of a record with the speakers that they have in this draw."""
+        words = words_of(record)
+        if self.mixed:
+            return [Word(w.text, w.start, w.end, self.main_speaker) for w in words]
+        if swap:
+            return [Word(w.text, w.start, w.end, CHANNELS[1 - CHANNELS.index(w.speaker)]) for w in words]
+        return words
+
+    def place(self, words: list[Word], frames: int, jitter: float = 0.0) -> tuple[np.ndarray, PlacementCounts]:
+        """Text row [frames] of words whose times count from the first frame of the audio."""
+        rule, rate = self.config.placement, self.frame_rate
+        jitter += self.early / rate
+        return place_text(words, frames, rate, self.tokenizer.encode, rule, jitter, self.main_speaker)
 
     def text(self, words: list[Word], frames: int, start: int, jitter: float = 0.0) -> np.ndarray:
         """Text row [num_frames] of the window at `start` of a recording with `frames` frames for text."""
@@ -125,32 +164,28 @@ class GridMaker:
         starts = [word.start for word in words]
         chosen = words[bisect_left(starts, first / rate - 1e-9) : bisect_left(starts, last / rate - 1e-9)]
         local = [Word(w.text, w.start - first / rate, w.end - first / rate, w.speaker) for w in chosen]
-        row, _ = place_text(
-            local, last - first, rate, self.tokenizer.encode, self.config.placement, jitter, self.main_speaker
-        )
+        row, _ = self.place(local, last - first, jitter)
         window = np.full(length, ZERO, np.int32)
         piece = row[start - first : start - first + length]
         window[: len(piece)] = piece
         return window
 
     def window(self, record: dict[str, Any], start: int, swap: bool, jitter: float, masked: bool) -> np.ndarray:
-        """Grid [K, num_frames] int32."""
+        """Grid [K, num_frames] int32; `start` counts from the first frame of the text."""
         codes = record["codes"]
         grid = np.full((self.num_streams, self.config.num_frames), ZERO, np.int32)
-        piece = codes[:, :, start : start + self.config.num_frames]
+        first = max(0, self.early - start)  # of the window that has audio
+        piece = codes[:, :, max(0, start - self.early) :][:, :, : max(0, self.config.num_frames - first)]
         for row, channel, codebook in self.audio_rows:
-            grid[row, : piece.shape[-1]] = piece[channel ^ swap, codebook]
+            grid[row, first : first + piece.shape[-1]] = piece[channel ^ swap, codebook]
         if not masked:
-            words = words_of(record)
-            if swap:
-                words = [Word(w.text, w.start, w.end, CHANNELS[1 - CHANNELS.index(w.speaker)]) for w in words]
-            grid[0] = self.text(words, codes.shape[-1] + self.late, start, jitter)
+            grid[0] = self.text(self.words(record, swap), codes.shape[-1] + self.extra, start, jitter)
         return grid
 
     def draw(self, source: RecordSource, element: tuple[int, int], rng: np.random.Generator) -> dict[str, np.ndarray]:
         number, nominal = element
         record = source[number]
-        frames, length = record["codes"].shape[-1] + self.late, self.config.num_frames
+        frames, length = record["codes"].shape[-1] + self.extra, self.config.num_frames
         move, jitter, swap, mask = rng.random(4)
         start = 0
         if frames > length:
@@ -164,7 +199,7 @@ class GridMaker:
 
     def mask_user(self, grid: np.ndarray, rng: np.random.Generator) -> None:
         """ZERO in some of the user's cells, in place (see `GridData.user_mask` and `user_levels`)."""
-        rows = [row for row, channel, _ in self.audio_rows if CHANNELS[channel] == "user"]
+        rows = self.user_rows
         kept = rng.integers(1, len(rows) + 1) if self.config.user_levels and rows else len(rows)
         grid[rows[kept:]] = ZERO
         if self.config.user_mask:
@@ -187,32 +222,40 @@ class GridSource(BatchSource):
         codec = self._sources[0].index["codec"]
         self.codec_sha256 = codec["sha256"]
         self.frame_rate = codec["sample_rate"] / codec["frame_size"]
-        self._maker = GridMaker(layout, tokenizer, config, self.frame_rate, codec["num_codebooks"])
-        windows = [_Windows(source, config.num_frames, self._maker.late) for source in self._sources]
+        self._makers = [
+            GridMaker(
+                layout, tokenizer, config, self.frame_rate, source.index["codec"]["num_codebooks"], channels_of(source)
+            )
+            for source in self._sources
+        ]
+        windows = [
+            _Windows(source, config.num_frames, maker.extra)
+            for source, maker in zip(self._sources, self._makers, strict=True)
+        ]
         datasets = [
-            shuffled(w, fold_seed(w.source.index["sha256"], seed), partial(self._maker.draw, w.source)) for w in windows
+            shuffled(w, fold_seed(w.source.index["sha256"], seed), partial(maker.draw, w.source))
+            for w, maker in zip(windows, self._makers, strict=True)
         ]
         weights = config.weights or [float(len(w)) for w in windows]
         super().__init__(mixed(datasets, weights), config.batch_size, sum(len(w) for w in windows))
 
-    def placement_counts(self) -> PlacementCounts:
-        """Counts over every recording once, without jitter: words placed, shifted, pulled, and tokens lost."""
-        maker = self._maker
-        return count_placements(self._sources, maker.tokenizer, maker.config.placement, maker.main_speaker)
+    def placement_counts(self, most: int | None = None) -> PlacementCounts:
+        """Words placed, shifted and pulled, and tokens lost, over the recordings once, without jitter.
+
+        `most`: at most about so many recordings, at even distances, of each data set.
+        """
+        total = PlacementCounts()
+        for source, maker in zip(self._sources, self._makers, strict=True):
+            step = 1 if most is None else max(1, len(source) // most)
+            for number in range(0, len(source), step):
+                record = source[number]
+                total += maker.place(maker.words(record), record["codes"].shape[-1] + maker.extra)[1]
+        return total
 
 
-def count_placements(
-    sources: list[RecordSource], tokenizer: Tokenizer, rule: TextPlacement, main_speaker: str = "model"
-) -> PlacementCounts:
-    """Places the text of every recording once and adds up the counts."""
-    total = PlacementCounts()
-    for source in sources:
-        codec = source.index["codec"]
-        rate = codec["sample_rate"] / codec["frame_size"]
-        for record in source:
-            frames = record["codes"].shape[-1] + late_frames(rule, rate)
-            total += place_text(words_of(record), frames, rate, tokenizer.encode, rule, main_speaker=main_speaker)[1]
-    return total
+def channels_of(source: RecordSource) -> tuple[str, ...]:
+    """What the leading axis of the codes of a data set holds."""
+    return tuple(source.index.get("channels", CHANNELS))
 
 
 def grid_batches(config: GridData, layout: StreamLayout, tokenizer: Tokenizer, seed: int) -> GridSource:

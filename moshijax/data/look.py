@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from moshijax.data.grids import words_of
+from moshijax.data.grids import CHANNELS, MIXED, words_of
 from moshijax.data.interleave import PlacementCounts, TextPlacement, place_text
 from moshijax.data.records import RecordSource
 from moshijax.errors import DataError
@@ -59,7 +59,7 @@ def picture(record: dict[str, Any], frame_rate: float, tokenizer: Tokenizer | No
             yield f"{speaker + ' says':>10} " + _word_line(words, speaker, start, stop, frame_rate)
         if row is not None:
             yield "  text row " + "".join(_text_mark(token, pieces) for token in row[start:stop])
-        for channel, speaker in enumerate(("model", "user")):
+        for channel, speaker in enumerate(CHANNELS if len(codes) == len(CHANNELS) else MIXED):
             for codebook in range(codes.shape[1]):
                 shades = (codes[channel, codebook, start:stop].astype(np.int64) * len(_SHADES)) // card
                 yield f"{speaker:>7} {codebook:2d} " + "".join(_SHADES[s] for s in shades)
@@ -209,7 +209,7 @@ def write_page(source: RecordSource, path: Path, tokenizer: Tokenizer | None = N
         record = source[0]
         html.section("An item", "Its codes; one column is one frame.")
         rate = source.index["codec"]["sample_rate"] / source.index["codec"]["frame_size"]
-        groups = {name: record["codes"][i].astype(np.int32) for i, name in enumerate(("model", "user"))}
+        groups = {n: c.astype(np.int32) for n, c in zip(source.index.get("channels", CHANNELS), record["codes"])}
         card = int(record["codes"].max(initial=1)) + 1
         words = [(w.text, w.start, w.end) for w in words_of(record) if w.speaker == "model"]
         html.figure(plots.token_grid(groups, card, 1 / rate, words=words), f"{record['id']}: words of the model, codes")

@@ -35,6 +35,8 @@ class LossConfig:
         and EPAD count `text_padding_weight`.
       - "split_padding" (the code of nu-dialogue): audio as "finetune"; text is the mean over targets that are not PAD
         plus `text_padding_weight` times the mean over PAD.
+    `epad_weight`: weight of EPAD, which tells when a word begins; None: as published, 1 in "paper" and "split_padding"
+    (there EPAD counts as a word) and `text_padding_weight` in "finetune".
     `audio_weight`, `text_weight`: coefficients of the two groups.
     """
 
@@ -43,6 +45,7 @@ class LossConfig:
     semantic_weight: float = 100.0
     text_weight: float = 1.0
     audio_weight: float = 1.0
+    epad_weight: float | None = None
 
     def __post_init__(self) -> None:
         if self.normalisation not in NORMALISATIONS:
@@ -50,6 +53,15 @@ class LossConfig:
         for name in ("text_padding_weight", "semantic_weight", "text_weight", "audio_weight"):
             if not getattr(self, name) >= 0:
                 raise ConfigError(f"{name}={getattr(self, name)!r}: must be 0 or more")
+        if self.epad_weight is not None and not self.epad_weight >= 0:
+            raise ConfigError(f"epad_weight={self.epad_weight!r}: must be 0 or more, or None for the published one")
+
+    @property
+    def weight_of_epad(self) -> float:
+        """What EPAD counts."""
+        if self.epad_weight is not None:
+            return self.epad_weight
+        return self.text_padding_weight if self.normalisation == "finetune" else 1.0
 
 
 class Term(NamedTuple):
@@ -75,17 +87,16 @@ def terms(
     streams = config.layout.streams
     text, valid = codes_BKT[:, :1], mask[:, :1].astype(jnp.float32)
     pad = text == config.pad_id
+    epad = (text == config.epad_id) & ~pad  # a vocabulary may have one piece for both
     out: dict[str, Term] = {}
     if not streams[0].scored:
         valid = jnp.zeros_like(valid)
     if loss.normalisation == "split_padding":
-        words, padding = valid * ~pad, valid * pad
+        words, padding = valid * ~pad * jnp.where(epad, loss.weight_of_epad, 1.0), valid * pad
         out["text"] = Term(loss.text_weight, words, jnp.sum(words))
         out["text_padding"] = Term(loss.text_weight * loss.text_padding_weight, padding, jnp.sum(padding))
     else:
-        if loss.normalisation == "finetune":
-            pad = pad | (text == config.epad_id)
-        weights = valid * jnp.where(pad, loss.text_padding_weight, 1.0)
+        weights = valid * jnp.where(pad, loss.text_padding_weight, jnp.where(epad, loss.weight_of_epad, 1.0))
         out["text"] = Term(loss.text_weight, weights, jnp.sum(valid if loss.normalisation == "paper" else weights))
     dep_q = config.layout.dep_q
     if text_only or dep_q == 0:

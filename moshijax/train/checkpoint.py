@@ -79,7 +79,7 @@ def _leaves(tree: Any) -> dict[str, Any]:
     return {path_of(keys): leaf for keys, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
 
 
-def raise_on_mismatch(where: Path, expected: Any, found: Any) -> None:
+def raise_on_mismatch(where: Path, expected: Any, found: Any, remedy: str = "use the recipe it was made by") -> None:
     """List every leaf in which a checkpoint is not what the run needs."""
     wanted, there = _leaves(expected), _leaves(found)
     lines = [f"{name} is missing" for name in wanted if name not in there]
@@ -89,9 +89,7 @@ def raise_on_mismatch(where: Path, expected: Any, found: Any) -> None:
             lines.append(f"{name} has shape {tuple(there[name].shape)} there, {tuple(leaf.shape)} here")
     if lines:
         more = f" and {len(lines) - SHOWN_MISMATCHES} more" if len(lines) > SHOWN_MISMATCHES else ""
-        raise DataError(
-            f"{where} does not fit: {'; '.join(lines[:SHOWN_MISMATCHES])}{more}; use the recipe it was made by"
-        )
+        raise DataError(f"{where} does not fit: {'; '.join(lines[:SHOWN_MISMATCHES])}{more}; {remedy}")
 
 
 class Checkpointer:
@@ -149,11 +147,23 @@ class Checkpointer:
         )
         return state, found["meta"]
 
-    def restore_model(self, step: int) -> dict[str, Any]:
-        """params, model_state and ema of a checkpoint (those that it has) on the first device of this machine."""
-        where = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    def model_shapes(self, step: int) -> dict[str, Any]:
+        """Shapes and types of params, model_state and ema of a checkpoint (those that it has)."""
         metadata = self._manager.item_metadata(step)["model"].tree
-        abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where), metadata)
+        return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), metadata)
+
+    def restore_model(self, step: int, shardings: Any = None) -> dict[str, Any]:
+        """params, model_state and ema of a checkpoint (those that it has), on the first device of this machine or,
+        where `shardings` of the parameters are given, laid out like that."""
+        one = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        flat = {} if shardings is None else flatten_dict(shardings, sep="/")
+
+        def place(keys: Any, leaf: Any) -> Any:
+            kind, _, name = path_of(keys).partition("/")
+            where = flat.get(name, one) if kind in ("params", "ema") else one
+            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
+
+        abstract = jax.tree_util.tree_map_with_path(place, self.model_shapes(step))
         args = ocp.args.Composite(model=ocp.args.StandardRestore(abstract))
         return self._manager.restore(step, args=args)["model"]
 
@@ -194,8 +204,14 @@ def load_run(run_dir: str | Path, step: int | None = None) -> tuple[str, Any, An
     return kind, config, params, {"step": found, "tokenizer": tokenizer if tokenizer.exists() else None}
 
 
-def read_model(run_dir: str | Path, step: int | None = None) -> tuple[str, Any, dict[str, Any], int]:
+def read_model(
+    run_dir: str | Path, step: int | None = None, shardings: Any = None
+) -> tuple[str, Any, dict[str, Any], int]:
     """Everything of a run's model that is learnt, side heads included.
+
+    Args:
+      step: steps done at the checkpoint to read; default: the newest complete one.
+      shardings: of the parameters; default: all of it on the first device.
 
     Returns:
       kind, the model's config, {"params" (the running average where the run keeps one), "model_state"}, steps done.
@@ -203,6 +219,26 @@ def read_model(run_dir: str | Path, step: int | None = None) -> tuple[str, Any, 
     Raises:
       DataError: no run directory, or it has no complete checkpoint.
     """
+    with _opened(run_dir, step) as (kind, config, checkpointer, found):
+        model = checkpointer.restore_model(found, shardings)
+    tree = {"params": _with(model["params"], model.get("ema", {})), "model_state": model.get("model_state", {})}
+    return kind, config, tree, found
+
+
+def model_shapes(run_dir: str | Path, step: int | None = None) -> tuple[str, Any, dict[str, Any]]:
+    """Kind and config of a run's model, and the shapes and types of {"params", "model_state"}; no weights are read.
+
+    Raises:
+      DataError: no run directory, or it has no complete checkpoint.
+    """
+    with _opened(run_dir, step) as (kind, config, checkpointer, found):
+        model = checkpointer.model_shapes(found)
+    return kind, config, {"params": model["params"], "model_state": model.get("model_state", {})}
+
+
+@contextlib.contextmanager
+def _opened(run_dir: str | Path, step: int | None) -> Iterator[tuple[str, Any, Checkpointer, int]]:
+    """Kind and config of a run's model, its checkpoints, and the one to read."""
     run = RunDir(Path(run_dir))
     kind, plain = run.model()
     config = from_json(_config_class(kind), plain, "model.json")
@@ -214,15 +250,9 @@ def read_model(run_dir: str | Path, step: int | None = None) -> tuple[str, Any, 
         if found is None or found not in checkpointer.steps():
             wanted = "complete checkpoint" if step is None else f"checkpoint of step {step}"
             raise DataError(f"{run.path} has no {wanted}; train it first: moshijax train RECIPE --run-dir {run.path}")
-        model = checkpointer.restore_model(found)
+        yield kind, config, checkpointer, found
     finally:
         checkpointer.close()
-    return (
-        kind,
-        config,
-        {"params": _with(model["params"], model.get("ema", {})), "model_state": model.get("model_state", {})},
-        found,
-    )
 
 
 def _with(params: dict[str, Any], average: dict[str, Any]) -> dict[str, Any]:

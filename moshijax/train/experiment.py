@@ -126,7 +126,9 @@ class ExperimentConfig:
       ema_decay: of the running average of the parameters that evaluation and export use; None: no average.
       microbatches: parts of a batch that go through the model one after the other.
       eval_data: held-out batches of the audio steps' kind.
-      init_from: a run, or published or imported weights, of the same model, whose parameters are the first of this run.
+      init_from: a run, or published or imported weights, whose parameters are the first of this run.
+      init_transforms: names of `moshijax.train.init_from.TRANSFORMS`, in order, that make the parameters of this model
+        of those; without any it must be the same model.
     """
 
     task: Any
@@ -148,6 +150,7 @@ class ExperimentConfig:
     checkpoint_every: int = 500
     keep_checkpoints: int = 2
     init_from: str | None = None
+    init_transforms: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name in (
@@ -166,6 +169,10 @@ class ExperimentConfig:
                 self.text_data is not None,
                 f"text_ratio is {self.text_ratio} but text_data is not set; set it or text_ratio = 0",
             )
+        require(
+            not self.init_transforms or self.init_from is not None,
+            f"init_transforms {self.init_transforms} have no parameters to work on; set init_from to a run or weights",
+        )
         if self.ema_decay is not None:
             require(0 < self.ema_decay < 1, f"ema_decay is {self.ema_decay}; it must be between 0 and 1, or None")
 

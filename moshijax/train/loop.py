@@ -15,24 +15,21 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-from flax.traverse_util import flatten_dict, unflatten_dict
 
 from moshijax.errors import MoshijaxError, Stopped
 from moshijax.train import run_dir as files
 from moshijax.train import sharding
-from moshijax.train.checkpoint import Checkpointer, quiet_orbax, raise_on_mismatch, read_model
+from moshijax.train.checkpoint import Checkpointer, quiet_orbax
 from moshijax.train.evaluate import Evaluator, HeldOutLoss, Snapshot
 from moshijax.train.experiment import ExperimentConfig
 from moshijax.train.feed import Fed, Feed
 from moshijax.train.flops import peak_flops
+from moshijax.train.init_from import starting_point
 from moshijax.train.metrics import Interval, Writer, readable
 from moshijax.train.run_dir import RunDir
 from moshijax.train.signals import StopSignal
-from moshijax.train.state import StatePlan, TrainState, averaged, plan_state
+from moshijax.train.state import StatePlan, TrainState, plan_state
 from moshijax.train.steps import NONFINITE, Program, batch_shardings, compile_step
-from moshijax.train.task import Task
-from moshijax.weights.source import abstract, open_source
 
 log = logging.getLogger(__name__)
 
@@ -185,6 +182,7 @@ def train(
         sources = task.sources(experiment)
         batches = {program: sources[program].batch(0) for program in experiment.programs}
         where = {program: batch_shardings(batch, mesh, experiment.microbatches) for program, batch in batches.items()}
+        begin = None if run.has_checkpoint() else starting_point(experiment, task, plan, mesh)
         if jax.process_index() == 0:
             run.claim(experiment, (task.kind, task.model_config()), recipe)
             task.save_assets(experiment, run.path)
@@ -193,7 +191,7 @@ def train(
             log.info("%s is complete: %d steps done", run.path, experiment.steps)
             return
         programs = {p: compile_step(task, experiment, plan, p, batch, mesh) for p, batch in batches.items()}
-        state, start, interval = _first_state(experiment, plan, checkpointer)
+        state, start, interval = _first_state(experiment, plan, checkpointer, begin)
         if "eval" in sources:
             evaluators = [HeldOutLoss(task, experiment, plan, sources["eval"], mesh), *evaluators]
         writer = stack.enter_context(contextlib.closing(Writer(run.metrics, run.path / files.TENSORBOARD, start)))
@@ -266,59 +264,18 @@ def _stop_non_finite(run: _Run, state: TrainState) -> None:
 
 
 def _first_state(
-    experiment: ExperimentConfig, plan: StatePlan, checkpointer: Checkpointer
+    experiment: ExperimentConfig,
+    plan: StatePlan,
+    checkpointer: Checkpointer,
+    begin: Callable[[TrainState], TrainState] | None,
 ) -> tuple[TrainState, int, Mapping[str, Any] | None]:
-    """State, steps done and saved log sums: of the run's last checkpoint, else of `init_from`, else fresh."""
+    """State, steps done and saved log sums: of the run's last checkpoint, else a new one that `begin` goes over."""
     latest = checkpointer.latest()
     if latest is not None:
         state, meta = checkpointer.restore(latest, plan.abstract)
         return state, latest, meta["interval"]
     state = plan.create(experiment.seed)
-    if experiment.init_from is not None:
-        state = _with_parameters_of(experiment.init_from, state, experiment.task, plan)
-    return state, 0, None
-
-
-def _with_parameters_of(path: str, state: TrainState, task: Task, plan: StatePlan) -> TrainState:
-    """The state with the parameters of a run, or of published or imported weights."""
-    if (Path(path) / files.CHECKPOINTS).is_dir():
-        params, model_state = _of_run(path, state, task, plan)
-    else:
-        params, model_state = _read_weights(path, state, task, plan)
-    ema = jax.tree.map(jnp.copy, averaged(task, params)) if state.ema else {}
-    return state.replace(params=params, model_state=model_state, ema=ema)
-
-
-def _of_run(path: str, state: TrainState, task: Task, plan: StatePlan) -> tuple[Any, Any]:
-    """Parameters and model state of a run; what is auxiliary stays fresh where that run has none that fits."""
-    _, _, model, _ = read_model(path)
-    found = {}
-    for kind, tree in model.items():
-        own, there = flatten_dict(getattr(state, kind), sep="/"), flatten_dict(tree, sep="/")
-        for name in filter(task.auxiliary, {*own, *there}):
-            fits = name in own and name in there and own[name].shape == there[name].shape
-            there[name] = there[name] if fits else own.get(name)
-        found[kind] = unflatten_dict({name: leaf for name, leaf in there.items() if leaf is not None}, sep="/")
-    raise_on_mismatch(Path(path), {kind: getattr(state, kind) for kind in model}, found)
-    return tuple(jax.device_put(found[kind], getattr(plan.shardings, kind)) for kind in ("params", "model_state"))
-
-
-def _read_weights(path: str, state: TrainState, task: Task, plan: StatePlan) -> tuple[Any, Any]:
-    """Parameters and codebooks, read straight to where the devices want them; side heads stay fresh."""
-    source, config = open_source(path), task.model_config()
-    if source.kind == "lm":
-        shapes = abstract(source.kind, source.config, stacked=True)
-        raise_on_mismatch(Path(path), {"params": state.params}, {"params": shapes})
-        return source.leaves(config, stacked=True, shardings=plan.shardings.params).tree(), state.model_state
-    shapes = abstract(source.kind, source.config, stacked=True)
-    shapes = {**shapes, "params": jax.eval_shape(task.training_form, shapes["params"])}
-    own = {name: leaf for name, leaf in state.params.items() if name in shapes["params"]}
-    codebooks = {name: leaf for name, leaf in state.model_state.items() if name in shapes["codebooks"]}
-    raise_on_mismatch(Path(path), {"params": own, "codebooks": codebooks}, shapes)
-    found = source.leaves(config).tree()
-    params = {**state.params, **task.training_form(found["params"])}
-    model_state = {**state.model_state, **found["codebooks"]}
-    return jax.device_put(params, plan.shardings.params), jax.device_put(model_state, plan.shardings.model_state)
+    return state if begin is None else begin(state), 0, None
 
 
 def _describe(run: RunDir, state: TrainState, programs: Mapping[str, Program], start: int) -> None:

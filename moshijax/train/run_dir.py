@@ -38,6 +38,10 @@ class RunDir:
     def metrics(self) -> Path:
         return self.path / METRICS
 
+    def has_checkpoint(self) -> bool:
+        """Whether the run has begun and has something to go on from; only complete checkpoints have a number."""
+        return self.checkpoints.is_dir() and any(path.name.isdecimal() for path in self.checkpoints.iterdir())
+
     def claim(self, experiment: ExperimentConfig, model: tuple[str, Any], recipe: str | None) -> None:
         """Record what is run here, or check that it is the same run.
 

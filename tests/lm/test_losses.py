@@ -158,3 +158,36 @@ def test_bad_loss_configs():
         LossConfig("sum")
     with pytest.raises(ConfigError, match="semantic_weight=-1"):
         LossConfig(semantic_weight=-1)
+
+
+@pytest.mark.parametrize("name", losses.NORMALISATIONS)
+@pytest.mark.parametrize("text", [PAD, EPAD, ZERO])
+@pytest.mark.parametrize("weights", [{}, {"text_padding_weight": 0.0, "epad_weight": 0.0, "semantic_weight": 0.0}])
+def test_batches_of_one_token_have_finite_loss_and_gradient(name, text, weights):
+    """Silence all along (one code, no word), text of padding alone, and weights that leave nothing to divide by."""
+    grid = jnp.full((B, 5, T), 7).at[:, 0].set(text)
+    out = random_output(grid)
+    loss = LossConfig(name, **weights)
+
+    def value(logits, text_logits):
+        return losses.loss_fn(CONFIG, loss, out._replace(logits=logits, text_logits=text_logits), grid)
+
+    found, grads = jax.value_and_grad(value, (0, 1))(out.logits, out.text_logits)
+    assert np.isfinite(found) and float(found) > 0
+    assert all(np.isfinite(leaf).all() for leaf in grads)
+
+
+@pytest.mark.parametrize(("name", "published"), [("paper", 1.0), ("finetune", 0.5), ("split_padding", 1.0)])
+def test_epad_has_a_weight_of_its_own(name, published):
+    grid = grid_with_padding()
+
+    def weights(**fields):
+        parts = losses.terms(CONFIG, LossConfig(name, **fields), grid)
+        return parts["text"].weights[0, 0] + (parts["text_padding"].weights[0, 0] if "text_padding" in parts else 0)
+
+    pad = 1.0 if name == "split_padding" else 0.5  # there the whole mean over PAD has the weight
+    np.testing.assert_allclose(weights(), [1, pad, pad, published, 1, 0])
+    np.testing.assert_allclose(weights(epad_weight=0.75), [1, pad, pad, 0.75, 1, 0])
+    assert LossConfig(name, epad_weight=0.0).weight_of_epad == 0.0
+    with pytest.raises(ConfigError, match="epad_weight=-1"):
+        LossConfig(epad_weight=-1)

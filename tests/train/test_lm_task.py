@@ -137,6 +137,31 @@ def test_init_from_weights_is_init_from_the_run_they_came_from(folder, whole_run
         train(experiment, run_dir)
 
 
+def test_init_from_through_a_transform(folder, whole_run, run_dir):
+    """The trained form of the model of a run, whose user is scored too; what does not fit is found before compiling."""
+    scored = dataclasses.replace(LM, layout=lm.layouts.dialogue(2, 1, score_user=True))
+    task = dataclasses.replace(lm_experiment(folder).task, model=scored)
+    experiment = lm_experiment(folder, init_from=str(whole_run), task=task, log_every=1, steps=1, text_ratio=0.0)
+    with pytest.raises(
+        DataError,
+        match=r"depth/heads/steps/kernel has shape \(2, .* there, \(4, .* params.depth.layers/mlp/up.*init_transforms",
+    ):
+        train(experiment, run_dir)
+    with pytest.raises(ConfigError, match="release: that model has 2 depth steps and this one 4"):
+        train(dataclasses.replace(experiment, init_transforms=("release",)), run_dir)
+    with pytest.raises(ConfigError, match="init_transforms names 'score_usr'; there are helium_to_moshi, one_stream"):
+        train(dataclasses.replace(experiment, init_transforms=("score_usr",)), run_dir)
+    later = dataclasses.replace(task, model=dataclasses.replace(LM, layout=lm.layouts.dialogue(2, 2)))
+    with pytest.raises(ConfigError, match=r"delays \(0, 0, 1, 0, 1\), this recipe \(0, 0, 2, 0, 2\): say how"):
+        train(dataclasses.replace(experiment, task=later), run_dir)
+    assert not run_dir.exists()
+    train(dataclasses.replace(experiment, init_transforms=("score_user",)), run_dir)
+    lines = {path: read_metrics(path / "metrics.jsonl") for path in (run_dir, whole_run)}
+    # as good as that run's end, where its user's steps began as copies of the model's
+    assert lines[run_dir][0]["train/model_0/loss"] < 0.7 * lines[whole_run][0]["train/model_0/loss"]
+    assert "train/user_0/loss" in lines[run_dir][0]
+
+
 @pytest.mark.slow
 def test_microbatches_change_only_rounding(folder, tmp_path):
     for count in (1, 4):
