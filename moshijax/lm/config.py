@@ -42,6 +42,11 @@ class DepthConfig:
                 f"depth context={stack.context}: the depth transformer sees all its steps; use None, causal, without "
                 "cross_attention"
             )
+        if stack.attention_implementation not in ("auto", "xla"):
+            raise ConfigError(
+                f"depth attention_implementation={stack.attention_implementation!r}: the few steps of a frame have no "
+                "kernel; use 'auto'"
+            )
         if self.weights_per_step and stack.gating == "none":
             raise ConfigError(
                 "depth gating='none' with weights_per_step: plain blocks share weights; name an activation"

@@ -19,7 +19,7 @@ from moshijax.lm.conditioning import ConditionProjection, Conditions
 from moshijax.lm.config import LMConfig, LookupConditioner
 from moshijax.lm.depth import DepthTransformer
 from moshijax.lm.embedding import TokenTables
-from moshijax.lm.tokens import ZERO
+from moshijax.lm.tokens import BOS, ZERO
 from moshijax.nn import rope
 from moshijax.nn.layout import is_stacked, unstack_layers
 from moshijax.nn.norms import Norm
@@ -109,13 +109,15 @@ class LanguageModel(nn.Module):
         """Keys and values of the cross-attention source, per layer of the temporal transformer."""
         return self.temporal.source_caches(source_BSD)
 
-    def _temporal(self, codes_BKT: Array, conditions: Conditions | None) -> tuple[Array, Array]:
+    def _temporal(
+        self, codes_BKT: Array, conditions: Conditions | None, segments_BT: Array | None = None
+    ) -> tuple[Array, Array]:
         """The temporal transformer over whole sequences of input columns: its output and the text logits."""
         fused = self.condition(conditions, codes_BKT.shape[0])
         x = self.embed(codes_BKT)
         if "sum" in fused:
             x = x + fused["sum"][:, None].astype(x.dtype)
-        return self._heads(self.temporal(x, fused.get("cross")))
+        return self._heads(self.temporal(x, fused.get("cross"), segments_BT))
 
     def _heads(self, x_BTD: Array) -> tuple[Array, Array]:
         z = self.out_norm(x_BTD)
@@ -143,9 +145,15 @@ class LanguageModel(nn.Module):
         mask = target_mask(c, codes_BKT)
         return LMOutput(logits, mask[:, 1:], text_logits, mask[:, :1], extra)
 
-    def text_only(self, codes_BKT: Array, conditions: Conditions | None = None) -> Array:
+    def text_only(
+        self, codes_BKT: Array, conditions: Conditions | None = None, separate_documents: bool = False
+    ) -> Array:
         sequence = self.inputs(codes_BKT)[:, :, :-1]
-        _, logits = self._temporal(sequence, conditions)
+        documents = None
+        if separate_documents:  # the first one sees the initial column, as every sequence does
+            begins = (sequence[:, 0] == BOS).at[:, :2].set(False)
+            documents = jnp.cumsum(begins, axis=1, dtype=jnp.int32)
+        _, logits = self._temporal(sequence, conditions, documents)
         return delays.undelay(logits[:, None], self.config.layout.delays[:1])
 
     def temporal_step(
@@ -240,8 +248,16 @@ def forward(
 
 
 def forward_text(
-    config: LMConfig, params: Params, codes_BKT: Int[Array, "B K T"], conditions: Conditions | None = None
+    config: LMConfig,
+    params: Params,
+    codes_BKT: Int[Array, "B K T"],
+    conditions: Conditions | None = None,
+    separate_documents: bool = False,
 ) -> Float[Array, "B 1 T V"]:
-    """Text logits alone, aligned with the codes; the depth transformer does not run."""
+    """Text logits alone, aligned with the codes; the depth transformer does not run.
+
+    `separate_documents`: what begins with BOS sees nothing of what comes before it.
+    """
     _check_codes(config, codes_BKT)
-    return _module(config, params).apply({"params": params}, codes_BKT, conditions, method="text_only")
+    module = _module(config, params)
+    return module.apply({"params": params}, codes_BKT, conditions, separate_documents, method="text_only")

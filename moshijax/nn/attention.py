@@ -16,79 +16,13 @@ import jax.numpy as jnp
 
 from moshijax.errors import ConfigError
 from moshijax.nn import rope
+from moshijax.nn.causal_attention import attend, causal_attention, window_mask
 from moshijax.nn.projection import Linear
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Float, Int
 
-#: Whole sequences longer than this are attended in pieces, so that no `T x T` array is made.
-FULL_ATTENTION_LIMIT = 2048
-#: Bound on the scores held at once when attending in pieces, in values.
-SCORE_BUDGET = 1 << 26
-
 RINGS = ("exact", "window")
-
-
-def attend(
-    q_BTGRC: Array, k_BGSC: Array, v_BGSC: Array, mask: Bool[Array, "..."] | None, precision: str | None
-) -> Float[Array, "B T G R C"]:
-    """Softmax attention in float32; `mask` broadcasts to `[B, G, R, T, S]`, false = not attended."""
-    scores = jnp.einsum("btgrc,bgsc->bgrts", q_BTGRC, k_BGSC, precision=precision).astype(jnp.float32)
-    scores = scores / math.sqrt(q_BTGRC.shape[-1])
-    if mask is not None:
-        scores = jnp.where(mask, scores, jnp.finfo(jnp.float32).min)
-    weights = jax.nn.softmax(scores, axis=-1).astype(v_BGSC.dtype)
-    return jnp.einsum("bgrts,bgsc->btgrc", weights, v_BGSC, precision=precision)
-
-
-def window_mask(query: Int[Array, "*A T"], key: Int[Array, "*A S"], context: int | None) -> Bool[Array, "*A T S"]:
-    """True where a query may see a key: `0 <= query - key < context` and `key >= 0`, on absolute positions."""
-    distance = query[..., :, None] - key[..., None, :]
-    mask = (distance >= 0) & (key[..., None, :] >= 0)
-    return mask & (distance < context) if context is not None else mask
-
-
-def attend_sequence(
-    q_BTGRC: Array, k_BTGC: Array, v_BTGC: Array, context: int | None, precision: str | None
-) -> Float[Array, "B T G R C"]:
-    """Causal attention over a whole sequence, in pieces of bounded size when the sequence is long."""
-    B, T, G, R, _ = q_BTGRC.shape
-    k_BGTC, v_BGTC = (jnp.swapaxes(x, 1, 2) for x in (k_BTGC, v_BTGC))
-    windowed = context is not None and T > 2 * context
-    if T <= FULL_ATTENTION_LIMIT and not (windowed and T > 512):
-        position = jnp.arange(T)
-        return attend(q_BTGRC, k_BGTC, v_BGTC, window_mask(position, position, context), precision)
-
-    chunk = max(context, 64) if windowed else 256
-    pieces = -(-T // chunk)
-    pad = pieces * chunk - T
-    q = jnp.pad(q_BTGRC, ((0, 0), (0, pad)) + ((0, 0),) * 3).reshape(B, pieces, chunk, *q_BTGRC.shape[2:])
-    q = jnp.moveaxis(q, 1, 0)
-    if windowed:  # piece i sees pieces i - 1 and i only
-        span = 2 * chunk
-
-        def spans(x_BGTC: Array) -> Array:
-            padded = jnp.pad(x_BGTC, ((0, 0), (0, 0), (chunk, pad), (0, 0)))
-            halves = padded.reshape(B, G, pieces + 1, chunk, -1)
-            return jnp.moveaxis(jnp.concatenate([halves[:, :, :-1], halves[:, :, 1:]], axis=3), 2, 0)
-
-        keys, values = spans(k_BGTC), spans(v_BGTC)
-    else:
-        span, keys, values = T, None, None
-
-    @jax.checkpoint
-    def piece(inputs):
-        i, q_i, k_i, v_i = inputs
-        query = i * chunk + jnp.arange(chunk)
-        key = (i - 1) * chunk + jnp.arange(span) if windowed else jnp.arange(T)
-        mask = window_mask(query, key, context)
-        if not windowed:
-            k_i, v_i = k_BGTC, v_BGTC
-        return attend(q_i, k_i, v_i, mask, precision)
-
-    at_once = max(1, min(pieces, SCORE_BUDGET // (B * G * R * chunk * span)))
-    out = jax.lax.map(piece, (jnp.arange(pieces), q, keys, values), batch_size=at_once)
-    return jnp.moveaxis(out, 0, 1).reshape(B, pieces * chunk, *out.shape[3:])[:, :T]
 
 
 def ring_positions(end_B: Int[Array, " B"], capacity: int) -> Int[Array, "B S"]:
@@ -158,6 +92,7 @@ class Attention(nn.Module):
     dtype: str = "float32"
     param_dtype: str = "float32"
     precision: str | None = "highest"
+    implementation: str = "auto"  # over whole causal sequences, see `causal_attention`
 
     def setup(self) -> None:
         settings = dict(
@@ -206,11 +141,12 @@ class Attention(nn.Module):
             k = rope.rotate(k, cos, sin, interleaved=self.rotary == "interleaved")
         return q, k, v
 
-    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+    def __call__(self, x: Float[Array, "B T D"], segments: Int[Array, "B T"] | None = None) -> Float[Array, "B T D"]:
+        """`segments`: positions of different numbers do not see each other (causal attention alone)."""
         B, T, _ = x.shape
         q, k, v = self._project(x, jnp.arange(T))
         if self.causal:
-            y = attend_sequence(q, k, v, self.context, self.precision)
+            y = causal_attention(q, k, v, self.context, self.precision, self.implementation, segments)
         else:
             y = attend(q, jnp.swapaxes(k, 1, 2), jnp.swapaxes(v, 1, 2), None, self.precision)
         return self.out_proj(y.reshape(B, T, self.dim))

@@ -14,11 +14,12 @@ import jax.numpy as jnp
 from moshijax.errors import ConfigError
 from moshijax.nn import rope
 from moshijax.nn.attention import RINGS, Attention, CrossAttention, advance
+from moshijax.nn.causal_attention import IMPLEMENTATIONS
 from moshijax.nn.mlp import ACTIVATIONS, MLP
 from moshijax.nn.norms import NORM_KINDS, Norm
 
 if TYPE_CHECKING:
-    from jaxtyping import Array, Bool, Float
+    from jaxtyping import Array, Bool, Float, Int
 
 #: positional kind -> rotary pairing inside attention.
 POSITIONAL_KINDS: dict[str, str | None] = {
@@ -51,6 +52,7 @@ class TransformerConfig:
     `cross_attention`: every layer also attends to a source sequence of width `dim`, between its two other branches.
     `remat_policy`: None keeps all activations; "full" recomputes each layer, "dots" keeps matrix products,
     "dots_no_batch" keeps those without batch axes.
+    `attention_implementation`: of causal attention over whole sequences, one of `causal_attention.IMPLEMENTATIONS`.
     """
 
     dim: int
@@ -71,6 +73,7 @@ class TransformerConfig:
     param_dtype: str = "float32"
     precision: str = "highest"
     remat_policy: str | None = None
+    attention_implementation: str = "auto"
 
     def __post_init__(self) -> None:
         for name in ("dim", "num_heads", "hidden_dim", "kv_repeat"):
@@ -98,6 +101,7 @@ class TransformerConfig:
             ("positional_embedding", tuple(POSITIONAL_KINDS)),
             ("precision", PRECISIONS),
             ("remat_policy", (None, *REMAT_POLICIES)),
+            ("attention_implementation", IMPLEMENTATIONS),
         ):
             value = getattr(self, name)
             require(value in choices, f"{name}={value!r}: must be one of {', '.join(map(str, choices))}")
@@ -106,6 +110,16 @@ class TransformerConfig:
             require(
                 width % 2 == 0, f"head width {width} = {self.dim}/{heads} is odd: rotary positions need an even one"
             )
+        kernel = self.attention_implementation
+        require(
+            kernel in ("auto", "xla") or self.causal,
+            f"attention_implementation={kernel!r} with causal=False: only causal attention has kernels; use 'auto'",
+        )
+        require(
+            kernel != "cudnn" or self.dtype != "float32",
+            "attention_implementation='cudnn' with dtype='float32': cuDNN computes in bfloat16 or float16; set it, or "
+            "use 'auto'",
+        )
         if self.positional_embedding.startswith("sin"):
             require(
                 self.dim % 2 == 0 and self.dim >= 4,
@@ -161,10 +175,15 @@ class TransformerLayer(nn.Module):
     def _scale(self, branch: str, x: Array) -> Array:
         return x if self.config.layer_scale is None else getattr(self, f"layer_scale_{branch}")(x)
 
-    def __call__(self, x: Float[Array, "B T D"], source: Float[Array, "B S D"] | None = None) -> tuple[Array, None]:
+    def __call__(
+        self,
+        x: Float[Array, "B T D"],
+        source: Float[Array, "B S D"] | None = None,
+        segments: Int[Array, "B T"] | None = None,
+    ) -> tuple[Array, None]:
         """Returns `(y, None)`, the carry form that `nn.scan` wants."""
         x = nn.with_logical_constraint(x, ("batch", "time", "embed_act"))
-        x = x + self._scale("1", self.attention(self.norm1(x)))
+        x = x + self._scale("1", self.attention(self.norm1(x), segments))
         if source is not None:
             x = x + self._cross(x, self.cross_attention.keys_values(source))
         x = x + self._scale("2", self.mlp(self.norm2(x)))
@@ -202,6 +221,7 @@ def make_attention(c: TransformerConfig, block: int, ring: str) -> Attention:
         dtype=c.dtype,
         param_dtype=c.param_dtype,
         precision=c.precision,
+        implementation=c.attention_implementation,
     )
 
 
@@ -260,10 +280,16 @@ class Transformer(nn.Module):
             x = x + c.positional_scale * rope.sinusoid(positions, c.dim, c.max_period).astype(x.dtype)
         return x
 
-    def __call__(self, x: Float[Array, "B T D"], source: Float[Array, "B S D"] | None = None) -> Float[Array, "B T D"]:
+    def __call__(
+        self,
+        x: Float[Array, "B T D"],
+        source: Float[Array, "B S D"] | None = None,
+        segments: Int[Array, "B T"] | None = None,
+    ) -> Float[Array, "B T D"]:
+        """`segments`: positions of different numbers do not see each other (documents packed in a row)."""
         require((source is not None) == self.config.cross_attention, "a source goes with cross_attention, and only so")
         x = self._embed_positions(x, jnp.arange(x.shape[1]))
-        arguments = () if source is None else (source,)
+        arguments = (source, segments)
         if self.scan_layers:
             return self.layers(x, *arguments)[0] if self.config.num_layers else x
         for layer in self.layers:

@@ -31,14 +31,24 @@ class LMTask:
       tokenizer: path of the SentencePiece model that places the words; it is copied into the run directory.
       loss: weights and normalisation of the cross entropies.
       frame_rate: columns per second of the grid, for throughput in seconds of audio.
+      separate_documents: in text steps a document sees nothing of those packed before it. Left to itself a row is one
+        sequence, in which documents are set apart by EOS and BOS alone; the cuDNN attention of GPUs knows no other.
     """
 
     model: lm.LMConfig
     tokenizer: str
     loss: LossConfig = LossConfig()
     frame_rate: float = 12.5
+    separate_documents: bool = False
 
     kind: ClassVar[str] = "lm"
+
+    def __post_init__(self) -> None:
+        if self.separate_documents and self.model.temporal.attention_implementation == "cudnn":
+            raise ConfigError(
+                "separate_documents with attention_implementation='cudnn': it knows no document masks; use 'auto' or "
+                "'xla', or separate_documents=False"
+            )
 
     def model_config(self) -> lm.LMConfig:
         return self.model
@@ -97,7 +107,7 @@ class LMTask:
     ) -> LossParts:
         codes = batch["codes"]
         if update == "text":
-            logits = lm.forward_text(self.model, params, codes)
+            logits = lm.forward_text(self.model, params, codes, separate_documents=self.separate_documents)
             numerators = losses.text_numerators(self.model, self.loss, logits, codes)
             streams = {}
         else:

@@ -11,7 +11,7 @@ import pytest
 
 from moshijax import lm
 from moshijax.errors import ConfigError
-from moshijax.lm.tokens import ZERO
+from moshijax.lm.tokens import BOS, EOS, ZERO
 from moshijax.nn.layout import stack_layers, unstack_layers
 from tests.lm.models import codes, params, small
 
@@ -208,3 +208,17 @@ def test_numpy_parameters_may_be_constants_of_a_compiled_function():
     tree = jax.tree.map(np.asarray, params(CONFIG))
     found = jax.jit(lambda grid: lm.forward(CONFIG, tree, grid).text_logits)(codes(CONFIG, 1, 4))
     np.testing.assert_allclose(found, compiled(CONFIG)(tree, codes(CONFIG, 1, 4)).text_logits, atol=1e-5)
+
+
+def test_separate_documents_do_not_see_each_other():
+    documents = [np.array(codes(CONFIG, 2, 8, seed)) for seed in range(3)]
+    for document in documents:
+        document[:, 0, 0], document[:, 0, -1], document[:, 1:] = BOS, EOS, ZERO
+    packed = [np.concatenate([documents[first], documents[2]], axis=2) for first in (0, 1)]
+    forward = jax.jit(functools.partial(lm.forward_text, CONFIG), static_argnames="separate_documents")
+    apart = [forward(params(CONFIG), grid, separate_documents=True) for grid in packed]
+    together = [forward(params(CONFIG), grid) for grid in packed]
+    # The last input of a document is its EOS, whose prediction is of the BOS that follows.
+    np.testing.assert_array_equal(apart[0][:, :, 9:], apart[1][:, :, 9:])
+    assert np.abs(np.asarray(together[0] - together[1]))[:, :, 9:].max() > 0.01
+    np.testing.assert_allclose(apart[0][:, :, :9], together[0][:, :, :9], atol=1e-6)

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from moshijax.errors import ConfigError
-from moshijax.nn import attention
 from moshijax.nn.attention import Attention, ring_positions, ring_write
 from moshijax.nn.layout import unpack_in_proj
 from moshijax.testing import check_streaming
@@ -82,31 +81,6 @@ def test_window_ring_sees_less_in_the_first_position_of_a_full_block():
     np.testing.assert_allclose(streamed[:, :4:2], whole[:, :4:2], atol=1e-6)
     np.testing.assert_allclose(streamed[:, 4::2], less[:, 4::2], atol=1e-6)
     assert np.abs(streamed[:, 4::2] - whole[:, 4::2]).max() > 1e-3
-
-
-@pytest.mark.parametrize(
-    ("T", "context", "limit"), [(130, 16, 2048), (700, 100, 2048), (700, 300, 512), (600, None, 512)]
-)
-def test_long_sequences_in_pieces(monkeypatch, T, context, limit):
-    q = jax.random.normal(KEY, (2, T, 2, 2, 4))
-    k, v = jax.random.normal(jax.random.key(1), (2, 2, T, 2, 4))
-    position = jnp.arange(T)
-
-    def full(q, k, v):
-        mask = attention.window_mask(position, position, context)
-        return attention.attend(q, k.swapaxes(1, 2), v.swapaxes(1, 2), mask, "highest")
-
-    def pieces(q, k, v):
-        return attention.attend_sequence(q, k, v, context, "highest")
-
-    monkeypatch.setattr(attention, "FULL_ATTENTION_LIMIT", limit)
-    monkeypatch.setattr(attention, "SCORE_BUDGET", 1 << 16)
-    weight = jax.random.normal(jax.random.key(2), q.shape)
-    results = [
-        jax.jit(jax.value_and_grad(lambda *args, f=f: jnp.sum(f(*args) * weight), (0, 1, 2)))(q, k, v)
-        for f in (full, pieces)
-    ]
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4, rtol=1e-4), *results)
 
 
 def test_no_square_array_for_long_sequences():
