@@ -27,12 +27,14 @@ from moshijax.lm.model import (
     target_mask,
 )
 from moshijax.lm.sampling import Sampling
+from moshijax.nn.lora import LoRA
 
 __all__ = [
     "DepthConfig",
     "Guidance",
     "LMConfig",
     "LMOutput",
+    "LoRA",
     "LookupConditioner",
     "LossConfig",
     "Sampling",

@@ -16,6 +16,8 @@ import numpy as np
 
 from moshijax.errors import ConfigError
 from moshijax.lm.config import Conditioner, LookupConditioner
+from moshijax.nn import lora
+from moshijax.nn.lora import Place
 from moshijax.nn.projection import uniform
 
 if TYPE_CHECKING:
@@ -95,6 +97,7 @@ class ConditionProjection(nn.Module):
     width: int
     dim: int
     bins: int | None = None
+    place: Place = Place()
 
     @nn.compact
     def __call__(self, value: Int[Array, " B"] | Vectors) -> Float[Array, "B S D"]:
@@ -103,6 +106,10 @@ class ConditionProjection(nn.Module):
             table = self.param("table", partition(uniform(1), (None, None)), (self.bins + 1, self.width))
             value = Vectors(table[jnp.maximum(value, 0)][:, None], (value >= 0)[:, None])
         kernel = self.param("kernel", partition(uniform(self.width), ("embed", None)), (self.dim, self.width))
+        if (update := self.place.update) is not None:
+            a = lora.down(self, update, self.width, None, "float32")
+            b = lora.up(self, update, self.dim, "embed", "float32")
+            kernel = kernel + lora.product(update, a, b, "highest").astype(kernel.dtype)
         absent = self.param("absent", partition(nn.initializers.normal(0.2), ("embed",)), (self.dim,))
         rows = jnp.einsum("bsw,dw->bsd", value.vectors, kernel, precision="highest")
         return jnp.where(value.mask[..., None], rows, absent)

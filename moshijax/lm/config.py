@@ -9,6 +9,7 @@ from typing import Any
 from moshijax.errors import ConfigError
 from moshijax.lm.layouts import StreamLayout
 from moshijax.lm.tokens import EPAD, PAD
+from moshijax.nn.lora import LoRA
 from moshijax.nn.norms import NORM_KINDS
 from moshijax.nn.transformer import TransformerConfig
 
@@ -132,7 +133,7 @@ class LMConfig:
     `norm_emb`: layer norm on embeddings; `bias_proj`: biases on the heads; `extra_heads` heads of `extra_heads_dim`
     classes on the temporal output. `conditioners`: those that are summed, then those for cross-attention, each in its
     order; `cross_positions`: scale of the sinusoidal positions added to the cross-attention source, None without.
-    `pad_id`, `epad_id`: padding pieces.
+    `pad_id`, `epad_id`: padding pieces. `lora`: low-rank updates beside the weights of linear maps.
     Compute and parameter types are those of `temporal` and `depth.transformer`.
     """
 
@@ -151,6 +152,7 @@ class LMConfig:
     cross_positions: float | None = None
     pad_id: int = PAD
     epad_id: int = EPAD
+    lora: LoRA | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "conditioners", tuple(self.conditioners))

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from moshijax.lm.config import DepthConfig, LMConfig
 from moshijax.lm.embedding import TokenTables
 from moshijax.nn import rope
+from moshijax.nn.lora import Place
 from moshijax.nn.mlp import ACTIVATIONS
 from moshijax.nn.norms import NORM_KINDS, Norm, normalise
 from moshijax.nn.projection import StepLinear
@@ -31,13 +32,17 @@ class DepthAttention(nn.Module):
     config: DepthConfig
     schedule: tuple[int, ...]
     stacked: bool
+    place: Place
 
     def setup(self) -> None:
         c = self.config.transformer
         settings = dict(dtype=c.dtype, param_dtype=c.param_dtype, precision=c.precision, stacked=self.stacked)
         rows = (c.num_heads + 2 * (c.num_heads // c.kv_repeat)) * (c.dim // c.num_heads)
-        self.in_proj = StepLinear(c.dim, rows, self.schedule, ("heads", "embed"), **settings)
-        self.out_proj = StepLinear(c.dim, c.dim, self.schedule, ("embed", "heads"), **settings)
+        place = self.place
+        self.in_proj = StepLinear(c.dim, rows, self.schedule, ("heads", "embed"), **settings, place=place / "in_proj")
+        self.out_proj = StepLinear(
+            c.dim, c.dim, self.schedule, ("embed", "heads"), **settings, place=place / "out_proj"
+        )
 
     def _split(self, qkv: Array, positions: Array) -> tuple[Array, Array, Array]:
         """`[..., rows]` to queries `[..., G, R, C]`, keys and values `[..., G, C]`; positions lead like `qkv`."""
@@ -83,27 +88,32 @@ class DepthMLP(nn.Module):
     config: DepthConfig
     schedule: tuple[int, ...]
     stacked: bool
+    place: Place
 
     def setup(self) -> None:
         c = self.config.transformer
         settings = dict(dtype=c.dtype, param_dtype=c.param_dtype, precision=c.precision, stacked=self.stacked)
         settings["used"] = self.config.hidden_dims
+        wide = c.dim, c.hidden_dim, self.schedule, ("mlp", "embed")
         if c.gating != "none":
-            self.gate = StepLinear(c.dim, c.hidden_dim, self.schedule, ("mlp", "embed"), **settings)
-        self.up = StepLinear(c.dim, c.hidden_dim, self.schedule, ("mlp", "embed"), **settings)
-        self.down = StepLinear(c.hidden_dim, c.dim, self.schedule, ("embed", "mlp"), used_axis=1, **settings)
+            self.gate = StepLinear(*wide, **settings, place=self.place / "up", owns_low=False)
+        self.up = StepLinear(*wide, **settings, place=self.place / "up")
+        settings |= dict(used_axis=1, place=self.place / "down")
+        self.down = StepLinear(c.hidden_dim, c.dim, self.schedule, ("embed", "mlp"), **settings)
 
     def __call__(self, x_KND: Array) -> Array:
         gating = self.config.transformer.gating
         if gating == "none":
             return self.down(ACTIVATIONS["gelu"](self.up(x_KND)))
-        return self.down(ACTIVATIONS[gating](self.gate(x_KND)) * self.up(x_KND))
+        low = self.up.low(x_KND)
+        return self.down(ACTIVATIONS[gating](self.gate(x_KND, low)) * self.up(x_KND, low))
 
     def step(self, k: int, x_ND: Array) -> Array:
         gating = self.config.transformer.gating
         if gating == "none":
             return self.down.step(k, ACTIVATIONS["gelu"](self.up.step(k, x_ND)))
-        return self.down.step(k, ACTIVATIONS[gating](self.gate.step(k, x_ND)) * self.up.step(k, x_ND))
+        low = self.up.low_step(k, x_ND)
+        return self.down.step(k, ACTIVATIONS[gating](self.gate.step(k, x_ND, low)) * self.up.step(k, x_ND, low))
 
 
 class DepthLayer(nn.Module):
@@ -112,13 +122,14 @@ class DepthLayer(nn.Module):
     config: DepthConfig
     schedule: tuple[int, ...]
     stacked: bool
+    place: Place
 
     def setup(self) -> None:
         c = self.config.transformer
         self.norm1 = Norm(c.dim, c.norm, c.param_dtype)
-        self.attention = DepthAttention(self.config, self.schedule, self.stacked)
+        self.attention = DepthAttention(self.config, self.schedule, self.stacked, self.place / "attention")
         self.norm2 = Norm(c.dim, c.norm, c.param_dtype)
-        self.mlp = DepthMLP(self.config, self.schedule, self.stacked)
+        self.mlp = DepthMLP(self.config, self.schedule, self.stacked, self.place / "mlp")
         if c.layer_scale is not None:
             self.layer_scale_1 = LayerScale(c.dim, c.layer_scale, c.param_dtype)
             self.layer_scale_2 = LayerScale(c.dim, c.layer_scale, c.param_dtype)
@@ -170,13 +181,16 @@ class DepthTransformer(nn.Module):
         lm, depth = self.config, self.config.depth
         c, K = depth.transformer, lm.layout.dep_q
         types = dict(dtype=c.dtype, param_dtype=c.param_dtype, precision=c.precision)
-        self.inputs = StepLinear(
-            lm.temporal.dim, c.dim, depth.input_weights(K), ("embed_depth", "embed"), stacked=self.stacked, **types
-        )
+        place = Place(lm.lora, "depth")
+        maps = dict(**types, stacked=self.stacked)
+        axes = ("embed_depth", "embed")
+        self.inputs = StepLinear(lm.temporal.dim, c.dim, depth.input_weights(K), axes, **maps, place=place / "inputs")
         tables = dict(low_rank=depth.low_rank, use_norm=lm.norm_emb, **types)
-        self.text_embedding = TokenTables(1, lm.text_card + 1, c.dim, demux=lm.demux_text, **tables)
+        self.text_embedding = TokenTables(
+            1, lm.text_card + 1, c.dim, demux=lm.demux_text, **tables, place=place / "text_embedding"
+        )
         if K > 1:
-            self.audio_embedding = TokenTables(K - 1, lm.card + 1, c.dim, **tables)
+            self.audio_embedding = TokenTables(K - 1, lm.card + 1, c.dim, **tables, place=place / "audio_embedding")
         layer = DepthLayer
         if c.remat_policy is not None:
             layer = nn.remat(layer, policy=REMAT_POLICIES[c.remat_policy], prevent_cse=not self.stacked)
@@ -189,9 +203,9 @@ class DepthTransformer(nn.Module):
                 length=c.num_layers,
                 metadata_params={nn.PARTITION_NAME: "layers"},
             )
-            self.layers = layer(depth, schedule, True)
+            self.layers = layer(depth, schedule, True, place)
         else:
-            self.layers = [layer(depth, schedule, False) for _ in range(c.num_layers)]
+            self.layers = [layer(depth, schedule, False, place) for _ in range(c.num_layers)]
         if depth.output_norm is not None:
             self.output_norm = StepNorm(K, c.dim, depth.output_norm, c.param_dtype)
         self.heads = StepLinear(
@@ -201,8 +215,8 @@ class DepthTransformer(nn.Module):
             ("vocab", "embed_depth"),
             lm.bias_proj,
             "truncated_normal",
-            stacked=self.stacked,
-            **types,
+            **maps,
+            place=place / "heads",
         )
 
     def _positions(self, x: Array, positions: Array) -> Array:
@@ -252,7 +266,7 @@ class DepthTransformer(nn.Module):
             return self.layers[i].step(k, past, x)
         # Right but slow, as in `Transformer`.
         params = jax.tree.map(lambda leaf: leaf[i], nn.meta.unbox(self.layers.variables["params"]))
-        layer = DepthLayer(
-            self.config.depth, self.config.depth.step_weights(self.config.layout.dep_q), True, parent=None
-        )
+        lm = self.config
+        schedule = lm.depth.step_weights(lm.layout.dep_q)
+        layer = DepthLayer(lm.depth, schedule, True, Place(lm.lora, "depth"), parent=None)
         return layer.apply({"params": params}, k, past, x, method="step")

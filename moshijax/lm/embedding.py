@@ -9,6 +9,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from moshijax.lm.tokens import ZERO
+from moshijax.nn import lora
+from moshijax.nn.lora import Place
 from moshijax.nn.norms import normalise
 from moshijax.nn.projection import truncated_normal, uniform
 
@@ -24,7 +26,7 @@ class TokenTables(nn.Module):
 
     With `demux` an id holds two: `first + V (second + 1)`, where a second of -1 is none. Both are looked up in the one
     table and go through projections of their own, `out1`, `out2 [Q, D, r]`; published models keep a `low_rank` beside
-    them that nothing uses.
+    them that nothing uses. Projections at a `place` with a low-rank update have one.
     """
 
     tables: int
@@ -36,6 +38,7 @@ class TokenTables(nn.Module):
     dtype: str = "float32"
     param_dtype: str = "float32"
     precision: str | None = "highest"
+    place: Place = Place()
 
     def setup(self) -> None:
         dtype = jnp.dtype(self.param_dtype)
@@ -44,16 +47,22 @@ class TokenTables(nn.Module):
         init = nn.with_logical_partitioning(truncated_normal(width), names)
         self.table = self.param("table", init, (self.tables, self.vocab, width), dtype)
         init = nn.with_logical_partitioning(uniform(width), ("codebook", "embed", None))
-        if self.low_rank is not None:
-            self.projection = self.param("low_rank", init, (self.tables, self.dim, width), dtype)
-        if self.demux:
-            self.out1 = self.param("out1", init, (self.tables, self.dim, width), dtype)
-            self.out2 = self.param("out2", init, (self.tables, self.dim, width), dtype)
+        kernels = ("low_rank",) * (self.low_rank is not None) + ("out1", "out2") * self.demux
+        self.kernels = {name: self.param(name, init, (self.tables, self.dim, width), dtype) for name in kernels}
+        self.pairs = {name: self._pair(name, width) for name in kernels}
         if self.use_norm:
             ones = nn.with_logical_partitioning(nn.initializers.ones, ("codebook", "norm"))
             zeros = nn.with_logical_partitioning(nn.initializers.zeros, ("codebook", "norm"))
             self.scale = self.param("norm_scale", ones, (self.tables, width), dtype)
             self.bias = self.param("norm_bias", zeros, (self.tables, width), dtype)
+
+    def _pair(self, name: str, width: int) -> tuple[Array, Array] | None:
+        """The low-rank update of a projection."""
+        update, lead = (self.place / name).update, (("codebook", self.tables),)
+        if update is None:
+            return None
+        a = lora.down(self, update, width, None, self.param_dtype, lead, f"{name}_lora_a")
+        return a, lora.up(self, update, self.dim, "embed", self.param_dtype, lead, f"{name}_lora_b")
 
     def __call__(self, ids_QN: Int[Array, "Q ..."]) -> Float[Array, "Q ... D"]:
         """Row q of the ids through table q, all tables at once."""
@@ -71,16 +80,20 @@ class TokenTables(nn.Module):
                 found = normalise(found, "layer_norm", self.scale[index], self.bias[index])
             return found
 
-        def project(x: Array, kernel: Array) -> Array:
-            return jnp.einsum(equation, x, pick(kernel).astype(x.dtype), precision=self.precision)
+        def project(x: Array, name: str) -> Array:
+            kernel = pick(self.kernels[name]).astype(x.dtype)
+            if self.pairs[name] is not None:
+                a, b = (pick(part).astype(x.dtype) for part in self.pairs[name])
+                kernel = kernel + lora.product(self.place.lora, a, b, self.precision)
+            return jnp.einsum(equation, x, kernel, precision=self.precision)
 
         def only(keep: Array, x: Array) -> Array:
             return jnp.where(keep[..., None], x, jnp.zeros((), x.dtype))
 
         if not self.demux:
             x = only(ids != ZERO, rows(ids))
-            return x if self.low_rank is None else project(x, self.projection)
+            return x if self.low_rank is None else project(x, "low_rank")
         # ZERO has a first id that exists and is dropped below.
         first, second = jnp.maximum(ids, 0) % self.vocab, jnp.maximum(ids, 0) // self.vocab - 1
-        both = project(rows(first), self.out1) + only(second >= 0, project(rows(second), self.out2))
+        both = project(rows(first), "out1") + only(second >= 0, project(rows(second), "out2"))
         return only(ids != ZERO, both)

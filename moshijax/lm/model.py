@@ -20,8 +20,9 @@ from moshijax.lm.config import LMConfig, LookupConditioner
 from moshijax.lm.depth import DepthTransformer
 from moshijax.lm.embedding import TokenTables
 from moshijax.lm.tokens import BOS, ZERO
-from moshijax.nn import rope
+from moshijax.nn import lora, rope
 from moshijax.nn.layout import is_stacked, unstack_layers
+from moshijax.nn.lora import Place
 from moshijax.nn.norms import Norm
 from moshijax.nn.projection import Linear, uniform
 from moshijax.nn.transformer import Transformer
@@ -53,22 +54,31 @@ class LanguageModel(nn.Module):
 
     def setup(self) -> None:
         c = self.config
-        t = c.temporal
+        t, place = c.temporal, Place(c.lora)
         types = dict(dtype=t.dtype, param_dtype=t.param_dtype, precision=t.precision)
         if c.layout.n_q:
             self.audio_embedding = TokenTables(c.layout.n_q, c.card + 1, t.dim, use_norm=c.norm_emb, **types)
         self.text_embedding = TokenTables(1, c.text_card + 1, t.dim, use_norm=c.norm_emb, demux=c.demux_text, **types)
         self.conditioners = {
-            x.name: ConditionProjection(x.dim, t.dim, x.bins if isinstance(x, LookupConditioner) else None)
+            x.name: ConditionProjection(
+                x.dim, t.dim, x.bins if isinstance(x, LookupConditioner) else None, place / f"conditioners_{x.name}"
+            )
             for x in c.conditioners
         }
-        self.temporal = Transformer(t, scan_layers=self.stacked)
+        self.temporal = Transformer(t, scan_layers=self.stacked, place=place / "temporal")
         self.out_norm = Norm(t.dim, t.norm, t.param_dtype)
-        self.text_head = Linear(t.dim, c.text_vocab, ("vocab", "embed"), c.bias_proj, **types)
+        head = dict(**types, place=place / "text_head")
+        self.text_head = Linear(t.dim, c.text_vocab, ("vocab", "embed"), c.bias_proj, **head)
         if c.extra_heads:
             init = nn.with_logical_partitioning(uniform(t.dim), (None, None, "embed"))
             shape = (c.extra_heads, c.extra_heads_dim, t.dim)
             self.extra_heads = self.param("extra_heads", init, shape, jnp.dtype(t.param_dtype))
+            self.extra_update = (place / "extra_heads").update
+            if self.extra_update is not None:
+                lead = ((None, c.extra_heads),)
+                a = lora.down(self, self.extra_update, t.dim, "embed", t.param_dtype, lead, "extra_heads_lora_a")
+                b = lora.up(self, self.extra_update, c.extra_heads_dim, None, t.param_dtype, lead, "extra_heads_lora_b")
+                self.extra_pair = a, b
         if c.depth is not None:
             self.depth = DepthTransformer(c, self.stacked)
 
@@ -173,8 +183,11 @@ class LanguageModel(nn.Module):
 
     def extra(self, z: Float[Array, "... D"]) -> Float[Array, "... H V"]:
         """Logits of the extra heads."""
-        kernel = self.extra_heads.astype(z.dtype)
-        return jnp.einsum("...d,hvd->...hv", z, kernel, precision=self.config.temporal.precision)
+        kernel, precision = self.extra_heads.astype(z.dtype), self.config.temporal.precision
+        if self.extra_update is not None:
+            a, b = (part.astype(z.dtype) for part in self.extra_pair)
+            kernel = kernel + lora.product(self.extra_update, a, b, precision)
+        return jnp.einsum("...d,hvd->...hv", z, kernel, precision=precision)
 
 
 def target_mask(config: LMConfig, codes_BKT: Int[Array, "B K T"]) -> Bool[Array, "B 1+Q T"]:

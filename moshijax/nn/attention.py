@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from moshijax.errors import ConfigError
 from moshijax.nn import rope
 from moshijax.nn.causal_attention import attend, causal_attention, window_mask
+from moshijax.nn.lora import Place
 from moshijax.nn.projection import Linear
 
 if TYPE_CHECKING:
@@ -93,14 +94,15 @@ class Attention(nn.Module):
     param_dtype: str = "float32"
     precision: str | None = "highest"
     implementation: str = "auto"  # over whole causal sequences, see `causal_attention`
+    place: Place = Place()
 
     def setup(self) -> None:
         settings = dict(
             initializer=self.initializer, dtype=self.dtype, param_dtype=self.param_dtype, precision=self.precision
         )
         rows = (self.num_heads + 2 * self.groups) * self.head_dim
-        self.in_proj = Linear(self.dim, rows, ("heads", "embed"), **settings)
-        self.out_proj = Linear(self.dim, self.dim, ("embed", "heads"), **settings)
+        self.in_proj = Linear(self.dim, rows, ("heads", "embed"), **settings, place=self.place / "in_proj")
+        self.out_proj = Linear(self.dim, self.dim, ("embed", "heads"), **settings, place=self.place / "out_proj")
 
     @property
     def groups(self) -> int:
@@ -204,7 +206,8 @@ class Attention(nn.Module):
 class CrossAttention(nn.Module):
     """Attention from every position of `x [B, T, D]` to a fixed source `[B, S, D]`: no mask, no positions, no biases.
 
-    The keys and values of the source do not change while a row streams: compute them once (`keys_values`).
+    The keys and values of the source do not change while a row streams: compute them once (`keys_values`). Its maps
+    have no low-rank updates, as in the published layer.
     """
 
     dim: int

@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from moshijax.nn.lora import Place
 from moshijax.nn.projection import Linear
 
 if TYPE_CHECKING:
@@ -50,17 +51,20 @@ class MLP(nn.Module):
     dtype: str = "float32"
     param_dtype: str = "float32"
     precision: str | None = "highest"
+    place: Place = Place()
 
     def setup(self) -> None:
         settings = dict(
             initializer=self.initializer, dtype=self.dtype, param_dtype=self.param_dtype, precision=self.precision
         )
         if self.gating != "none":
-            self.gate = Linear(self.dim, self.hidden_dim, ("mlp", "embed"), **settings)
-        self.up = Linear(self.dim, self.hidden_dim, ("mlp", "embed"), **settings)
-        self.down = Linear(self.hidden_dim, self.dim, ("embed", "mlp"), **settings)
+            gate = settings | dict(place=self.place / "up", owns_low=False)
+            self.gate = Linear(self.dim, self.hidden_dim, ("mlp", "embed"), **gate)
+        self.up = Linear(self.dim, self.hidden_dim, ("mlp", "embed"), **settings, place=self.place / "up")
+        self.down = Linear(self.hidden_dim, self.dim, ("embed", "mlp"), **settings, place=self.place / "down")
 
     def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
         if self.gating == "none":
             return self.down(ACTIVATIONS["gelu"](self.up(x)))
-        return self.down(ACTIVATIONS[self.gating](self.gate(x)) * self.up(x))
+        low = self.up.low(x)
+        return self.down(ACTIVATIONS[self.gating](self.gate(x, low)) * self.up(x, low))

@@ -10,6 +10,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from moshijax.nn import lora
+from moshijax.nn.lora import Place
+
 if TYPE_CHECKING:
     from jaxtyping import Array, Float
 
@@ -56,7 +59,11 @@ def linear(
 
 
 class Linear(nn.Module):
-    """`y = x W^T (+ b)`; parameters `kernel [out, in]` and `bias [out]`, axes named for the sharding table."""
+    """`y = x W^T (+ b)`; parameters `kernel [out, in]` and `bias [out]`, axes named for the sharding table.
+
+    At a `place` with a low-rank update also `lora_a`, `lora_b` (`moshijax.nn.lora`); without `owns_low` the product
+    `A x` is that of another map of the same input, whose `low` gives it.
+    """
 
     features_in: int
     features_out: int
@@ -66,6 +73,8 @@ class Linear(nn.Module):
     dtype: str = "float32"
     param_dtype: str = "float32"
     precision: str | None = "highest"
+    place: Place = Place()
+    owns_low: bool = True
 
     def setup(self) -> None:
         dtype = jnp.dtype(self.param_dtype)
@@ -74,10 +83,25 @@ class Linear(nn.Module):
         if self.use_bias:
             zeros = nn.with_logical_partitioning(nn.initializers.zeros, self.axes[:1])
             self.bias = self.param("bias", zeros, (self.features_out,), dtype)
+        self.update = None if self.use_bias else self.place.update
+        if self.update is not None:
+            self.lora_b = lora.up(self, self.update, self.features_out, self.axes[0], self.param_dtype)
+            if self.owns_low:
+                self.lora_a = lora.down(self, self.update, self.features_in, self.axes[1], self.param_dtype)
 
-    def __call__(self, x: Float[Array, "... I"]) -> Float[Array, "... O"]:
+    def low(self, x: Float[Array, "... I"]) -> Float[Array, "... r"] | None:
+        """`A x`; None without an update."""
+        if self.update is None:
+            return None
+        dtype = jnp.dtype(self.dtype)
+        return linear(x.astype(dtype), self.lora_a.astype(dtype), self.precision)
+
+    def __call__(self, x: Float[Array, "... I"], low: Float[Array, "... r"] | None = None) -> Float[Array, "... O"]:
         dtype = jnp.dtype(self.dtype)
         y = linear(x.astype(dtype), self.kernel.astype(dtype), self.precision)
+        if self.update is not None:
+            low = self.low(x) if low is None else low
+            y = y + self.update.scaling * linear(low, self.lora_b.astype(dtype), self.precision)
         return y + self.bias.astype(dtype) if self.use_bias else y
 
 
@@ -85,7 +109,8 @@ class StepLinear(nn.Module):
     """A linear map with weights per step of a short sequence; step k uses weight `schedule[k]`.
 
     Sequences are step-major, `[K, N, I] -> [K, N, O]`. Parameters: `steps_0 ..`, or with `stacked` one `steps` with a
-    leading axis, where steps that share a weight are one matrix product and the others one batched product.
+    leading axis, where steps that share a weight are one matrix product and the others one batched product. Updates as
+    in `Linear`.
     """
 
     features_in: int
@@ -101,13 +126,15 @@ class StepLinear(nn.Module):
     dtype: str = "float32"
     param_dtype: str = "float32"
     precision: str | None = "highest"
+    place: Place = Place()
+    owns_low: bool = True
 
     @property
     def num_weights(self) -> int:
         return max(self.schedule) + 1
 
     def setup(self) -> None:
-        settings = dict(dtype=self.dtype, param_dtype=self.param_dtype, precision=self.precision)
+        settings = dict(param_dtype=self.param_dtype, place=self.place, owns_low=self.owns_low)
         if self.stacked:
             self.steps = _StackedKernels(
                 self.features_in,
@@ -118,26 +145,64 @@ class StepLinear(nn.Module):
                 self.initializer,
                 self.used,
                 self.used_axis,
-                self.param_dtype,
+                **settings,
             )
         else:
+            settings |= dict(dtype=self.dtype, precision=self.precision)
             self.steps = [
                 Linear(self.features_in, self.features_out, self.axes, self.use_bias, self.initializer, **settings)
                 for _ in range(self.num_weights)
             ]
 
-    def __call__(self, x_KNI: Float[Array, "K N I"]) -> Float[Array, "K N O"]:
+    def low(self, x_KNI: Float[Array, "K N I"]) -> Float[Array, "K N r"] | None:
+        """`A x` of every step; None without an update."""
+        if not self.stacked:
+            lows = [self.low_step(k, x_KNI[k]) for k in range(len(self.schedule))]
+            return None if lows[0] is None else jnp.stack(lows)
+        return None if self.steps.update is None else self._product(x_KNI, self.steps.lora_a)
+
+    def low_step(self, k: int, x_NI: Float[Array, "N I"]) -> Float[Array, "N r"] | None:
+        """`low` of step k alone."""
+        if not self.stacked:
+            return self.steps[self.schedule[k]].low(x_NI)
+        return None if self.steps.update is None else self._product_of(k, x_NI, self.steps.lora_a)
+
+    def __call__(
+        self, x_KNI: Float[Array, "K N I"], low_KNR: Float[Array, "K N r"] | None = None
+    ) -> Float[Array, "K N O"]:
         steps = len(self.schedule)
         if not self.stacked:
-            return jnp.stack([self.step(k, x_KNI[k]) for k in range(steps)])
+            lows = [None] * steps if low_KNR is None else low_KNR
+            return jnp.stack([self.step(k, x_KNI[k], lows[k]) for k in range(steps)])
+        y = self._product(x_KNI, self.steps.kernel)
+        if self.steps.update is not None:
+            low_KNR = self.low(x_KNI) if low_KNR is None else low_KNR
+            y = y + self.steps.update.scaling * self._product(low_KNR, self.steps.lora_b)
+        if not self.use_bias:
+            return y
+        return y + self.steps.bias.astype(y.dtype)[jnp.asarray(self.schedule)][:, None]
+
+    def step(self, k: int, x_NI: Float[Array, "N I"], low_NR: Float[Array, "N r"] | None = None) -> Float[Array, "N O"]:
+        """Step k alone."""
+        if not self.stacked:
+            return self.steps[self.schedule[k]](x_NI, low_NR)
+        y = self._product_of(k, x_NI, self.steps.kernel)
+        if self.steps.update is not None:
+            low_NR = self.low_step(k, x_NI) if low_NR is None else low_NR
+            y = y + self.steps.update.scaling * self._product_of(k, low_NR, self.steps.lora_b)
+        return y + self.steps.bias[self.schedule[k]].astype(y.dtype) if self.use_bias else y
+
+    def _product_of(self, k: int, x_NI: Array, kernels: Array) -> Array:
         dtype = jnp.dtype(self.dtype)
-        kernel, bias = self.steps()
-        x_KNI, kernel = x_KNI.astype(dtype), kernel.astype(dtype)
-        if self.schedule == tuple(range(steps)):
-            y = jnp.einsum("kni,koi->kno", x_KNI, kernel, precision=self.precision)
-        else:
-            y = self._grouped(x_KNI, kernel)
-        return y if bias is None else y + bias.astype(dtype)[jnp.asarray(self.schedule)][:, None]
+        return linear(x_NI.astype(dtype), kernels[self.schedule[k]].astype(dtype), self.precision)
+
+    def _product(self, x_KNI: Array, kernels: Array) -> Array:
+        """All steps through the stacked kernels of theirs."""
+        dtype = jnp.dtype(self.dtype)
+        x_KNI, kernels = x_KNI.astype(dtype), kernels.astype(dtype)
+        if self.schedule == tuple(range(len(self.schedule))):
+            return jnp.einsum("kni,koi->kno", x_KNI, kernels, precision=self.precision)
+        return self._grouped(x_KNI, kernels)
 
     def _grouped(self, x_KNI: Array, kernel: Array) -> Array:
         """One batched product for every number of steps that a weight may serve."""
@@ -156,18 +221,9 @@ class StepLinear(nn.Module):
         back = sorted(range(len(order)), key=order.__getitem__)
         return jnp.concatenate(parts)[jnp.asarray(back)]
 
-    def step(self, k: int, x_NI: Float[Array, "N I"]) -> Float[Array, "N O"]:
-        """Step k alone."""
-        if not self.stacked:
-            return self.steps[self.schedule[k]](x_NI)
-        dtype = jnp.dtype(self.dtype)
-        kernel, bias = self.steps()
-        y = linear(x_NI.astype(dtype), kernel[self.schedule[k]].astype(dtype), self.precision)
-        return y if bias is None else y + bias[self.schedule[k]].astype(dtype)
-
 
 class _StackedKernels(nn.Module):
-    """`kernel [S, out, in]` and `bias [S, out]`."""
+    """`kernel [S, out, in]` and `bias [S, out]`; with an update `lora_a [S, r, in]` and `lora_b [S, out, r]`."""
 
     features_in: int
     features_out: int
@@ -178,6 +234,8 @@ class _StackedKernels(nn.Module):
     used: tuple[int, ...] | None
     used_axis: int
     param_dtype: str
+    place: Place
+    owns_low: bool
 
     def setup(self) -> None:
         dtype = jnp.dtype(self.param_dtype)
@@ -201,6 +259,12 @@ class _StackedKernels(nn.Module):
         if self.use_bias:
             zeros = nn.with_logical_partitioning(nn.initializers.zeros, ("steps", self.axes[0]))
             self.bias = self.param("bias", zeros, shape[:2], dtype)
-
-    def __call__(self) -> tuple[Array, Array | None]:
-        return self.kernel, self.bias if self.use_bias else None
+        self.update = None if self.use_bias else self.place.update
+        if self.update is not None:
+            lead = (("steps", self.num_weights),)
+            self.lora_b = lora.up(self, self.update, self.features_out, self.axes[0], self.param_dtype, lead)
+            if self.owns_low:
+                used = self.used if self.used_axis == 1 else None
+                self.lora_a = lora.down(
+                    self, self.update, self.features_in, self.axes[1], self.param_dtype, lead, used=used
+                )

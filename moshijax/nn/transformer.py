@@ -15,6 +15,7 @@ from moshijax.errors import ConfigError
 from moshijax.nn import rope
 from moshijax.nn.attention import RINGS, Attention, CrossAttention, advance
 from moshijax.nn.causal_attention import IMPLEMENTATIONS
+from moshijax.nn.lora import Place
 from moshijax.nn.mlp import ACTIVATIONS, MLP
 from moshijax.nn.norms import NORM_KINDS, Norm
 
@@ -156,19 +157,21 @@ class TransformerLayer(nn.Module):
     config: TransformerConfig
     block: int = 1
     ring: str = "exact"
+    place: Place = Place()
 
     def setup(self) -> None:
         c = self.config
         self.norm1 = Norm(c.dim, c.norm, c.param_dtype)
-        self.attention = make_attention(c, self.block, self.ring)
+        self.attention = make_attention(c, self.block, self.ring, self.place / "attention")
         self.norm2 = Norm(c.dim, c.norm, c.param_dtype)
-        self.mlp = MLP(c.dim, c.hidden_dim, c.gating, "truncated_normal", c.dtype, c.param_dtype, c.precision)
+        types = dict(dtype=c.dtype, param_dtype=c.param_dtype, precision=c.precision)
+        self.mlp = MLP(c.dim, c.hidden_dim, c.gating, "truncated_normal", **types, place=self.place / "mlp")
         if c.layer_scale is not None:
             self.layer_scale_1 = LayerScale(c.dim, c.layer_scale, c.param_dtype)
             self.layer_scale_2 = LayerScale(c.dim, c.layer_scale, c.param_dtype)
         if c.cross_attention:
             self.norm_cross = Norm(c.dim, "layer_norm", c.param_dtype)
-            self.cross_attention = CrossAttention(c.dim, c.num_heads, c.dtype, c.param_dtype, c.precision)
+            self.cross_attention = CrossAttention(c.dim, c.num_heads, **types)
             if c.layer_scale is not None:
                 self.layer_scale_cross = LayerScale(c.dim, c.layer_scale, c.param_dtype)
 
@@ -206,7 +209,7 @@ class TransformerLayer(nn.Module):
         return self.cross_attention.keys_values(source)
 
 
-def make_attention(c: TransformerConfig, block: int, ring: str) -> Attention:
+def make_attention(c: TransformerConfig, block: int, ring: str, place: Place) -> Attention:
     """The attention layer that `config` describes."""
     return Attention(
         dim=c.dim,
@@ -222,6 +225,7 @@ def make_attention(c: TransformerConfig, block: int, ring: str) -> Attention:
         param_dtype=c.param_dtype,
         precision=c.precision,
         implementation=c.attention_implementation,
+        place=place,
     )
 
 
@@ -232,13 +236,15 @@ class Transformer(nn.Module):
     `offset [B]` and, per layer, a ring cache (`layers`, a tuple). `block` positions arrive together.
 
     With `cross_attention` a source `[B, S, D]` is given beside `x`, and in a step what `source_caches` made of it: it
-    stays the same while a row streams, so it is not part of the state here.
+    stays the same while a row streams, so it is not part of the state here. Maps at a `place` with a low-rank update
+    have one.
     """
 
     config: TransformerConfig
     block: int = 1
     ring: str = "exact"
     scan_layers: bool = False
+    place: Place = Place()
 
     def setup(self) -> None:
         c = self.config
@@ -255,9 +261,9 @@ class Transformer(nn.Module):
                 length=c.num_layers,
                 metadata_params={nn.PARTITION_NAME: "layers"},
             )
-            self.layers = layer(c, self.block, self.ring)
+            self.layers = layer(c, self.block, self.ring, self.place)
         else:
-            self.layers = [layer(c, self.block, self.ring) for _ in range(c.num_layers)]
+            self.layers = [layer(c, self.block, self.ring, self.place) for _ in range(c.num_layers)]
 
     @property
     def block_size(self) -> int:
@@ -302,7 +308,7 @@ class Transformer(nn.Module):
 
     @nn.nowrap
     def init_state(self, batch_size: int) -> dict[str, Any]:
-        attention = make_attention(self.config, self.block, self.ring)
+        attention = make_attention(self.config, self.block, self.ring, self.place)
         return {
             "offset": jnp.zeros((batch_size,), jnp.int32),
             "layers": tuple(attention.init_cache(batch_size) for _ in range(self.config.num_layers)),
@@ -331,7 +337,7 @@ class Transformer(nn.Module):
             return lambda method, *arguments: getattr(self.layers[i], method)(*arguments)
         # Right but slow: slices the stacked parameters. Inference unstacks them before jit.
         params = jax.tree.map(lambda leaf: leaf[i], nn.meta.unbox(self.layers.variables["params"]))
-        layer = TransformerLayer(self.config, self.block, self.ring, parent=None)
+        layer = TransformerLayer(self.config, self.block, self.ring, self.place, parent=None)
         return lambda method, *arguments: layer.apply({"params": params}, *arguments, method=method)
 
     @nn.nowrap

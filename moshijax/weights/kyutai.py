@@ -162,7 +162,17 @@ LINEAR = re.compile(
 )
 
 
+def stem_of(weight: str) -> str:
+    """The linear map of a weight."""
+    return weight.removesuffix("_weight") if weight.endswith(".in_proj_weight") else weight.removesuffix(".weight")
+
+
 def linear_weights(tensors: Any, extra: Mapping[str, np.ndarray]) -> dict[str, np.ndarray | None]:
     """The weights that an int8 file holds as int8, with their scales where an earlier file had them."""
     held = {name.removesuffix(SCALE): scale for name, scale in extra.items() if name.endswith(SCALE)}
     return held or {name: None for name in tensors.shapes if LINEAR.search(name)}
+
+
+def linear_maps(tensors: Any) -> list[str]:
+    """Weights to which an adapter can add: those of linear maps without a bias."""
+    return [name for name in tensors.shapes if LINEAR.search(name) and f"{stem_of(name)}.bias" not in tensors.shapes]

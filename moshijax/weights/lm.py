@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,11 @@ from moshijax.weights.source import open_source
 
 
 def load_lm(
-    path: str | Path, dtype: str | None = None, stacked: bool = False, shardings: Any = None
+    path: str | Path,
+    dtype: str | None = None,
+    stacked: bool = False,
+    shardings: Any = None,
+    merge_adapter: bool = True,
 ) -> tuple[LMConfig, dict[str, Any]]:
     """A language model from published weights, from imported ones, or from a run.
 
@@ -24,6 +29,7 @@ def load_lm(
         stacked: True for the training layout.
         shardings: a tree of `jax.sharding.Sharding` like the parameters: every process reads what its devices hold,
             and the parameters are jax arrays.
+        merge_adapter: False: a LoRA adapter stays apart from the weights, as parameters of its own (`config.lora`).
 
     Returns:
         `(config, params)`; `params` is a tree of numpy arrays, of jax arrays with `shardings`.
@@ -33,7 +39,11 @@ def load_lm(
         ConfigError: a config.json that cannot be used.
     """
     source = open_source(path, "lm")
-    config = source.config if dtype is None else source.config.with_dtype(dtype, dtype)
+    source = source if merge_adapter else source.unmerged()
+    config = source.config
+    if dtype is not None:
+        config = config.with_dtype(dtype, dtype)
+        config = replace(config, lora=config.lora and replace(config.lora, param_dtype=None))
     params = source.leaves(config, stacked, shardings).tree()
     if source.record.config.get("model_type") == "hibiki":  # an end of text must not end the translation
         table = params["text_embedding"]["table"]

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import numpy as np
+from flax.traverse_util import flatten_dict
 
 from moshijax.lm.config import LMConfig, LookupConditioner
+from moshijax.lm.model import abstract
 from moshijax.nn.layout import pack_in_proj, unpack_in_proj
 from moshijax.nn.norms import NORM_KINDS
 from moshijax.nn.transformer import TransformerConfig
+from moshijax.weights.kyutai import LINEAR, stem_of
 from moshijax.weights.table import Entry, Target, plain
+
+#: Published maps whose rows have another order or number among our parameters.
+_ROWS = (".in_proj_weight", ".out_proj.weight", ".linear_in.weight")
+_NUMBERED = re.compile(r"/(layers|steps)_\d+")
 
 
 def _norm(
@@ -139,6 +147,47 @@ def _head(entries: dict[str, Entry], name: str, rows: int, dim: int, path: str, 
 
 def lm_table(config: LMConfig) -> dict[str, Entry]:
     """Every published tensor of a model (fused names), with its place in the inference layout."""
+    entries = _weights(config)
+    return entries if config.lora is None else {**entries, **_updates(config, entries)}
+
+
+def module_of(path: str) -> str:
+    """The path of the linear map to which an update at `path` belongs, as `moshijax.nn.lora.LoRA` names it."""
+    stem = re.sub(r"[/_]lora_[ab]$", "", _NUMBERED.sub("", path))
+    return stem.removesuffix("/gate") + "/up" if stem.endswith("/gate") else stem
+
+
+def _updates(config: LMConfig, entries: dict[str, Entry]) -> dict[str, Entry]:
+    """Low-rank updates: the rows of B are those of the published map, the columns of A too."""
+    leaves, rank = flatten_dict(abstract(config, stacked=False), sep="/"), config.lora.rank
+    out: dict[str, Entry] = {}
+
+    def beside(entry: Entry, part: str) -> tuple[Target, ...]:
+        paths = [
+            (path.removesuffix("kernel") if path.endswith("/kernel") else f"{path}_", i) for path, i in entry.targets
+        ]
+        return tuple((path + part, i) for path, i in paths if path + part in leaves)
+
+    for name, entry in entries.items():
+        a, b = beside(entry, "lora_a"), beside(entry, "lora_b")
+        if not LINEAR.search(name) or not b:
+            continue
+        (rows, columns), spare = entry.shape, leaves[a[0][0]].shape[-1] - entry.shape[1]
+        stem = stem_of(name)
+        count = len(a)
+        out[f"{stem}.lora_A.weight"] = Entry(
+            (count * rank, columns),
+            a,
+            lambda x, count=count, pad=((0, 0), (0, spare)): [np.pad(piece, pad) for piece in np.split(x, count)],
+            lambda pieces, columns=columns: np.concatenate([piece[:, :columns] for piece in pieces]),
+        )
+        keep = entry.split, entry.join
+        alone = (lambda x: [x]), (lambda pieces: pieces[0])
+        out[f"{stem}.lora_B.weight"] = Entry((rows, rank), b, *(keep if name.endswith(_ROWS) else alone))
+    return out
+
+
+def _weights(config: LMConfig) -> dict[str, Entry]:
     entries: dict[str, Entry] = {}
     dim, dep_q, depth = config.temporal.dim, config.layout.dep_q, config.depth
     for q in range(config.layout.n_q):

@@ -6,6 +6,7 @@ maps. Attention names are split (`in_projs.0`) or, in older files, fused (`in_pr
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,38 +14,55 @@ from typing import Any
 
 import numpy as np
 
-from moshijax.errors import DataError
-from moshijax.weights.kyutai import LINEAR
-from moshijax.weights.names import Group, View, renamed
+from moshijax.errors import ConfigError, DataError
+from moshijax.lm.config import LMConfig
+from moshijax.nn.lora import LoRA
+from moshijax.weights.kyutai import linear_maps, stem_of
+from moshijax.weights.lm_table import lm_table, module_of
+from moshijax.weights.names import Group, View, concatenated, renamed
 from moshijax.weights.safetensors import open_tensors
 
 _SPLIT = re.compile(r"^(.*)\.(in|out)_projs\.(\d+)\.(lora_[AB])\.weight$")
 _NAME = re.compile(r"^(.*)\.(lora_[AB])\.weight$")
+_FUSED = re.compile(r"^(.*)\.(in|out)_proj\.(lora_[AB])\.weight$")
 
 
 @dataclass(frozen=True)
 class Adapter:
-    """An adapter file.
+    """The updates of a model.
 
     Attributes:
-        path: of the file, which is kept as it is.
-        scaling: factor of the product.
-        rank: of every pair, None: as the file has it.
+        tensors: `<linear>.lora_A.weight`, `<linear>.lora_B.weight`, names and steps fused.
+        scaling: factor of the products.
+        where: for messages.
+        path: of the file they come from, which is kept as it is; None: they were trained here.
+        rank: of every pair, None: as it is.
     """
 
-    path: Path
+    tensors: Any
     scaling: float
+    where: Path
+    path: Path | None = None
     rank: int | None = None
 
+    @property
+    def pairs(self) -> list[str]:
+        """The linear maps that have one."""
+        return [name.removesuffix(".lora_B.weight") for name in self.tensors.shapes if name.endswith("lora_B.weight")]
 
-def _stem(weight: str) -> str:
-    """What adapter names of a published weight begin with, fused."""
-    return weight.removesuffix("_weight") if weight.endswith(".in_proj_weight") else weight.removesuffix(".weight")
+
+def open_adapter(path: Path, scaling: float, rank: int | None) -> Adapter:
+    """The adapter in a file.
+
+    Raises:
+        DataError: something else is in it, or half of it.
+    """
+    return Adapter(_fused(open_tensors(path), str(path)), scaling, path, path, rank)
 
 
-def _pairs(file: Any, where: str) -> dict[str, dict[str, list[str]]]:
-    """Stem -> "lora_A", "lora_B" -> tensors of it in the order of the steps."""
-    numbered: dict[str, dict[str, dict[int, str]]] = {}
+def _fused(file: Any, where: str) -> View:
+    """The tensors of a file under fused names."""
+    found: dict[str, dict[str, dict[int, str]]] = {}
     for name in file.shapes:
         if match := _SPLIT.match(name):
             stem, part, step = f"{match[1]}.{match[2]}_proj", match[4], int(match[3])
@@ -52,19 +70,36 @@ def _pairs(file: Any, where: str) -> dict[str, dict[str, list[str]]]:
             stem, part, step = match[1], match[2], 0
         else:
             raise DataError(f"{where}: {name} is no part of an adapter (lora_A, lora_B); name an adapter file")
-        numbered.setdefault(stem, {}).setdefault(part, {})[step] = name
-    found = {
-        stem: {part: [steps[i] for i in sorted(steps)] for part, steps in parts.items()}
-        for stem, parts in numbered.items()
-    }
+        found.setdefault(stem, {}).setdefault(part, {})[step] = name
+    if not found:
+        raise DataError(f"{where} holds no adapter; fetch it again")
+    groups = []
     for stem, parts in found.items():
         if set(parts) != {"lora_A", "lora_B"} or len(parts["lora_A"]) != len(parts["lora_B"]):
             raise DataError(f"{where}: {stem} has lora_A and lora_B for different steps or lacks one; fetch it again")
-    return found
+        for part, steps in parts.items():
+            names = [steps[i] for i in sorted(steps)]
+            rows, *rest = file.shapes[names[0]]
+            if any(tuple(file.shapes[name]) != (rows, *rest) for name in names):
+                raise DataError(f"{where}: {part} of {stem} has steps of different shapes; fetch it again")
+            groups.append(concatenated(names, f"{stem}.{part}.weight", (len(names) * rows, *rest)))
+    return View(file, groups, reading=True)
 
 
-def check(tensors: Any, adapter: Adapter, depth_weights: int) -> dict[str, dict[str, list[str]]]:
-    """Pairs by published weight; every tensor of the file belongs to one, and they are not zero.
+def split(tensors: Any, depth_weights: int) -> View:
+    """Fused pairs under the names that the package has in memory; `depth_weights` as in `check`."""
+    groups = []
+    for name, shape in tensors.shapes.items():
+        if match := _FUSED.match(name):
+            names = [f"{match[1]}.{match[2]}_projs.{i}.{match[3]}.weight" for i in range(_count(name, depth_weights))]
+            groups.append(concatenated(names, name, shape))
+        else:
+            groups.append(renamed(name, name, shape))
+    return View(tensors, groups, reading=False)
+
+
+def check(tensors: Any, adapter: Adapter, depth_weights: int) -> dict[str, str]:
+    """Published weight -> the linear map whose pair adds to it; every pair fits one, and the adapter does something.
 
     Args:
         tensors: the published tensors of the model.
@@ -73,53 +108,42 @@ def check(tensors: Any, adapter: Adapter, depth_weights: int) -> dict[str, dict[
     Raises:
         DataError: names or shapes that do not fit the model (both shapes are named), or an adapter that does nothing.
     """
-    where, file = str(adapter.path), open_tensors(adapter.path)
-    pairs = _pairs(file, where)
-    if not pairs:
-        raise DataError(f"{where} holds no adapter; fetch it again")
-    linear = {_stem(name): name for name in tensors.shapes if LINEAR.search(name)}
-    problems = [f"{stem} is no linear map of the model" for stem in pairs if stem not in linear]
-    for stem, parts in pairs.items():
-        if stem in linear:
-            problems += _misfits(file, stem, parts, tensors.shapes[linear[stem]], adapter, depth_weights)
+    pairs, shapes = adapter.pairs, adapter.tensors.shapes
+    linear = {stem_of(name): name for name in linear_maps(tensors)}
+    problems = []
+    for stem in pairs:
+        if stem not in linear:
+            problems.append(f"{stem} is no linear map of the model")
+            continue
+        rows, columns = tensors.shapes[linear[stem]]
+        a, b = (list(shapes[f"{stem}.lora_{letter}.weight"]) for letter in "AB")
+        rank = b[-1] if adapter.rank is None else adapter.rank
+        want = [_count(stem, depth_weights) * rank, columns], [rows, rank]
+        if (a, b) != want:
+            problems.append(f"{stem}: file {a} and {b}, model {want[0]} and {want[1]}")
     if problems:
         shown = "; ".join(problems[:8]) + (f" and {len(problems) - 8} more" if len(problems) > 8 else "")
-        raise DataError(f"{where} does not fit the model: {shown}; use the adapter of this model")
-    zero = [stem for stem, parts in pairs.items() if not any(np.any(file[name]) for name in parts["lora_B"])]
+        raise DataError(f"{adapter.where} does not fit the model: {shown}; use the adapter of this model")
+    zero = [stem for stem in pairs if not np.any(adapter.tensors[f"{stem}.lora_B.weight"])]
     if 2 * len(zero) > len(pairs):
         raise DataError(
-            f"{where}: {len(zero)} of {len(pairs)} lora_B are zero, {zero[0]} for one, so that the adapter does "
-            "nothing there; it was saved before training, or not gathered from all devices"
+            f"{adapter.where}: {len(zero)} of {len(pairs)} lora_B are zero, {zero[0]} for one, so that the adapter "
+            "does nothing there; it was saved before training, or not gathered from all devices"
         )
-    return {linear[stem]: parts for stem, parts in pairs.items()}
-
-
-def _misfits(file: Any, stem: str, parts: dict[str, list[str]], shape, adapter: Adapter, depth_weights: int) -> list:
-    """What is wrong with the shapes of a pair."""
-    count = _count(stem, depth_weights)
-    a = [sum(file.shapes[name][0] for name in parts["lora_A"]), *file.shapes[parts["lora_A"][0]][1:]]
-    b = [sum(file.shapes[name][0] for name in parts["lora_B"]), *file.shapes[parts["lora_B"][0]][1:]]
-    rank = b[1] if adapter.rank is None and len(b) == 2 else adapter.rank
-    want = [count * rank, shape[1]], [shape[0], rank]
-    if [a, b] == list(want):
-        return []
-    return [f"{stem}: file {a} and {b}, model {want[0]} and {want[1]}"]
+    return {linear[stem]: stem for stem in pairs}
 
 
 def _count(stem: str, depth_weights: int) -> int:
-    return depth_weights if stem.startswith("depformer.") and stem.endswith(("in_proj", "out_proj")) else 1
+    return depth_weights if stem.startswith("depformer.") and ("in_proj" in stem or "out_proj" in stem) else 1
 
 
 def merged(tensors: Any, adapter: Adapter, depth_weights: int) -> View:
     """The published tensors with the adapter added; sums are float32, the types those of the weights."""
-    pairs, file = check(tensors, adapter, depth_weights), open_tensors(adapter.path)
+    pairs = check(tensors, adapter, depth_weights)
 
     def add(name: str, weight: np.ndarray) -> np.ndarray:
-        count = _count(_stem(name), depth_weights)
-        a, b = (
-            np.concatenate([file[part] for part in pairs[name][letter]]).astype(np.float32)
-            for letter in ("lora_A", "lora_B")
-        )
+        count = _count(pairs[name], depth_weights)
+        a, b = (adapter.tensors[f"{pairs[name]}.lora_{letter}.weight"].astype(np.float32) for letter in "AB")
         product = np.matmul(b.reshape(count, -1, b.shape[1]), a.reshape(count, -1, a.shape[1]))
         total = weight.astype(np.float32) + np.float32(adapter.scaling) * product.reshape(weight.shape)
         return total.astype(weight.dtype)
@@ -131,3 +155,34 @@ def merged(tensors: Any, adapter: Adapter, depth_weights: int) -> View:
         for name, shape in tensors.shapes.items()
     ]
     return View(tensors, groups, reading=True)
+
+
+def with_updates(config: LMConfig, adapter: Adapter) -> LMConfig:
+    """The config of the model in which the adapter is a part of the layers.
+
+    Raises:
+        ConfigError: pairs of different ranks or types, of some layers only, or of maps that have no place for one.
+    """
+    shapes, types = adapter.tensors.shapes, adapter.tensors.dtypes
+    ranks = sorted({shapes[f"{stem}.lora_B.weight"][1] for stem in adapter.pairs})
+    kinds = sorted({dtype.name for dtype in types.values()})
+    if len(ranks) > 1 or len(kinds) > 1:
+        raise ConfigError(f"{adapter.where} has ranks {ranks} and types {kinds}: its pairs must be alike; merge it")
+    own = None if kinds[0] == config.temporal.param_dtype else kinds[0]
+    update = LoRA(ranks[0], adapter.scaling, param_dtype=own)
+    every = _modules(dataclasses.replace(config, lora=update))
+    covered = sorted({every[name] for name in shapes if name in every})
+    if set(covered) < set(every.values()):
+        update = dataclasses.replace(update, modules=tuple(covered))
+    config = dataclasses.replace(config, lora=update)
+    odd = sorted(set(_modules(config)) ^ set(shapes))
+    if odd:
+        what = "has no place in the layers" if odd[0] in shapes else "is missing, which other layers have"
+        raise ConfigError(f"{adapter.where}: {odd[0]} {what}; merge the adapter into the weights")
+    return config
+
+
+def _modules(config: LMConfig) -> dict[str, str]:
+    """Names of pairs -> paths of their maps in the model."""
+    table = lm_table(config)
+    return {name: module_of(table[name].targets[0][0]) for name in table if _NAME.match(name)}

@@ -112,6 +112,19 @@ class View(Mapping):
         return len(self.shapes)
 
 
+class Both:
+    """Tensors of two mappings."""
+
+    def __init__(self, first: Any, second: Any):
+        self._parts = first, second
+        self.shapes = {**first.shapes, **second.shapes}
+        self.dtypes = {**first.dtypes, **second.dtypes}
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        first, second = self._parts
+        return first[name] if name in first.shapes else second[name]
+
+
 def _common(tensors: Any, names: Shapes) -> np.dtype:
     """The type of tensors; float32 where they differ."""
     found = {tensors.dtypes[name] for name in names}

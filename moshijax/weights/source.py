@@ -24,7 +24,7 @@ from moshijax.weights.lm_config import LEGACY_7B, lm_config
 from moshijax.weights.lm_table import lm_table
 from moshijax.weights.mimi_config import mimi_config
 from moshijax.weights.mimi_table import mimi_table
-from moshijax.weights.names import View, theirs
+from moshijax.weights.names import Both, View, theirs
 from moshijax.weights.safetensors import INDEX_SUFFIX, check_names_and_shapes, open_tensors
 from moshijax.weights.table import Entry, Leaves, Published, same
 
@@ -84,6 +84,18 @@ class Source:
     tokenizer: Path | None = None
     adapter: lora.Adapter | None = None
 
+    def unmerged(self) -> Source:
+        """The same with the adapter as parameters of the model; without one as it is.
+
+        Raises:
+            ConfigError: an adapter that can only be merged.
+        """
+        if self.adapter is None:
+            return self
+        config = lora.with_updates(self.config, self.adapter)
+        tensors = Both(self.tensors, self.adapter.tensors)
+        return replace(self, config=config, table=table_of("lm", config), stored=tensors)
+
     def leaves(self, config: Any = None, stacked: bool = False, shardings: Any = None) -> Leaves:
         """Our parameters, lazily; `config` may differ in its types."""
         return Leaves(self.table, self.stored, abstract(self.kind, config or self.config, stacked), shardings)
@@ -98,13 +110,16 @@ def with_adapter(source: Source, path: str | Path) -> Source:
     path = Path(path)
     beside = path.parent / CONFIG_FILE
     fields = {**source.record.config, **(read_json(beside) if beside.is_file() else {})}
-    adapter = lora.Adapter(path, float(fields.get("lora_scaling", 2.0)), fields.get("lora_rank"))
-    table = table_of("lm", source.config)
-    stored = lora.merged(source.tensors, adapter, depth_weights(source.config))
+    adapter = lora.open_adapter(path, float(fields.get("lora_scaling", 2.0)), fields.get("lora_rank"))
     told = {"lora": True, "lora_scaling": adapter.scaling, "lora_name": path.name}
     told |= {} if adapter.rank is None else {"lora_rank": adapter.rank}
     record = replace(source.record, config={**source.record.config, **told})
-    return replace(source, record=record, table=table, stored=stored, adapter=adapter)
+    return _adapted(replace(source, record=record), adapter)
+
+
+def _adapted(source: Source, adapter: lora.Adapter) -> Source:
+    stored = lora.merged(source.tensors, adapter, depth_weights(source.config))
+    return replace(source, table=table_of("lm", source.config), stored=stored, adapter=adapter)
 
 
 def depth_weights(config: lm.LMConfig) -> int:
@@ -209,11 +224,26 @@ def _imported(path: Path) -> Source:
 
 def _run(path: Path) -> Source:
     kind, config, params, extras = importlib.import_module("moshijax.train.checkpoint").load_run(path)
-    flat, table = flatten_dict(params, sep="/"), same(abstract(kind, config))
-    tensors = Published(table_of(kind, config), flat)
-    return Source(
-        kind, config, tensors, Record("run"), path, table, Published(table, flat), tokenizer=extras["tokenizer"]
+    flat = flatten_dict(params, sep="/")
+    update = config.lora if kind == "lm" else None
+    base = config if update is None else replace(config, lora=None)
+    table, published = same(abstract(kind, base)), table_of(kind, base)
+    source = Source(
+        kind,
+        base,
+        Published(published, flat),
+        Record("run"),
+        path,
+        table,
+        Published(table, flat),
+        tokenizer=extras["tokenizer"],
     )
+    if update is None:
+        return source
+    pairs = {name: entry for name, entry in table_of(kind, config).items() if name not in published}
+    told = {"lora": True, "lora_rank": update.rank, "lora_scaling": update.scaling, "lora_name": ADAPTER}
+    source = replace(source, record=Record("run", told))
+    return _adapted(source, lora.Adapter(Published(pairs, flat), update.scaling, path))
 
 
 # --- published ------------------------------------------------------------------------------------------------------

@@ -13,11 +13,11 @@ import numpy as np
 
 from moshijax.config_json import to_json
 from moshijax.errors import ConfigError
-from moshijax.weights import huggingface, kyutai, mlx, source, writer
+from moshijax.weights import huggingface, kyutai, lora, mlx, source, writer
 from moshijax.weights import huggingface_config as hf_config
 from moshijax.weights.lm_config import lm_config, loader_fields, published_config
 from moshijax.weights.mimi_config import mimi_config, published_mimi_config
-from moshijax.weights.names import View
+from moshijax.weights.names import Both, View
 from moshijax.weights.source import Source
 from moshijax.weights.table import Leaves
 
@@ -38,19 +38,6 @@ class _Held:
 
     def __getitem__(self, name: str) -> np.ndarray:
         return self._arrays[name]
-
-
-class _Both:
-    """Tensors of two mappings."""
-
-    def __init__(self, first: Any, second: Any):
-        self._parts = first, second
-        self.shapes = {**first.shapes, **second.shapes}
-        self.dtypes = {**first.dtypes, **second.dtypes}
-
-    def __getitem__(self, name: str) -> np.ndarray:
-        first, second = self._parts
-        return first[name] if name in first.shapes else second[name]
 
 
 def _ignore(name: str) -> None:
@@ -200,12 +187,12 @@ def _write_kyutai(found: Source, folder: Path, format: str, shard_bytes: int | N
     if found.tokenizer is not None:
         shutil.copyfile(found.tokenizer, folder / Path(fields.setdefault("tokenizer_name", source.TOKENIZER)).name)
     if found.adapter is not None:
-        shutil.copyfile(found.adapter.path, folder / found.adapter.path.name)
+        _write_adapter(found, folder, progress)
         fields |= {name: value for name, value in found.record.config.items() if name.startswith("lora")}
     tensors = found.tensors
     extra = {name: array for name, array in found.record.extra.items() if not name.endswith(kyutai.SCALE)}
     if extra:
-        tensors = _Both(tensors, _Held(extra))
+        tensors = Both(tensors, _Held(extra))
     if fields.get("quantize") and format == "mlx":
         raise ConfigError(
             f"{found.where} holds int8 weights, for which the MLX package has another form; import bf16 ones"
@@ -218,6 +205,23 @@ def _write_kyutai(found: Source, folder: Path, format: str, shard_bytes: int | N
         tensors = kyutai.split(tensors, source.depth_weights(found.config))
     writer.write(file, tensors, shard_bytes, progress=progress)
     writer.write_text(folder / source.CONFIG_FILE, json.dumps(fields, indent=2) + "\n")
+
+
+def _write_adapter(found: Source, folder: Path, progress: Progress) -> None:
+    """The file that an adapter came from, or a new one."""
+    adapter = found.adapter
+    if adapter.path is not None:
+        shutil.copyfile(adapter.path, folder / adapter.path.name)
+        return
+    linear = {kyutai.stem_of(name) for name in kyutai.linear_maps(found.tensors)}
+    bare = sorted(linear - set(adapter.pairs))
+    if bare:
+        raise ConfigError(
+            f"{found.where} has updates of some linear maps only ({bare[0]} has none), the PyTorch package needs one "
+            "for each; give --merge-adapter"
+        )
+    tensors = lora.split(adapter.tensors, source.depth_weights(found.config))
+    writer.write(folder / source.ADAPTER, tensors, progress=progress)
 
 
 def _write_huggingface(found: Source, folder: Path, format: str, shard_bytes: int | None, progress: Progress) -> None:
@@ -238,7 +242,7 @@ def _write_huggingface(found: Source, folder: Path, format: str, shard_bytes: in
             and hf_config.mimi_config(stated.get(inner, {})) == found.codec.config
         ):
             fields = stated
-        tensors = _Both(
+        tensors = Both(
             View(found.tensors, huggingface.lm_groups(found.config), reading=False),
             View(found.codec.tensors, huggingface.mimi_groups(found.codec.config, prefix), reading=False),
         )

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import json
 
+import jax
 import ml_dtypes
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
 from safetensors.numpy import load_file, save_file
 
-from moshijax import weights
+from moshijax import lm, weights
 from moshijax.errors import ConfigError, DataError
+from moshijax.lm import generation
+from moshijax.nn.layout import stack_layers
 from moshijax.weights.kyutai import LINEAR
+from moshijax.weights.lm_table import lm_table
 from moshijax.weights.source import open_source
 from moshijax.weights.transfer import export_weights, import_weights
 from tests.weights.test_lm import PUBLISHED, published_tensors, write
@@ -81,6 +88,75 @@ def test_apart_and_merged(tmp_path, split):
     )
     with pytest.raises(ConfigError, match="--merge-adapter"):
         export_weights(open_source(given), tmp_path / "theirs", "mlx")
+
+
+def test_apart_is_the_same_function_as_merged(tmp_path):
+    """Whole sequences in the training layout, and generation in the other one; every kind of map has a pair."""
+    given = model(tmp_path / "given", adapter_tensors())
+    config, params = weights.load_lm(given)
+    apart, pairs = weights.load_lm(given, merge_adapter=False)
+    assert config.lora is None and apart.lora == lm.LoRA(RANK, SCALING)
+    codes = np.random.RandomState(0).randint(0, 10, (2, 5, 9)).astype(np.int32)
+    want, got = (
+        jax.jit(lm.forward, static_argnums=0)(c, stack_layers(p), codes) for c, p in ((config, params), (apart, pairs))
+    )
+    for name in ("logits", "text_logits", "extra_logits"):
+        np.testing.assert_allclose(getattr(got, name), getattr(want, name), atol=2e-4, rtol=1e-5, err_msg=name)
+
+    seen = []
+    for c, p in ((config, params), (apart, pairs)):
+        state = lm.init_generation(c, p, 1, lm.Sampling.greedy())
+        one = jax.jit(functools.partial(generation.step, c))
+        outputs = []
+        for t in range(4):
+            state, output = one(p, state, codes[:1, 4:, t], np.full((1, 4), lm.tokens.UNGENERATED, np.int32))
+            outputs.append(output)
+        seen.append(outputs)
+    for want, got in zip(*seen, strict=True):
+        np.testing.assert_array_equal(got.out_BK, want.out_BK)
+        np.testing.assert_allclose(got.text_logits_BV, want.text_logits_BV, atol=2e-4, rtol=1e-5)
+
+
+def test_some_maps_only(tmp_path):
+    """An adapter for a part of the model names the modules that it has."""
+    adapter = {n: a for n, a in adapter_tensors().items() if n.startswith("transformer.") and "self_attn" in n}
+    given = model(tmp_path / "given", adapter)
+    config, params = weights.load_lm(given, merge_adapter=False, stacked=True)
+    assert config.lora.modules == ("temporal/attention/in_proj", "temporal/attention/out_proj")
+    have = {path for path in flatten_dict(params, sep="/") if "lora" in path}
+    assert have == {f"temporal/layers/attention/{part}_proj/lora_{ab}" for part in ("in", "out") for ab in "ab"}
+    del adapter["transformer.layers.1.self_attn.in_projs.0.lora_A.weight"]
+    del adapter["transformer.layers.1.self_attn.in_projs.0.lora_B.weight"]
+    given = model(tmp_path / "uneven", adapter)
+    weights.load_lm(given)
+    with pytest.raises(ConfigError, match=r"layers.1.*in_proj.lora_A.weight is missing, which other layers"):
+        weights.load_lm(given, merge_adapter=False)
+
+
+def test_a_new_update_does_nothing_and_is_split_as_the_weights_are():
+    base = lm.configs.TINY
+    config = dataclasses.replace(base, lora=lm.LoRA(4, modules=("depth/*", "*/mlp/up", "text_head")))
+    params, plain = lm.init(config, jax.random.key(0)), lm.abstract(base)
+    specs = lm.partition_specs(config)
+    flat, specs = flatten_dict(params, sep="/"), flatten_dict(specs, sep="/")
+    new = set(flat) - set(flatten_dict(plain, sep="/"))
+    assert {path.split("/")[0] for path in new} == {"temporal", "depth", "text_head"}
+    for path in new:
+        kernel = specs[path.rsplit("/", 1)[0] + "/kernel"]
+        if path.endswith("lora_b"):
+            assert not np.any(flat[path]) and tuple(specs[path]) == (*kernel[:-1], None)
+        else:
+            assert np.any(flat[path]) and tuple(specs[path]) == (*kernel[:-2], None, kernel[-1])
+    assert "temporal/layers/mlp/up/lora_a" in new and "temporal/layers/mlp/gate/lora_a" not in new
+
+
+def test_the_adapter_of_a_7b_model():
+    """As the PyTorch package counts its own: 674 tensors, 387 874 816 values at rank 128."""
+    config = dataclasses.replace(lm.configs.MOSHI_7B, lora=lm.LoRA(128))
+    names = {name: entry.shape for name, entry in lm_table(config).items() if "lora_" in name}
+    stacked = [n for n in names if n.startswith("depformer.") and "_proj" in n]
+    assert len(names) + 7 * len(stacked) == 674
+    assert sum(np.prod(shape) for shape in names.values()) == 387_874_816
 
 
 def test_an_adapter_on_top_of_a_model(tmp_path, cli):
