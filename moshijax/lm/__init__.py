@@ -20,14 +20,15 @@ from moshijax.lm.model import (
     abstract,
     count_parameters,
     forward,
-    forward_text,
     init,
     init_boxed,
     partition_specs,
+    score,
     target_mask,
 )
 from moshijax.lm.sampling import Sampling
 from moshijax.nn.lora import LoRA
+from moshijax.lm.scoring import LMScores
 
 __all__ = [
     "DepthConfig",
@@ -35,6 +36,7 @@ __all__ = [
     "LMConfig",
     "LMOutput",
     "LoRA",
+    "LMScores",
     "LookupConditioner",
     "LossConfig",
     "Sampling",
@@ -48,7 +50,6 @@ __all__ = [
     "count_parameters",
     "delays",
     "forward",
-    "forward_text",
     "generate_step",
     "init",
     "init_boxed",
@@ -56,6 +57,7 @@ __all__ = [
     "layouts",
     "partition_specs",
     "reset_generation",
+    "score",
     "set_conditions",
     "target_mask",
     "tokens",

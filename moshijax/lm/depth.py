@@ -227,6 +227,12 @@ class DepthTransformer(nn.Module):
 
     def __call__(self, codes_BKT: Int[Array, "B K T"], z_BTD: Float[Array, "B T D"]) -> Float[Array, "B Q T V"]:
         """Teacher-forced logits; row 0 of the codes is text, row k the audio row that step k predicts."""
+        x_KBTD = self.hidden(codes_BKT, z_BTD)
+        K, B, T, D = x_KBTD.shape
+        return jnp.moveaxis(self.heads(x_KBTD.reshape(K, B * T, D)).reshape(K, B, T, -1), 0, 1)
+
+    def hidden(self, codes_BKT: Int[Array, "B K T"], z_BTD: Float[Array, "B T D"]) -> Float[Array, "Q B T D"]:
+        """What the heads read, teacher-forced."""
         K = self.config.layout.dep_q
         B, T, D = z_BTD.shape
         x_KND = self.inputs(jnp.broadcast_to(z_BTD.reshape(1, B * T, D), (K, B * T, D)))
@@ -243,8 +249,7 @@ class DepthTransformer(nn.Module):
                 x_KND, _ = layer(x_KND)
         if self.config.depth.output_norm is not None:
             x_KND = self.output_norm(x_KND)
-        logits_KNV = self.heads(x_KND)
-        return jnp.moveaxis(logits_KNV.reshape(K, B, T, -1), 0, 1)
+        return x_KND.reshape(K, B, T, -1)
 
     def step(
         self, k: int, past: tuple[Any, ...], token_B: Int[Array, " B"], z_BD: Float[Array, "B D"]

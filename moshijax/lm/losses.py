@@ -10,12 +10,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
-import jax
 import jax.numpy as jnp
 
 from moshijax.errors import ConfigError
 from moshijax.lm.config import LMConfig
-from moshijax.lm.model import LMOutput, target_mask
+from moshijax.lm.model import target_mask
+from moshijax.lm.scoring import LMScores
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, Int
@@ -38,6 +38,8 @@ class LossConfig:
     `epad_weight`: weight of EPAD, which tells when a word begins; None: as published, 1 in "paper" and "split_padding"
     (there EPAD counts as a word) and `text_padding_weight` in "finetune".
     `audio_weight`, `text_weight`: coefficients of the two groups.
+    `frames_at_once`: logits of so many frames exist at once; they are computed again in the backward pass, so that long
+    sequences with a large vocabulary fit. None = all frames, once.
     """
 
     normalisation: str = "paper"
@@ -46,6 +48,7 @@ class LossConfig:
     text_weight: float = 1.0
     audio_weight: float = 1.0
     epad_weight: float | None = None
+    frames_at_once: int | None = None
 
     def __post_init__(self) -> None:
         if self.normalisation not in NORMALISATIONS:
@@ -55,6 +58,8 @@ class LossConfig:
                 raise ConfigError(f"{name}={getattr(self, name)!r}: must be 0 or more")
         if self.epad_weight is not None and not self.epad_weight >= 0:
             raise ConfigError(f"epad_weight={self.epad_weight!r}: must be 0 or more, or None for the published one")
+        if self.frames_at_once is not None and self.frames_at_once < 1:
+            raise ConfigError(f"frames_at_once={self.frames_at_once!r}: must be 1 or more, or None for all")
 
     @property
     def weight_of_epad(self) -> float:
@@ -70,13 +75,6 @@ class Term(NamedTuple):
     coefficient: float
     weights: Float[Array, "B R T"]
     denominator: Float[Array, ""]
-
-
-def cross_entropy(logits: Float[Array, "... V"], targets: Int[Array, "..."]) -> Float[Array, "..."]:
-    """Negative log likelihood in float32, in nats; other targets give finite numbers, to be weighted by 0."""
-    logits = logits.astype(jnp.float32)
-    picked = jnp.arange(logits.shape[-1]) == targets[..., None]
-    return jax.nn.logsumexp(logits, axis=-1) - jnp.sum(jnp.where(picked, logits, 0.0), axis=-1)
 
 
 def terms(
@@ -120,24 +118,12 @@ def denominators(
 
 
 def numerators(
-    config: LMConfig, loss: LossConfig, output: LMOutput, codes_BKT: Int[Array, "B K T"]
+    config: LMConfig, loss: LossConfig, scores: LMScores, codes_BKT: Int[Array, "B K T"], text_only: bool = False
 ) -> dict[str, Float[Array, ""]]:
-    """Weighted sums of cross entropies of a (micro)batch of an audio step."""
-    parts = terms(config, loss, codes_BKT)
-    text = cross_entropy(output.text_logits, codes_BKT[:, :1])
-    out = {name: jnp.sum(term.weights * text) for name, term in parts.items() if name != "audio"}
-    if "audio" in parts:
-        audio = cross_entropy(output.logits, codes_BKT[:, 1 : 1 + config.layout.dep_q])
-        out["audio"] = jnp.sum(parts["audio"].weights * audio)
-    return out
-
-
-def text_numerators(
-    config: LMConfig, loss: LossConfig, text_logits: Float[Array, "B 1 T V"], codes_BKT: Int[Array, "B K T"]
-) -> dict[str, Float[Array, ""]]:
-    """Weighted sums of cross entropies of a (micro)batch of a text-only step."""
-    text = cross_entropy(text_logits, codes_BKT[:, :1])
-    return {name: jnp.sum(term.weights * text) for name, term in terms(config, loss, codes_BKT, True).items()}
+    """Weighted sums of cross entropies of a (micro)batch."""
+    rows = {"text": scores.nll[:, :1], "text_padding": scores.nll[:, :1], "audio": scores.nll[:, 1:]}
+    parts = terms(config, loss, codes_BKT, text_only)
+    return {name: jnp.sum(term.weights * rows[name]) for name, term in parts.items()}
 
 
 def total(loss: LossConfig, sums: dict[str, Array], divisors: dict[str, Array]) -> Float[Array, ""]:
@@ -154,13 +140,13 @@ def total(loss: LossConfig, sums: dict[str, Array], divisors: dict[str, Array]) 
     return value
 
 
-def loss_fn(config: LMConfig, loss: LossConfig, output: LMOutput, codes_BKT: Int[Array, "B K T"]) -> Float[Array, ""]:
+def loss_fn(config: LMConfig, loss: LossConfig, scores: LMScores, codes_BKT: Int[Array, "B K T"]) -> Float[Array, ""]:
     """The loss of one batch that is the global batch."""
-    return total(loss, numerators(config, loss, output, codes_BKT), denominators(config, loss, codes_BKT))
+    return total(loss, numerators(config, loss, scores, codes_BKT), denominators(config, loss, codes_BKT))
 
 
 def stream_statistics(
-    config: LMConfig, output: LMOutput, codes_BKT: Int[Array, "B K T"]
+    config: LMConfig, scores: LMScores, codes_BKT: Int[Array, "B K T"]
 ) -> dict[str, dict[str, Float[Array, ""]]]:
     """Unweighted sums per stream for the log: `{stream: {"nll", "correct", "count"}}`, to be added up and divided.
 
@@ -169,21 +155,18 @@ def stream_statistics(
     mask = target_mask(config, codes_BKT)
     out: dict[str, dict[str, Array]] = {}
 
-    def add(name: str, logits: Array, targets: Array, valid: Array) -> None:
-        nll = cross_entropy(logits, targets)
-        correct = jnp.argmax(logits, axis=-1) == targets
+    def add(name: str, row: int, valid: Array) -> None:
         out[name] = {
-            "nll": jnp.sum(jnp.where(valid, nll, 0.0)),
-            "correct": jnp.sum(valid & correct).astype(jnp.float32),
+            "nll": jnp.sum(jnp.where(valid, scores.nll[:, row], 0.0)),
+            "correct": jnp.sum(valid & scores.correct[:, row]).astype(jnp.float32),
             "count": jnp.sum(valid).astype(jnp.float32),
         }
 
-    text = codes_BKT[:, 0]
-    pad = text == config.pad_id
-    add("text_words", output.text_logits[:, 0], text, mask[:, 0] & ~pad)
-    add("text_padding", output.text_logits[:, 0], text, mask[:, 0] & pad)
+    pad = codes_BKT[:, 0] == config.pad_id
+    add("text_words", 0, mask[:, 0] & ~pad)
+    add("text_padding", 0, mask[:, 0] & pad)
     for q in range(config.layout.dep_q):
         stream = config.layout.streams[1 + q]
         if stream.scored:
-            add(f"{stream.speaker}_{stream.codebook}", output.logits[:, q], codes_BKT[:, 1 + q], mask[:, 1 + q])
+            add(f"{stream.speaker}_{stream.codebook}", 1 + q, mask[:, 1 + q])
     return out

@@ -19,6 +19,7 @@ from moshijax.lm.conditioning import ConditionProjection, Conditions
 from moshijax.lm.config import LMConfig, LookupConditioner
 from moshijax.lm.depth import DepthTransformer
 from moshijax.lm.embedding import TokenTables
+from moshijax.lm.scoring import LMScores, score_in_pieces
 from moshijax.lm.tokens import BOS, ZERO
 from moshijax.nn import lora, rope
 from moshijax.nn.layout import is_stacked, unstack_layers
@@ -121,17 +122,13 @@ class LanguageModel(nn.Module):
 
     def _temporal(
         self, codes_BKT: Array, conditions: Conditions | None, segments_BT: Array | None = None
-    ) -> tuple[Array, Array]:
-        """The temporal transformer over whole sequences of input columns: its output and the text logits."""
+    ) -> Float[Array, "B T D"]:
+        """The temporal transformer over whole sequences of input columns, normalised: what all heads read."""
         fused = self.condition(conditions, codes_BKT.shape[0])
         x = self.embed(codes_BKT)
         if "sum" in fused:
             x = x + fused["sum"][:, None].astype(x.dtype)
-        return self._heads(self.temporal(x, fused.get("cross"), segments_BT))
-
-    def _heads(self, x_BTD: Array) -> tuple[Array, Array]:
-        z = self.out_norm(x_BTD)
-        return z, self.text_head(z)
+        return self.out_norm(self.temporal(x, fused.get("cross"), segments_BT))
 
     def inputs(self, codes_BKT: Array) -> Int[Array, "B K T+1"]:
         """The initial column, then the delayed codes: position p of row k holds code `p - 1 - delay_k`."""
@@ -144,7 +141,8 @@ class LanguageModel(nn.Module):
         c = self.config
         B, _, T = codes_BKT.shape
         sequence = self.inputs(codes_BKT)
-        z, text_logits = self._temporal(sequence[:, :, :-1], conditions)
+        z = self._temporal(sequence[:, :, :-1], conditions)
+        text_logits = self.text_head(z)
         extra = self.extra(z) if c.extra_heads else None
         dep_q = c.layout.dep_q
         if c.depth is not None:
@@ -155,16 +153,37 @@ class LanguageModel(nn.Module):
         mask = target_mask(c, codes_BKT)
         return LMOutput(logits, mask[:, 1:], text_logits, mask[:, :1], extra)
 
-    def text_only(
-        self, codes_BKT: Array, conditions: Conditions | None = None, separate_documents: bool = False
-    ) -> Array:
-        sequence = self.inputs(codes_BKT)[:, :, :-1]
+    def score(
+        self,
+        codes_BKT: Array,
+        conditions: Conditions | None,
+        text_only: bool,
+        separate_documents: bool,
+        frames: int | None,
+    ) -> LMScores:
+        """Scores where the model predicts, in its own order; only they are moved back to the codes, not the logits."""
+        sequence = self.inputs(codes_BKT)
         documents = None
         if separate_documents:  # the first one sees the initial column, as every sequence does
-            begins = (sequence[:, 0] == BOS).at[:, :2].set(False)
+            begins = (sequence[:, 0, :-1] == BOS).at[:, :2].set(False)
             documents = jnp.cumsum(begins, axis=1, dtype=jnp.int32)
-        _, logits = self._temporal(sequence, conditions, documents)
-        return delays.undelay(logits[:, None], self.config.layout.delays[:1])
+        z = self._temporal(sequence[:, :, :-1], conditions, documents)
+        inputs, targets_KBT = sequence[:, :, 1:], jnp.moveaxis(sequence[:, :, 1:], 1, 0)
+
+        def text_head(module: LanguageModel, x: Array) -> Array:
+            return module.text_head(x)
+
+        def depth_heads(module: LanguageModel, x: Array) -> Array:
+            return module.depth.heads(x.reshape(x.shape[0], -1, x.shape[-1])).reshape(*x.shape[:-1], -1)
+
+        found = [score_in_pieces(self, text_head, z[None], targets_KBT[:1], frames)]
+        if self.config.depth is not None and not text_only:
+            rows = slice(1, 1 + self.config.layout.dep_q)
+            hidden = self.depth.hidden(inputs, z)
+            found.append(score_in_pieces(self, depth_heads, hidden, targets_KBT[rows], frames))
+        shifts = self.config.layout.delays[: sum(len(nll) for nll, _ in found)]
+        nll, correct = (jnp.moveaxis(jnp.concatenate(parts), 0, 1) for parts in zip(*found, strict=True))
+        return LMScores(delays.undelay(nll, shifts), delays.undelay(correct, shifts))
 
     def temporal_step(
         self, state: Any, column_BK: Array, active_B: Array | None, conditions: dict[str, Any] | None = None
@@ -175,8 +194,8 @@ class LanguageModel(nn.Module):
         if "sum" in conditions:
             x = x + conditions["sum"][:, None].astype(x.dtype)
         state, x = self.temporal.step(state, x, active_B, conditions.get("cross"))
-        z, logits = self._heads(x)
-        return state, z[:, 0], logits[:, 0]
+        z = self.out_norm(x)
+        return state, z[:, 0], self.text_head(z)[:, 0]
 
     def depth_step(self, k: int, past: Any, token_B: Array, z_BD: Array) -> tuple[Any, Array]:
         return self.depth.step(k, past, token_B, z_BD)
@@ -260,17 +279,22 @@ def forward(
     return _module(config, params).apply({"params": params}, codes_BKT, conditions)
 
 
-def forward_text(
+def score(
     config: LMConfig,
     params: Params,
     codes_BKT: Int[Array, "B K T"],
     conditions: Conditions | None = None,
+    *,
+    text_only: bool = False,
     separate_documents: bool = False,
-) -> Float[Array, "B 1 T V"]:
-    """Text logits alone, aligned with the codes; the depth transformer does not run.
+    frames: int | None = None,
+) -> LMScores:
+    """Scores of every target, aligned with the codes; what `forward` would predict, without whole logits.
 
-    `separate_documents`: what begins with BOS sees nothing of what comes before it.
+    `text_only`: the text row alone; the depth transformer does not run. `separate_documents`: what begins with BOS sees
+    nothing of what comes before it. `frames`: logits of so many frames exist at once (they are computed again in the
+    backward pass); None = of all.
     """
     _check_codes(config, codes_BKT)
-    module = _module(config, params)
-    return module.apply({"params": params}, codes_BKT, conditions, separate_documents, method="text_only")
+    model = _module(config, params)
+    return model.apply({"params": params}, codes_BKT, conditions, text_only, separate_documents, frames, method="score")

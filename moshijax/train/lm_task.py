@@ -105,16 +105,18 @@ class LMTask:
     def loss_parts(
         self, update: str, params: Any, model_state: Any, batch: Mapping[str, jax.Array], denominators: Any, key: Any
     ) -> LossParts:
-        codes = batch["codes"]
-        if update == "text":
-            logits = lm.forward_text(self.model, params, codes, separate_documents=self.separate_documents)
-            numerators = losses.text_numerators(self.model, self.loss, logits, codes)
-            streams = {}
-        else:
-            output = lm.forward(self.model, params, codes)
-            numerators = losses.numerators(self.model, self.loss, output, codes)
-            streams = losses.stream_statistics(self.model, output, codes)
-        own = losses.denominators(self.model, self.loss, codes, text_only=update == "text")
+        codes, text_only = batch["codes"], update == "text"
+        scores = lm.score(
+            self.model,
+            params,
+            codes,
+            text_only=text_only,
+            separate_documents=text_only and self.separate_documents,
+            frames=self.loss.frames_at_once,
+        )
+        numerators = losses.numerators(self.model, self.loss, scores, codes, text_only)
+        streams = {} if text_only else losses.stream_statistics(self.model, scores, codes)
+        own = losses.denominators(self.model, self.loss, codes, text_only)
         sums = {f"{group}/loss": (numerator, own[group]) for group, numerator in numerators.items()}
         for stream, found in streams.items():
             sums[f"{stream}/loss"] = (found["nll"], found["count"])

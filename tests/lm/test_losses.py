@@ -12,6 +12,7 @@ from moshijax.errors import ConfigError
 from moshijax.lm import losses
 from moshijax.lm.losses import LossConfig
 from moshijax.lm.model import LMOutput
+from moshijax.lm.scoring import LMScores, score_targets
 from moshijax.lm.tokens import EPAD, PAD, ZERO
 from tests.lm.models import codes, params, small
 
@@ -34,6 +35,11 @@ def random_output(grid, seed=0):
         jnp.asarray(random.standard_normal((B, 1, T, CONFIG.text_card)), jnp.float32),
         mask[:, :1],
     )
+
+
+def scores(out, grid):
+    parts = score_targets(out.text_logits, grid[:, :1]), score_targets(out.logits, grid[:, 1:5])
+    return LMScores(*(jnp.concatenate(pair, axis=1) for pair in zip(*parts, strict=True)))
 
 
 def nll(logits, targets):
@@ -71,7 +77,7 @@ def by_definition(name, grid, out):
 def test_published_normalisations(name):
     grid = grid_with_padding()
     out = random_output(grid)
-    got = losses.loss_fn(CONFIG, LossConfig(name), out, grid)
+    got = losses.loss_fn(CONFIG, LossConfig(name), scores(out, grid), grid)
     assert float(got) == pytest.approx(by_definition(name, grid, out), rel=1e-5)
 
 
@@ -79,7 +85,7 @@ def test_published_normalisations(name):
 def test_microbatches_add_up_to_the_batch(name):
     """Numerators per row over denominators of the whole batch, although the rows have unequal numbers of targets."""
     loss, grid = LossConfig(name), grid_with_padding()
-    out = random_output(grid)
+    out = scores(random_output(grid), grid)
     divisors = losses.denominators(CONFIG, loss, grid)
     parts = [
         losses.total(
@@ -98,7 +104,7 @@ def test_batch_without_targets(name):
     tree = params(CONFIG)
 
     def value(tree):
-        return losses.loss_fn(CONFIG, LossConfig(name), lm.forward(CONFIG, tree, grid), grid)
+        return losses.loss_fn(CONFIG, LossConfig(name), lm.score(CONFIG, tree, grid), grid)
 
     loss, grads = jax.jit(jax.value_and_grad(value))(tree)
     assert float(loss) == 0.0
@@ -108,7 +114,11 @@ def test_batch_without_targets(name):
 def test_masked_targets_have_no_gradient():
     grid = grid_with_padding()
     out = random_output(grid)
-    grads = jax.grad(lambda logits: losses.loss_fn(CONFIG, LossConfig(), out._replace(logits=logits), grid))(out.logits)
+
+    def value(logits):
+        return losses.loss_fn(CONFIG, LossConfig(), scores(out._replace(logits=logits), grid), grid)
+
+    grads = jax.grad(value)(out.logits)
     moved = np.abs(grads).max(-1) > 0
     np.testing.assert_array_equal(moved, out.mask)
 
@@ -125,9 +135,9 @@ def test_unscored_rows_do_not_count():
 
 def test_text_only_loss():
     grid = grid_with_padding()
-    out = random_output(grid)
+    out = scores(random_output(grid), grid)
     loss = LossConfig("finetune")
-    sums = losses.text_numerators(CONFIG, loss, out.text_logits, grid)
+    sums = losses.numerators(CONFIG, loss, LMScores(out.nll[:, :1], out.correct[:, :1]), grid, text_only=True)
     assert set(sums) == {"text"}
     both = losses.numerators(CONFIG, loss, out, grid)
     assert float(sums["text"]) == pytest.approx(float(both["text"]))
@@ -136,14 +146,20 @@ def test_text_only_loss():
 
 def test_cross_entropy_of_large_logits_is_finite():
     logits = jnp.array([[1e4, -1e4, 0.0]], jnp.bfloat16)
-    got = losses.cross_entropy(logits, jnp.array([1]))
+    got, _ = score_targets(logits, jnp.array([1]))
     assert got.dtype == jnp.float32 and float(got[0]) == pytest.approx(2e4, rel=1e-2)
+
+
+def test_of_equal_logits_the_lowest_id_is_the_prediction():
+    logits = jnp.array([[1.0, 2.0, 2.0, 0.0]] * 4)
+    _, correct = score_targets(logits, jnp.array([1, 2, 0, ZERO]))
+    assert correct.tolist() == [True, False, False, False]
 
 
 def test_stream_statistics():
     grid = grid_with_padding()
     out = random_output(grid)
-    found = losses.stream_statistics(CONFIG, out, grid)
+    found = losses.stream_statistics(CONFIG, scores(out, grid), grid)
     assert set(found) == {"text_words", "text_padding", "model_0", "model_1", "user_0", "user_1"}
     assert float(found["text_padding"]["count"]) == 4 and float(found["text_words"]["count"]) == 7
     assert float(found["model_1"]["count"]) == out.mask[:, 1].sum() == 9
@@ -158,6 +174,8 @@ def test_bad_loss_configs():
         LossConfig("sum")
     with pytest.raises(ConfigError, match="semantic_weight=-1"):
         LossConfig(semantic_weight=-1)
+    with pytest.raises(ConfigError, match="frames_at_once=0: must be 1 or more, or None for all"):
+        LossConfig(frames_at_once=0)
 
 
 @pytest.mark.parametrize("name", losses.NORMALISATIONS)
@@ -170,7 +188,7 @@ def test_batches_of_one_token_have_finite_loss_and_gradient(name, text, weights)
     loss = LossConfig(name, **weights)
 
     def value(logits, text_logits):
-        return losses.loss_fn(CONFIG, loss, out._replace(logits=logits, text_logits=text_logits), grid)
+        return losses.loss_fn(CONFIG, loss, scores(out._replace(logits=logits, text_logits=text_logits), grid), grid)
 
     found, grads = jax.value_and_grad(value, (0, 1))(out.logits, out.text_logits)
     assert np.isfinite(found) and float(found) > 0

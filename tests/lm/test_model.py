@@ -80,15 +80,55 @@ def test_zero_tokens_add_nothing():
     np.testing.assert_array_equal(a.text_logits, b.text_logits)
 
 
-def test_text_forward_is_the_text_part_of_the_forward():
+def test_scores_are_those_of_the_logits():
+    grid = codes(CONFIG, 2, 8).at[0, 0, 3].set(ZERO).at[1, 2:, 5:].set(ZERO)
+    out = jax.device_get(compiled(CONFIG)(params(CONFIG), grid))
+    whole = jax.jit(functools.partial(lm.score, CONFIG))(params(CONFIG), grid)
+    mask = np.asarray(lm.target_mask(CONFIG, grid))
+    logits = [np.asarray(out.text_logits, np.float64)[:, 0], *np.moveaxis(np.asarray(out.logits, np.float64), 1, 0)]
+    for row, x in enumerate(logits):
+        target = np.asarray(grid[:, row])
+        nll = np.log(np.exp(x).sum(-1)) - np.take_along_axis(x, np.maximum(target, 0)[..., None], -1)[..., 0]
+        np.testing.assert_allclose(whole.nll[:, row][mask[:, row]], nll[mask[:, row]], rtol=1e-5)
+        np.testing.assert_array_equal(whole.correct[:, row][mask[:, row]], (x.argmax(-1) == target)[mask[:, row]])
+
+
+@pytest.mark.parametrize("frames", [3, 8])
+def test_scores_in_pieces_are_those_of_the_whole(frames):
+    grid = codes(CONFIG, 2, 8)
+
+    def value(tree, frames):
+        scores = lm.score(CONFIG, tree, grid, frames=frames)
+        return jnp.sum(jnp.sin(scores.nll)), scores
+
+    grad = jax.jit(jax.grad(value, has_aux=True), static_argnums=1)
+    for whole, pieces in zip(*(jax.tree.leaves(grad(params(CONFIG), n)) for n in (None, frames)), strict=True):
+        np.testing.assert_allclose(whole, pieces, rtol=1e-5, atol=1e-6)
+
+
+def test_whole_logits_do_not_exist_when_scored_in_pieces():
+    grid = codes(CONFIG, 2, 64)
+
+    def shapes(frames):
+        loss = lambda tree: jnp.sum(lm.score(CONFIG, tree, grid, frames=frames).nll)  # noqa: E731
+        return str(jax.make_jaxpr(jax.grad(loss))(params(CONFIG)))
+
+    text, audio = f"f32[1,2,64,{CONFIG.text_card}]", f"f32[{CONFIG.layout.dep_q},128,{CONFIG.card}]"
+    assert text in shapes(None) and audio in shapes(None)
+    assert text not in shapes(4) and audio not in shapes(4)
+
+
+def test_text_scores_are_the_text_part():
     grid = codes(CONFIG, 2, 8).at[:, 1:].set(ZERO)
-    text = jax.jit(functools.partial(lm.forward_text, CONFIG))(params(CONFIG), grid)
-    np.testing.assert_allclose(text, compiled(CONFIG)(params(CONFIG), grid).text_logits, atol=1e-6)
+    text = jax.jit(functools.partial(lm.score, CONFIG, text_only=True))(params(CONFIG), grid)
+    both = jax.jit(functools.partial(lm.score, CONFIG))(params(CONFIG), grid)
+    assert text.nll.shape == (2, 1, 8)
+    np.testing.assert_allclose(text.nll, both.nll[:, :1], atol=1e-6)
 
 
 def test_text_steps_leave_the_depth_transformer_alone():
     grid = codes(CONFIG, 2, 8).at[:, 1:].set(ZERO)
-    grads = jax.jit(jax.grad(lambda p: jnp.sum(lm.forward_text(CONFIG, p, grid) ** 2)))(params(CONFIG))
+    grads = jax.jit(jax.grad(lambda p: jnp.sum(lm.score(CONFIG, p, grid, text_only=True).nll)))(params(CONFIG))
     grads = jax.device_get(grads)
     assert all((leaf == 0).all() for leaf in jax.tree.leaves(grads["depth"]))
     assert all((leaf != 0).any() for leaf in jax.tree.leaves(grads["temporal"]))
@@ -122,7 +162,7 @@ def test_vectors_are_read_by_cross_attention():
     # A masked vector does not matter, and fewer than `length` are filled up with absent ones.
     np.testing.assert_allclose(some[1], absent[1], atol=1e-6)
     assert np.abs(some[0] - absent[0]).max() > 1e-3
-    grads = jax.jit(jax.grad(lambda p: jnp.sum(jnp.sin(lm.forward_text(VOICED, p, grid)))))(tree)
+    grads = jax.jit(jax.grad(lambda p: jnp.sum(jnp.sin(lm.forward(VOICED, p, grid).text_logits))))(tree)
     assert all((leaf != 0).any() for leaf in jax.tree.leaves(jax.device_get(grads["temporal"])))
 
 
@@ -215,9 +255,9 @@ def test_separate_documents_do_not_see_each_other():
     for document in documents:
         document[:, 0, 0], document[:, 0, -1], document[:, 1:] = BOS, EOS, ZERO
     packed = [np.concatenate([documents[first], documents[2]], axis=2) for first in (0, 1)]
-    forward = jax.jit(functools.partial(lm.forward_text, CONFIG), static_argnames="separate_documents")
-    apart = [forward(params(CONFIG), grid, separate_documents=True) for grid in packed]
-    together = [forward(params(CONFIG), grid) for grid in packed]
+    forward = jax.jit(functools.partial(lm.score, CONFIG, text_only=True), static_argnames="separate_documents")
+    apart = [forward(params(CONFIG), grid, separate_documents=True).nll for grid in packed]
+    together = [forward(params(CONFIG), grid).nll for grid in packed]
     # The last input of a document is its EOS, whose prediction is of the BOS that follows.
     np.testing.assert_array_equal(apart[0][:, :, 9:], apart[1][:, :, 9:])
     assert np.abs(np.asarray(together[0] - together[1]))[:, :, 9:].max() > 0.01

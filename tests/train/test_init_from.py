@@ -42,7 +42,7 @@ def with_delays(config, delays):
 
 
 def text_logits(config, tree, grid):
-    return np.asarray(lm.forward_text(config, tree, grid))
+    return np.asarray(lm.forward(config, tree, grid).text_logits)
 
 
 def test_helium_to_moshi_keeps_what_text_does():

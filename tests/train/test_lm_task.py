@@ -49,7 +49,7 @@ def test_the_first_loss_is_that_of_the_model_alone(folder, whole_run):
     experiment = lm_experiment(folder)
     state = plan_state(experiment.task, experiment, sharding.make_mesh(experiment.mesh)).create(0)
     codes = experiment.task.sources(experiment)["audio"].batch(0)["codes"]
-    loss = lm.losses.loss_fn(LM, experiment.task.loss, lm.forward(LM, state.params, codes), codes)
+    loss = lm.losses.loss_fn(LM, experiment.task.loss, lm.score(LM, state.params, codes), codes)
     line = read_metrics(whole_run / "metrics.jsonl")[0]
     np.testing.assert_allclose(line["train/loss"], loss, rtol=1e-5)
 
