@@ -134,6 +134,8 @@ class LMConfig:
     classes on the temporal output. `conditioners`: those that are summed, then those for cross-attention, each in its
     order; `cross_positions`: scale of the sinusoidal positions added to the cross-attention source, None without.
     `pad_id`, `epad_id`: padding pieces. `lora`: low-rank updates beside the weights of linear maps.
+    `scan_layers`: training compiles one layer and scans over stacked parameters; off, every layer has its own arrays,
+    which is faster for small models on CPU (a scan copies the parameters of each layer out and their gradients back).
     Compute and parameter types are those of `temporal` and `depth.transformer`.
     """
 
@@ -153,6 +155,7 @@ class LMConfig:
     pad_id: int = PAD
     epad_id: int = EPAD
     lora: LoRA | None = None
+    scan_layers: bool = True
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "conditioners", tuple(self.conditioners))

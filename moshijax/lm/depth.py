@@ -175,14 +175,15 @@ class DepthTransformer(nn.Module):
     """Logits of the generated audio rows of a frame, from the temporal output and the tokens before each row."""
 
     config: LMConfig
-    stacked: bool
+    scan_layers: bool
+    stack_steps: bool
 
     def setup(self) -> None:
         lm, depth = self.config, self.config.depth
         c, K = depth.transformer, lm.layout.dep_q
         types = dict(dtype=c.dtype, param_dtype=c.param_dtype, precision=c.precision)
         place = Place(lm.lora, "depth")
-        maps = dict(**types, stacked=self.stacked)
+        maps = dict(**types, stacked=self.stack_steps)
         axes = ("embed_depth", "embed")
         self.inputs = StepLinear(lm.temporal.dim, c.dim, depth.input_weights(K), axes, **maps, place=place / "inputs")
         tables = dict(low_rank=depth.low_rank, use_norm=lm.norm_emb, **types)
@@ -193,9 +194,9 @@ class DepthTransformer(nn.Module):
             self.audio_embedding = TokenTables(K - 1, lm.card + 1, c.dim, **tables, place=place / "audio_embedding")
         layer = DepthLayer
         if c.remat_policy is not None:
-            layer = nn.remat(layer, policy=REMAT_POLICIES[c.remat_policy], prevent_cse=not self.stacked)
+            layer = nn.remat(layer, policy=REMAT_POLICIES[c.remat_policy], prevent_cse=not self.scan_layers)
         schedule = depth.step_weights(K)
-        if self.stacked:
+        if self.scan_layers:
             layer = nn.scan(
                 layer,
                 variable_axes={"params": 0},
@@ -203,9 +204,9 @@ class DepthTransformer(nn.Module):
                 length=c.num_layers,
                 metadata_params={nn.PARTITION_NAME: "layers"},
             )
-            self.layers = layer(depth, schedule, True, place)
+            self.layers = layer(depth, schedule, self.stack_steps, place)
         else:
-            self.layers = [layer(depth, schedule, False, place) for _ in range(c.num_layers)]
+            self.layers = [layer(depth, schedule, self.stack_steps, place) for _ in range(c.num_layers)]
         if depth.output_norm is not None:
             self.output_norm = StepNorm(K, c.dim, depth.output_norm, c.param_dtype)
         self.heads = StepLinear(
@@ -242,7 +243,7 @@ class DepthTransformer(nn.Module):
             tokens_KND = jnp.concatenate([tokens_KND, self.audio_embedding(ids_KN[1:])])
         x_KND = self._positions(tokens_KND + x_KND, jnp.arange(K)[:, None])
         x_KND = nn.with_logical_constraint(x_KND, ("steps_act", "batch", "embed_act"))
-        if self.stacked:
+        if self.scan_layers:
             x_KND = self.layers(x_KND)[0] if self.config.depth.transformer.num_layers else x_KND
         else:
             for layer in self.layers:
@@ -267,11 +268,11 @@ class DepthTransformer(nn.Module):
         return tuple(new), self.heads.step(k, x)
 
     def _layer_step(self, i: int, k: int, past: tuple[Array, ...], x: Array) -> tuple[Any, Array]:
-        if not self.stacked:
+        if not self.scan_layers:
             return self.layers[i].step(k, past, x)
         # Right but slow, as in `Transformer`.
         params = jax.tree.map(lambda leaf: leaf[i], nn.meta.unbox(self.layers.variables["params"]))
         lm = self.config
         schedule = lm.depth.step_weights(lm.layout.dep_q)
-        layer = DepthLayer(lm.depth, schedule, True, Place(lm.lora, "depth"), parent=None)
+        layer = DepthLayer(lm.depth, schedule, self.stack_steps, Place(lm.lora, "depth"), parent=None)
         return layer.apply({"params": params}, k, past, x, method="step")

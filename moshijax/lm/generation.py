@@ -29,7 +29,6 @@ from moshijax.lm.model import LanguageModel, Params
 from moshijax.lm.sampling import TOP_K_LIMIT, Sampling, sample
 from moshijax.lm.tokens import UNGENERATED, ZERO
 from moshijax.nn.attention import advance
-from moshijax.nn.layout import is_stacked
 from moshijax.nn.transformer import Transformer
 
 if TYPE_CHECKING:
@@ -162,7 +161,7 @@ def set_conditions(
         ConfigError: conditions that the model does not have, or of the wrong shape.
     """
     batch = state["offset"].shape[0]
-    module = LanguageModel(config, stacked=is_stacked(params))
+    module = LanguageModel.of(config, params)
 
     def fused(conditions: Conditions | None) -> dict[str, Any]:
         out = module.apply({"params": params}, conditions, batch, method="condition")
@@ -292,7 +291,7 @@ def sample_text(
         column = jnp.stack([column, _null_column(config, state, column, started)], axis=1).reshape(2 * B, -1)
         temporal, conditions = _joined(temporal), _joined(conditions)
         active_N = None if active_B is None else jnp.repeat(active_B, 2)
-    module, variables = LanguageModel(config, stacked=is_stacked(params)), {"params": params}
+    module, variables = LanguageModel.of(config, params), {"params": params}
     temporal, z_ND, logits = module.apply(variables, temporal, column, active_N, conditions, method="temporal_step")
     logits = logits.astype(jnp.float32)
     if "guidance" in state:
@@ -337,7 +336,7 @@ def sample_audio(
 
     `force_BQ`: codes that replace those sampled, `UNGENERATED` = free.
     """
-    module, variables = LanguageModel(config, stacked=is_stacked(params)), {"params": params}
+    module, variables = LanguageModel.of(config, params), {"params": params}
     choice, position, guided = state["sampling"], state["offset"], "guidance" in state
     token, sampled, past, audio_logits = text_B, [text_B], (), []
     for k in range(len(config.layout.model_rows) - 1):

@@ -48,10 +48,19 @@ class LMOutput(NamedTuple):
 
 
 class LanguageModel(nn.Module):
-    """The parameters and the pieces that training and generation share."""
+    """The parameters and the pieces that training and generation share.
+
+    `scan_layers`, `stack_steps`: which parameters have a leading axis (`moshijax.nn.layout`).
+    """
 
     config: LMConfig
-    stacked: bool = False
+    scan_layers: bool = False
+    stack_steps: bool = False
+
+    @classmethod
+    def of(cls, config: LMConfig, params: Params) -> LanguageModel:
+        """The module that fits the layout of `params`."""
+        return cls(config, is_stacked(params, ("layers",)), is_stacked(params, ("steps",)))
 
     def setup(self) -> None:
         c = self.config
@@ -66,7 +75,7 @@ class LanguageModel(nn.Module):
             )
             for x in c.conditioners
         }
-        self.temporal = Transformer(t, scan_layers=self.stacked, place=place / "temporal")
+        self.temporal = Transformer(t, scan_layers=self.scan_layers, place=place / "temporal")
         self.out_norm = Norm(t.dim, t.norm, t.param_dtype)
         head = dict(**types, place=place / "text_head")
         self.text_head = Linear(t.dim, c.text_vocab, ("vocab", "embed"), c.bias_proj, **head)
@@ -81,7 +90,7 @@ class LanguageModel(nn.Module):
                 b = lora.up(self, self.extra_update, c.extra_heads_dim, None, t.param_dtype, lead, "extra_heads_lora_b")
                 self.extra_pair = a, b
         if c.depth is not None:
-            self.depth = DepthTransformer(c, self.stacked)
+            self.depth = DepthTransformer(c, self.scan_layers, self.stack_steps)
 
     def embed(self, codes_BKT: Array) -> Float[Array, "B T D"]:
         """Sum of the embeddings of all rows: audio in order, then text."""
@@ -216,10 +225,6 @@ def target_mask(config: LMConfig, codes_BKT: Int[Array, "B K T"]) -> Bool[Array,
     return exists & (codes_BKT[:, :rows] != ZERO)
 
 
-def _module(config: LMConfig, params: Params) -> LanguageModel:
-    return LanguageModel(config, stacked=is_stacked(params))
-
-
 def _check_codes(config: LMConfig, codes_BKT: Array) -> None:
     if codes_BKT.ndim != 3 or codes_BKT.shape[1] != config.layout.num_streams:
         raise ConfigError(
@@ -231,7 +236,7 @@ def _check_codes(config: LMConfig, codes_BKT: Array) -> None:
 def init_boxed(config: LMConfig, key: Array) -> Params:
     """New parameters in the training layout, each boxed with its logical axis names (for sharding)."""
     codes = jnp.zeros((1, config.layout.num_streams, 2), jnp.int32)
-    return LanguageModel(config, stacked=True).init(key, codes)["params"]
+    return LanguageModel(config, config.scan_layers, stack_steps=True).init(key, codes)["params"]
 
 
 def init(config: LMConfig, key: Array, stacked: bool = True) -> Params:
@@ -276,7 +281,7 @@ def forward(
     `conditioning.Vectors`; those that are missing are absent.
     """
     _check_codes(config, codes_BKT)
-    return _module(config, params).apply({"params": params}, codes_BKT, conditions)
+    return LanguageModel.of(config, params).apply({"params": params}, codes_BKT, conditions)
 
 
 def score(
@@ -296,5 +301,5 @@ def score(
     backward pass); None = of all.
     """
     _check_codes(config, codes_BKT)
-    model = _module(config, params)
+    model = LanguageModel.of(config, params)
     return model.apply({"params": params}, codes_BKT, conditions, text_only, separate_documents, frames, method="score")

@@ -1,14 +1,14 @@
 """The two parameter layouts and the pure functions between them.
 
 Training keeps the layers of a stack in arrays with a leading axis (`layers`, and `steps` for weights per depth step);
-inference keeps one array per layer and step (`layers_0`, `steps_3`, ...). Convert before jit: slicing a stacked array
-inside a compiled step copies it on every call.
+inference keeps one array per layer and step (`layers_0`, `steps_3`, ...). Models that train without a scan over layers
+stack the steps alone. Convert before jit: slicing a stacked array inside a compiled step copies it on every call.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import jax
@@ -19,25 +19,25 @@ STACKED_NAMES = ("layers", "steps")
 _UNSTACKED = re.compile(r"^(layers|steps)_(\d+)$")
 
 
-def is_stacked(params: Mapping[str, Any]) -> bool:
-    """True if any sub-tree is in the training layout."""
+def is_stacked(params: Mapping[str, Any], names: Collection[str] = STACKED_NAMES) -> bool:
+    """True if any sub-tree is in the training layout; `names`: stacked under one of these."""
     return any(
-        name in STACKED_NAMES or (isinstance(child, Mapping) and is_stacked(child)) for name, child in params.items()
+        name in names or (isinstance(child, Mapping) and is_stacked(child, names)) for name, child in params.items()
     )
 
 
-def unstack_layers(params: Mapping[str, Any]) -> dict[str, Any]:
-    """Training layout to inference layout; trees without stacked parts come back unchanged."""
+def unstack_layers(params: Mapping[str, Any], names: Collection[str] = STACKED_NAMES) -> dict[str, Any]:
+    """Training layout to inference layout, or only what is stacked under `names`; other parts come back unchanged."""
     out: dict[str, Any] = {}
     for name, child in params.items():
         if not isinstance(child, Mapping):
             out[name] = child
-        elif name in STACKED_NAMES:
+        elif name in names:
             length = jax.tree.leaves(child)[0].shape[0]
             for i in range(length):
-                out[f"{name}_{i}"] = unstack_layers(jax.tree.map(lambda leaf, i=i: leaf[i], dict(child)))
+                out[f"{name}_{i}"] = unstack_layers(jax.tree.map(lambda leaf, i=i: leaf[i], dict(child)), names)
         else:
-            out[name] = unstack_layers(child)
+            out[name] = unstack_layers(child, names)
     return out
 
 

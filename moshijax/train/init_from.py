@@ -1,7 +1,7 @@
 """Where the first parameters of a run come from: another run or published weights, through transforms between stages.
 
 A transform is a pure function `(config, params, target, fresh) -> (config, params)`: the config of a language model and
-its flat parameters {path: array} in the training layout become those of another one. `target` is the model of the run
+its flat parameters {path: array}, layers and steps stacked, become those of another one. `target` is the model of the run
 that starts, `fresh` its newly made parameters. Shapes are checked by the same functions, before anything is compiled.
 """
 
@@ -21,6 +21,7 @@ from moshijax import lm
 from moshijax.errors import ConfigError, DataError
 from moshijax.lm.config import LMConfig
 from moshijax.lm.layouts import MODEL, Stream, StreamLayout
+from moshijax.nn.layout import relayout
 from moshijax.train import run_dir as files
 from moshijax.train import sharding
 from moshijax.train.checkpoint import model_shapes, raise_on_mismatch, read_model
@@ -260,10 +261,10 @@ def starting_point(
             return opened.leaves(source, stacked=True, shardings=where).tree()
 
     def changed(params: Flat, fresh: Flat) -> tuple[LMConfig, dict[str, Any]]:
-        here = source
+        here, params, fresh = source, _relayout(params, True), _relayout(fresh, True)
         for transform in transforms:
             here, params = transform(here, params, config, fresh)
-        return here, dict(params)
+        return here, _relayout(params, config.scan_layers)
 
     there, fresh = flatten_dict(shapes, sep="/"), flatten_dict(plan.abstract.params, sep="/")
     result: list[LMConfig] = []
@@ -282,12 +283,16 @@ def starting_point(
     def start(state: TrainState) -> TrainState:
         params = flatten_dict(read(own), sep="/")
         put = flatten_dict(plan.shardings.params, sep="/")
-        if transforms:
+        if transforms or source.scan_layers != config.scan_layers:
             made = jax.jit(lambda params, fresh: changed(params, fresh)[1], out_shardings=put)
             params = made(params, flatten_dict(state.params, sep="/"))
         return _with(state, task, unflatten_dict({name: params[name] for name in put}, sep="/"), state.model_state)
 
     return start
+
+
+def _relayout(params: Flat, scan_layers: bool) -> dict[str, Any]:
+    return flatten_dict(relayout(unflatten_dict(params, sep="/"), scan_layers), sep="/")
 
 
 def _check_rows(path: str, there: StreamLayout, here: StreamLayout, names: Sequence[str]) -> None:

@@ -45,16 +45,15 @@ def plain(shape: tuple[int, ...], path: str, slot: int | None = None, ours: tupl
 
 
 def find(path: str, slot: int | None, tree: Mapping[str, Any]) -> Place:
-    """Where a target lies in a flat tree of either layout (`moshijax.nn.layout`)."""
-    index = () if slot is None else (slot,)
-    if path in tree:
-        return path, index
-    stacked, numbers = [], []
-    for part in path.split("/"):
-        match = _NUMBERED.match(part)
-        stacked.append(match[1] if match else part)
-        numbers += [int(match[2])] if match else []
-    return "/".join(stacked), (*numbers, *index)
+    """Where a target lies in a flat tree of any layout (`moshijax.nn.layout`)."""
+    parts = [(part, _NUMBERED.match(part)) for part in path.split("/")]
+    for kept in (("layers", "steps"), ("layers",), ("steps",), ()):
+        stacked = [(part, match if match and match[1] not in kept else None) for part, match in parts]
+        name = "/".join(match[1] if match else part for part, match in stacked)
+        if name in tree:
+            break
+    numbers = [int(match[2]) for _, match in stacked if match]
+    return name, (*numbers, *(() if slot is None else (slot,)))
 
 
 def _groups(table: Table, tree: Mapping[str, Any]) -> Iterator[tuple[list[str], dict[str, list[Place]]]]:

@@ -33,6 +33,19 @@ def test_both_layouts_are_one_function_and_round_trip():
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5), a, b)
 
 
+def test_training_without_a_scan_over_layers():
+    """Own arrays per layer, stacked steps: the same function and gradients, and what `init` makes of the config."""
+    tree, grid = params(CONFIG), codes(CONFIG, 2, 5)
+    config = dataclasses.replace(CONFIG, scan_layers=False)
+    loose = unstack_layers(tree, ("layers",))
+    jax.tree.map(np.testing.assert_array_equal, stack_layers(loose), tree)
+    assert jax.tree.map(np.shape, lm.abstract(config)) == jax.tree.map(np.shape, loose)
+    assert jax.tree.structure(nn.meta.unbox(lm.partition_specs(config))) == jax.tree.structure(loose)
+
+    grad = jax.jit(jax.grad(lambda tree: jnp.sum(jnp.sin(lm.score(CONFIG, tree, grid).nll))))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), grad(tree), stack_layers(grad(loose)))
+
+
 def test_masks():
     grid = codes(CONFIG, 2, 9).at[0, 0, 3].set(ZERO).at[1, 2, 4].set(ZERO)
     out = compiled(CONFIG)(params(CONFIG), grid)

@@ -11,7 +11,7 @@ from safetensors.numpy import save_file
 
 from moshijax import lm, weights
 from moshijax.errors import ConfigError, DataError
-from moshijax.nn.layout import is_stacked, stack_layers, unpack_in_proj
+from moshijax.nn.layout import is_stacked, stack_layers, unpack_in_proj, unstack_layers
 from moshijax.weights.lm_config import LEGACY_7B, lm_config, published_config
 from moshijax.weights.lm_table import lm_table
 from moshijax.weights.table import Leaves, Published
@@ -106,7 +106,7 @@ def test_load_fused_and_split_names(tmp_path, split):
     gate = params["temporal"]["layers_0"]["mlp"]["gate"]["kernel"]
     np.testing.assert_array_equal(gate, tensors["transformer.layers.0.gating.linear_in.weight"][:44])
     np.testing.assert_array_equal(params["extra_heads"][1], tensors["extra_heads.1.weight"])
-    for layout in (params, stack_layers(params)):
+    for layout in (params, stack_layers(params), unstack_layers(stack_layers(params), ("layers",))):
         back = Published(lm_table(config), flatten_dict(layout, sep="/"))
         assert set(back) == set(tensors)
         for name, tensor in tensors.items():
