@@ -6,6 +6,7 @@ python tools/bench_lm.py --reference-python reference/bin/python
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import sys
 import tempfile
 from collections.abc import Callable
@@ -92,6 +93,7 @@ def ours_train(directory: Path, clock: Callable[[], float]):
     from moshijax.train.steps import compile_step
 
     config, _ = weights.load_lm(directory)
+    config = dataclasses.replace(config, scan_layers=False)
     task = LMTask(config, tokenizer="", loss=LossConfig("finetune"))
     experiment = ExperimentConfig(task=task, data=None, optimizer=OptimizerConfig(learning_rate=1e-4), steps=100)
     random = np.random.default_rng(0)

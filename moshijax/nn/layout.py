@@ -57,6 +57,11 @@ def stack_layers(params: Mapping[str, Any]) -> dict[str, Any]:
     return out
 
 
+def relayout(params: Mapping[str, Any], scan_layers: bool) -> dict[str, Any]:
+    """The training layout with or without a scan over layers."""
+    return stack_layers(params) if scan_layers else unstack_layers(params, ("layers",))
+
+
 def _stack(*leaves):
     if all(isinstance(leaf, np.ndarray) for leaf in leaves):
         return np.stack(leaves)

@@ -7,7 +7,6 @@ step n - 1. The device always has the next step before the host looks at the las
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence

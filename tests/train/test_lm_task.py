@@ -129,6 +129,12 @@ def test_init_from_weights_is_init_from_the_run_they_came_from(folder, whole_run
     for name, path in starts.items():
         train(lm_experiment(folder, init_from=str(path), log_every=1, steps=2), tmp_path / name)
     assert numbers(tmp_path / "a") == numbers(tmp_path / "b")
+    task = lm_experiment(folder).task
+    task = dataclasses.replace(task, model=dataclasses.replace(LM, scan_layers=False))
+    for name, path in starts.items():
+        train(lm_experiment(folder, init_from=str(path), task=task, log_every=1, steps=1), tmp_path / f"loose_{name}")
+        first, same = (read_metrics(tmp_path / n / "metrics.jsonl")[0]["train/loss"] for n in (f"loose_{name}", name))
+        assert first == pytest.approx(same, rel=1e-5)
     assert read_metrics(tmp_path / "b" / "metrics.jsonl")[0]["train/loss"] < 5
     task = lm_experiment(folder).task
     other = dataclasses.replace(task, model=dataclasses.replace(LM, text_card=LM.text_card + 1))
