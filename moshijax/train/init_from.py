@@ -1,8 +1,9 @@
 """Where the first parameters of a run come from: another run or published weights, through transforms between stages.
 
 A transform is a pure function `(config, params, target, fresh) -> (config, params)`: the config of a language model and
-its flat parameters {path: array}, layers and steps stacked, become those of another one. `target` is the model of the run
-that starts, `fresh` its newly made parameters. Shapes are checked by the same functions, before anything is compiled.
+its flat parameters {path: array}, layers and steps stacked, become those of another one. `target` is the model of the
+run that starts, `fresh` its newly made parameters. Shapes are checked by the same functions, before anything is
+compiled.
 """
 
 from __future__ import annotations
