@@ -27,8 +27,8 @@ from moshijax.lm.model import (
     target_mask,
 )
 from moshijax.lm.sampling import Sampling
-from moshijax.nn.lora import LoRA
 from moshijax.lm.scoring import LMScores
+from moshijax.nn.lora import LoRA
 
 __all__ = [
     "DepthConfig",
