@@ -18,6 +18,7 @@ EXTRA_OF = {
     "matplotlib": "eval",
     "torch": "teacher",
     "transformers": "teacher",
+    "wandb": "wandb",
 }
 
 

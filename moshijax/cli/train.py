@@ -89,9 +89,10 @@ def command(recipe: str, run_dir: Path, overrides: tuple[str, ...]) -> None:
     """
     bindings = overrides_of(overrides)
     from moshijax import config
+    from moshijax.report.run import write_run_page
     from moshijax.train.loop import train
 
     experiment = config.load(recipe, bindings)
     show_log()
     with progress_bar() as progress:
-        train(experiment, run_dir, recipe=config.dump(experiment), progress=progress)
+        train(experiment, run_dir, recipe=config.dump(experiment), progress=progress, report=write_run_page)

@@ -92,6 +92,7 @@ class CodecTask:
     filterbank: bool = False
 
     kind: ClassVar[str] = "codec"
+    parts: ClassVar[tuple[str, ...]] = ("encoder", "quantizer", "decoder")
 
     def __post_init__(self) -> None:
         judged = self.loss.adversarial > 0 or self.loss.feature > 0

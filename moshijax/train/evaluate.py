@@ -41,7 +41,7 @@ class HeldOutLoss:
         self._where = batch_shardings(first, mesh, 1)
         names: list[str] = []
 
-        def losses(params: Any, model_state: Any, batch: Mapping[str, jax.Array]) -> jax.Array:
+        def held_out_loss(params: Any, model_state: Any, batch: Mapping[str, jax.Array]) -> jax.Array:
             denominators = task.denominators("eval", batch)
             parts = task.loss_parts("eval", params, model_state, with_rows(batch), denominators, jax.random.key(0))
             sums = {LOSS: (parts.loss, 1.0), **parts.sums}
@@ -51,7 +51,8 @@ class HeldOutLoss:
         replicated = NamedSharding(mesh, PartitionSpec())
         where = plan.shardings
         params = (plan.abstract.ema, where.ema) if plan.abstract.ema else (plan.abstract.params, where.params)
-        jitted = jax.jit(losses, in_shardings=(params[1], where.model_state, self._where), out_shardings=replicated)
+        shardings = (params[1], where.model_state, self._where)
+        jitted = jax.jit(held_out_loss, in_shardings=shardings, out_shardings=replicated)
         abstract = {k: jax.ShapeDtypeStruct(np.shape(x), x.dtype, sharding=self._where[k]) for k, x in first.items()}
         self._run = jitted.lower(params[0], plan.abstract.model_state, abstract).compile()
         self._names = tuple(names)

@@ -12,7 +12,17 @@ from typing import Any
 from moshijax.errors import ConfigError
 
 # Fields that change neither the numbers of a run nor what it trains on, so that a resumed run may change them.
-FREE_ON_RESUME = ("log_every", "checkpoint_every", "keep_checkpoints", "eval_every", "eval_batches", "mesh")
+FREE_ON_RESUME = (
+    "log_every",
+    "checkpoint_every",
+    "keep_checkpoints",
+    "eval_every",
+    "eval_batches",
+    "report_every",
+    "profile_steps",
+    "wandb",
+    "mesh",
+)
 
 
 def require(condition: bool, message: str) -> None:
@@ -111,6 +121,25 @@ class MeshConfig:
 
 
 @dataclass(frozen=True)
+class WandbConfig:
+    """Where the numbers of a run go in Weights & Biases; `mode` is online, offline or disabled. The run there is named
+    `name`, or as the run directory."""
+
+    project: str
+    entity: str | None = None
+    name: str | None = None
+    group: str | None = None
+    tags: tuple[str, ...] = ()
+    mode: str = "online"
+
+    def __post_init__(self) -> None:
+        require(
+            self.mode in ("online", "offline", "disabled"),
+            f"wandb mode is {self.mode!r}, not online, offline or disabled",
+        )
+
+
+@dataclass(frozen=True)
 class ExperimentConfig:
     """One training run.
 
@@ -129,6 +158,9 @@ class ExperimentConfig:
       init_from: a run, or published or imported weights, whose parameters are the first of this run.
       init_transforms: names of `moshijax.train.init_from.TRANSFORMS`, in order, that make the parameters of this model
         of those; without any it must be the same model.
+      report_every: the page `report.html` of a run is written anew after so many steps.
+      profile_steps: numbers of the steps that are traced into `profile/`.
+      wandb: also log to Weights & Biases (extra `wandb`).
     """
 
     task: Any
@@ -151,6 +183,9 @@ class ExperimentConfig:
     keep_checkpoints: int = 2
     init_from: str | None = None
     init_transforms: tuple[str, ...] = ()
+    report_every: int = 500
+    profile_steps: tuple[int, ...] = ()
+    wandb: WandbConfig | None = None
 
     def __post_init__(self) -> None:
         for name in (
@@ -161,6 +196,7 @@ class ExperimentConfig:
             "eval_every",
             "eval_batches",
             "keep_checkpoints",
+            "report_every",
         ):
             require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; it must be at least 1")
         require(0 <= self.text_ratio <= 1, f"text_ratio is {self.text_ratio}; it is a share from 0 to 1")

@@ -1,4 +1,4 @@
-"""Arithmetic of a computation, counted from its jaxpr; and the peak rate of a device."""
+"""Arithmetic of a computation and of its gradient, counted from its jaxpr; and the peak rate of a device."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 # Dense bfloat16 peak per chip in FLOP/s, by a part of the lower-case device kind; first match wins.
 PEAK_FLOPS = (
@@ -26,30 +27,154 @@ PEAK_FLOPS = (
 )
 
 
+OTHER = "other"
+
+
 def count_flops(function: Any, *arguments: Any) -> float:
     """FLOPs of every contraction and convolution that `function(*arguments)` runs: 2 per multiply-add.
 
     Arguments may be abstract. The body of a scan counts once per iteration, the body of a while loop once, and of
     branches the dearest one.
     """
-    return _count(jax.make_jaxpr(function)(*arguments).jaxpr)
+    jaxpr = jax.make_jaxpr(function)(*arguments).jaxpr
+    count = _Count(())
+    count.walk(jaxpr, [False] * len(jaxpr.invars), [False] * len(jaxpr.outvars))
+    return sum(count.found.values())
 
 
-def _count(jaxpr: Any) -> float:
-    total = 0.0
-    for eqn in jaxpr.eqns:
+def training_flops(loss: Any, params: Any, *arguments: Any, parts: Sequence[str] = ()) -> dict[str, float]:
+    """FLOPs of `loss(params, *arguments)` [] and of its gradient with respect to `params`, counted on the forward pass.
+
+    A contraction counts once forward and once more for each of its operands that the gradient needs, so what is frozen,
+    or lies before the first thing that is trained, costs its forward pass alone. Nothing counts twice because it is
+    computed again in the backward pass.
+
+    Args:
+      parts: names of modules; a contraction belongs to the first one in its name scope.
+
+    Returns:
+      part -> FLOPs, with "other" for what is in none; only those above 0.
+    """
+    jaxpr = jax.make_jaxpr(loss)(params, *arguments).jaxpr
+    trained = len(jax.tree.leaves(params))
+    count = _Count(tuple(parts))
+    count.walk(jaxpr, [i < trained for i in range(len(jaxpr.invars))], [True])
+    return {part: flops for part, flops in count.found.items() if flops}
+
+
+# Which values depend on the parameters ("active") is found forwards, which of these the loss depends on ("needed")
+# backwards; a gradient is computed where both hold. Flags go with the variables of a jaxpr, in their order.
+
+
+class _Count:
+    """FLOPs by part, added up over a jaxpr and those inside it."""
+
+    def __init__(self, parts: tuple[str, ...]) -> None:
+        self.parts = parts
+        self.found: dict[str, float] = {}
+
+    def walk(
+        self, jaxpr: Any, active: list[bool], needed: list[bool], times: float = 1.0, scope: str = ""
+    ) -> list[bool]:
+        """Count a jaxpr, given which inputs are active and which outputs needed; which inputs are needed."""
+        known = _activity(jaxpr, active)
+        wanted = {var for var, flag in zip(jaxpr.outvars, needed, strict=True) if flag and _is_var(var)}
+        for eqn in reversed(jaxpr.eqns):
+            ins = [known.get(var, False) if _is_var(var) else False for var in eqn.invars]
+            outs = [known.get(var, False) and var in wanted for var in eqn.outvars]
+            where = f"{scope}/{eqn.source_info.name_stack}"
+            found = self._equation(eqn, ins, outs, times, where)
+            wanted |= {var for var, flag in zip(eqn.invars, found, strict=True) if flag and _is_var(var)}
+        return [var in wanted for var in jaxpr.invars]
+
+    def _equation(self, eqn: Any, ins: list[bool], outs: list[bool], times: float, scope: str) -> list[bool]:
         name = eqn.primitive.name
-        if name == "dot_general":
-            total += _dot_general(eqn)
-        elif name == "conv_general_dilated":
-            total += _convolution(eqn)
+        if name in ("dot_general", "conv_general_dilated"):
+            flops = _dot_general(eqn) if name == "dot_general" else _convolution(eqn)
+            self._add(scope, times * flops * (1 + (sum(ins) if any(outs) else 0)))
+        elif name == "scan":
+            return self._scan(eqn, ins, outs, times, scope)
+        elif name == "cond":
+            counts = [_Count(self.parts) for _ in eqn.params["branches"]]
+            flags = [
+                count.walk(branch.jaxpr, ins[1:], outs, times, scope)
+                for count, branch in zip(counts, eqn.params["branches"], strict=True)
+            ]
+            dearest = max(counts, key=lambda count: sum(count.found.values()))
+            for part, flops in dearest.found.items():
+                self.found[part] = self.found.get(part, 0.0) + flops
+            return [False, *(any(column) for column in zip(*flags, strict=True))]
         else:
-            inner = [_count(sub) for value in eqn.params.values() for sub in _jaxprs(value)]
-            if name == "cond":
-                total += max(inner, default=0.0)
-            else:
-                total += sum(inner) * (eqn.params["length"] if name == "scan" else 1)
-    return total
+            inner = _inner(eqn)
+            if inner is not None:
+                return self.walk(inner, ins, outs, times, scope)
+            for sub in (sub for value in eqn.params.values() for sub in _jaxprs(value)):
+                self.walk(sub, [False] * len(sub.invars), [False] * len(sub.outvars), times, scope)
+        return [flag and any(outs) for flag in ins]
+
+    def _scan(self, eqn: Any, ins: list[bool], outs: list[bool], times: float, scope: str) -> list[bool]:
+        body, consts, carries = eqn.params["jaxpr"].jaxpr, eqn.params["num_consts"], eqn.params["num_carry"]
+        ins = _scan_activity(eqn, ins)
+        while True:  # what the next iteration needs of the carry, this one has to give
+            needed = _Count(()).walk(body, ins, outs)
+            carried = [a or b for a, b in zip(outs[:carries], needed[consts : consts + carries], strict=True)]
+            if carried == outs[:carries]:
+                break
+            outs = carried + outs[carries:]
+        return self.walk(body, ins, outs, times * eqn.params["length"], scope)
+
+    def _add(self, scope: str, flops: float) -> None:
+        names = (piece.split(".")[0] for piece in scope.replace("(", "/").replace(")", "/").split("/"))
+        part = next((name for name in names if name in self.parts), OTHER)
+        self.found[part] = self.found.get(part, 0.0) + flops
+
+
+def _is_var(var: Any) -> bool:
+    return not hasattr(var, "val")  # a literal has a value
+
+
+def _activity(jaxpr: Any, active: list[bool]) -> dict[Any, bool]:
+    """Variable of a jaxpr -> whether it depends, differentiably, on an active input."""
+    known = dict(zip(jaxpr.invars, active, strict=True))
+    for eqn in jaxpr.eqns:
+        ins = [known.get(var, False) if _is_var(var) else False for var in eqn.invars]
+        if not any(ins) or eqn.primitive.name in ("stop_gradient", "while"):
+            outs = [False] * len(eqn.outvars)
+        elif eqn.primitive.name == "scan":
+            body = eqn.params["jaxpr"].jaxpr
+            outs = _outputs(body, _scan_activity(eqn, ins))
+        elif eqn.primitive.name == "cond":
+            found = [_outputs(branch.jaxpr, ins[1:]) for branch in eqn.params["branches"]]
+            outs = [any(column) for column in zip(*found, strict=True)]
+        else:
+            inner = _inner(eqn)
+            outs = [True] * len(eqn.outvars) if inner is None else _outputs(inner, ins)
+        for var, flag in zip(eqn.outvars, outs, strict=True):
+            known[var] = flag and jnp.issubdtype(var.aval.dtype, jnp.inexact)
+    return known
+
+
+def _outputs(jaxpr: Any, active: list[bool]) -> list[bool]:
+    known = _activity(jaxpr, active)
+    return [known.get(var, False) if _is_var(var) else False for var in jaxpr.outvars]
+
+
+def _scan_activity(eqn: Any, ins: list[bool]) -> list[bool]:
+    """Activity of the inputs of a scan's body: what becomes active in an iteration is so in the next."""
+    body, consts, carries = eqn.params["jaxpr"].jaxpr, eqn.params["num_consts"], eqn.params["num_carry"]
+    while True:
+        outs = _outputs(body, ins)
+        carried = [a or b for a, b in zip(ins[consts : consts + carries], outs[:carries], strict=True)]
+        if carried == ins[consts : consts + carries]:
+            return ins
+        ins = ins[:consts] + carried + ins[consts + carries :]
+
+
+def _inner(eqn: Any) -> Any:
+    """The jaxpr that an equation calls with its own inputs (jit, remat, custom derivatives), or None."""
+    found = [sub for value in eqn.params.values() for sub in _jaxprs(value)]
+    fits = [sub for sub in found if len(sub.invars) == len(eqn.invars) and len(sub.outvars) == len(eqn.outvars)]
+    return fits[0] if len(found) == 1 and fits else None
 
 
 def _jaxprs(value: Any) -> list[Any]:
@@ -83,12 +208,16 @@ def peak_flops(devices: Sequence[jax.Device]) -> float:
         kind = device.device_kind.lower()
         return len(devices) * next((peak for part, peak in PEAK_FLOPS if part in kind), math.nan)
     size = 1024
-    matrix = jax.device_put(jnp.ones((size, size), jnp.float32), device)
-    product = jax.jit(lambda a: a @ a)
-    product(matrix).block_until_ready()
+    matrix = jax.device_put(np.ones((size, size), np.float32), device)
+
+    @jax.jit
+    def matrix_product(a: jax.Array) -> jax.Array:
+        return a @ a
+
+    matrix_product(matrix).block_until_ready()
     best = math.inf
     for _ in range(3):
         start = time.perf_counter()
-        product(matrix).block_until_ready()
+        matrix_product(matrix).block_until_ready()
         best = min(best, time.perf_counter() - start)
     return 2.0 * size**3 / best

@@ -42,6 +42,7 @@ class LMTask:
     separate_documents: bool = False
 
     kind: ClassVar[str] = "lm"
+    parts: ClassVar[tuple[str, ...]] = ("temporal", "depth", "text_head")
 
     def __post_init__(self) -> None:
         if self.separate_documents and self.model.temporal.attention_implementation == "cudnn":

@@ -9,27 +9,32 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import jax
 
+from moshijax.config_json import to_json
 from moshijax.errors import MoshijaxError, Stopped
 from moshijax.train import run_dir as files
 from moshijax.train import sharding
 from moshijax.train.checkpoint import Checkpointer, quiet_orbax
+from moshijax.train.compilations import Compilations
 from moshijax.train.evaluate import Evaluator, HeldOutLoss, Snapshot
 from moshijax.train.experiment import ExperimentConfig
 from moshijax.train.feed import Fed, Feed
 from moshijax.train.flops import peak_flops
 from moshijax.train.init_from import starting_point
 from moshijax.train.metrics import Interval, Writer, readable
+from moshijax.train.profile import Profiler
 from moshijax.train.run_dir import RunDir
 from moshijax.train.signals import StopSignal
 from moshijax.train.state import StatePlan, TrainState, plan_state
 from moshijax.train.steps import NONFINITE, Program, batch_shardings, compile_step
+from moshijax.train.weights_and_biases import WandbLog
 
 log = logging.getLogger(__name__)
 
@@ -47,12 +52,20 @@ class _Clock:
     running: float = 0.0
     waited: float = 0.0
     steps: int = 0
-    flops: float = 0.0
+    flops: dict[str, float] = field(default_factory=dict)
     amounts: dict[str, float] = field(default_factory=dict)
+    held: dict[str, float] = field(default_factory=dict)
     _since: float | None = None
 
-    def pause(self) -> None:
-        self._since = None
+    @contextlib.contextmanager
+    def hold(self, name: str) -> Iterator[None]:
+        """Stop the clock for something else than steps, whose seconds are reported as `time/<name>`."""
+        begin = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.held[name] = self.held.get(name, 0.0) + time.perf_counter() - begin
+            self._since = None
 
     def wait(self, seconds: float) -> None:
         """Time that went by in waiting for data since the last step was done."""
@@ -64,23 +77,28 @@ class _Clock:
         if self._since is not None:
             self.running += now - self._since
             self.steps += 1
-            self.flops += program.flops
-            for name, amount in amounts.items():
-                self.amounts[name] = self.amounts.get(name, 0.0) + amount
+            for total, found in ((self.flops, program.flops), (self.amounts, amounts)):
+                for name, amount in found.items():
+                    total[name] = total.get(name, 0.0) + amount
         self._since = now
 
     def values(self, steps_left: int, peak: float) -> dict[str, float]:
         """Rates of the interval, and a fresh start."""
+        found = {f"time/{name}": seconds for name, seconds in self.held.items()}
+        self.held = {}
         if not self.steps or not self.running:
-            return {}
-        found = {f"throughput/{name}": amount / self.running for name, amount in self.amounts.items()}
+            return found
+        found |= {f"throughput/{name}": amount / self.running for name, amount in self.amounts.items()}
+        parts = {name: flops / self.running / peak for name, flops in self.flops.items()}
         found |= {
-            "throughput/mfu": self.flops / self.running / peak,
+            "throughput/mfu": sum(parts.values()),
+            **{f"throughput/mfu/{name}": share for name, share in parts.items()},
             "time/step": self.running / self.steps,
+            "time/data_wait": self.waited,
             "time/data_wait_share": self.waited / self.running,
             "time/left": steps_left * self.running / self.steps,
         }
-        self.running, self.waited, self.steps, self.flops, self.amounts = 0.0, 0.0, 0, 0.0, {}
+        self.running, self.waited, self.steps, self.flops, self.amounts = 0.0, 0.0, 0, {}, {}
         return found
 
 
@@ -98,25 +116,27 @@ class _Run:
     progress: Progress
     interval: Interval
     peak: float
+    compilations: Compilations
+    profiler: Profiler
+    report: _Report
     clock: _Clock = field(default_factory=_Clock)
     bad: list[dict[str, Any]] = field(default_factory=list)
+    lines: int = 0
 
     def save(self, state: TrainState, step: int) -> None:
-        with jax.transfer_guard("allow"):
+        with jax.transfer_guard("allow"), self.clock.hold("save"):
             self.checkpointer.save(state, step, {"step": step, "interval": self.interval.save()})
-        self.clock.pause()
 
     def evaluate(self, state: TrainState, step: int) -> None:
         config = self.experiment.task.model_config()
         snapshot = Snapshot(step, config, state.ema or state.params, state.model_state)
         values: dict[str, float] = {}
-        with jax.transfer_guard("allow"):
+        with jax.transfer_guard("allow"), self.clock.hold("evaluate"):
             for evaluator in self.evaluators:
                 values |= evaluator(snapshot)
         if values:
             self.writer.write(step, values)
             log.info("step %d  %s", step, "  ".join(f"{name} {value:.4g}" for name, value in values.items()))
-        self.clock.pause()
 
     def logged(self, step: int, fed: Fed, packed: jax.Array) -> None:
         """Take in the metrics of a step (this waits for it).
@@ -140,11 +160,57 @@ class _Run:
             self.interval.add(PREFIX[fed.program], sums)
         values: dict[str, float] = {}
         if done % experiment.log_every == 0 or done == experiment.steps:
-            values = self.interval.means() | self.clock.values(experiment.steps - done, self.peak)
+            values = (
+                self.interval.means() | self.clock.values(experiment.steps - done, self.peak) | self._compiled(done)
+            )
+            values |= peak_memory()
             self.interval.clear()
             self.writer.write(done, values)
             log.info("%s", readable(done, experiment.steps, values))
+        if done % experiment.report_every == 0:
+            self.report.write()
         self.progress(done, experiment.steps, values)
+
+    def _compiled(self, done: int) -> dict[str, float]:
+        names, seconds = self.compilations.take()
+        if names and self.lines:
+            log.warning("%s compiled before step %d, after the programs of the run were ready", ", ".join(names), done)
+        self.lines += 1
+        return {"time/compilations": float(len(names)), "time/compile": seconds}
+
+
+class _Report:
+    """Writes the page of a run in a thread; a page that is asked for while one is written is left out."""
+
+    def __init__(self, write: Callable[[Path], None] | None, run_dir: Path) -> None:
+        self._write = write if jax.process_index() == 0 else None
+        self._run_dir = run_dir
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="report")
+        self._last: Future | None = None
+
+    def _once(self) -> None:
+        try:
+            self._write(self._run_dir)
+        except Exception as error:  # the numbers are in metrics.jsonl; a page is not worth the run
+            log.warning("no report: %s", error)
+            self._write = None
+
+    def write(self) -> None:
+        if self._write is not None and (self._last is None or self._last.done()):
+            self._last = self._pool.submit(self._once)
+
+    def close(self) -> None:
+        """The last page, with everything."""
+        if self._last is not None:
+            self._last.result()
+        self.write()
+        self._pool.shutdown(wait=True)
+
+
+def peak_memory() -> dict[str, float]:
+    """Most memory in use on the first device of this process so far, where the device says it."""
+    found = jax.local_devices()[0].memory_stats() or {}
+    return {"memory/peak_gb": found["peak_bytes_in_use"] / 1e9} if "peak_bytes_in_use" in found else {}
 
 
 class _NonFinite(Exception):
@@ -158,12 +224,15 @@ def train(
     evaluators: Sequence[Evaluator] = (),
     recipe: str | None = None,
     progress: Progress = lambda done, steps, values: None,
+    report: Callable[[Path], None] | None = None,
 ) -> None:
     """Train, or go on where the run directory's last complete checkpoint is.
 
     Args:
       evaluators: run every `eval_every` steps and at the end, besides the loss on `eval_data`.
       recipe: gin text of the whole experiment, kept in the run directory.
+      report: writes a page into the run directory from what is there (`moshijax.report.run.write_run_page`); called in
+        a thread every `report_every` steps, and at the end.
 
     Raises:
       ConfigError: an impossible experiment, or a run directory of another one.
@@ -174,6 +243,7 @@ def train(
     run = RunDir(Path(run_dir))
     with StopSignal() as stop, contextlib.ExitStack() as stack:
         stack.enter_context(quiet_orbax())
+        compilations = stack.enter_context(Compilations())
         mesh = sharding.make_mesh(experiment.mesh)
         peak = peak_flops(jax.devices())
         stack.enter_context(sharding.context(mesh))
@@ -194,12 +264,29 @@ def train(
         state, start, interval = _first_state(experiment, plan, checkpointer, begin)
         if "eval" in sources:
             evaluators = [HeldOutLoss(task, experiment, plan, sources["eval"], mesh), *evaluators]
-        writer = stack.enter_context(contextlib.closing(Writer(run.metrics, run.path / files.TENSORBOARD, start)))
+        page = stack.enter_context(contextlib.closing(_Report(report, run.path)))
+        others = [WandbLog(experiment.wandb, run.path, to_json(experiment))] if logs_to_wandb(experiment) else []
+        writer = Writer(run.metrics, run.path / files.TENSORBOARD, start, others)
+        stack.enter_context(contextlib.closing(writer))
+        profiler = Profiler(run.path / files.PROFILE, experiment.profile_steps)
+        stack.enter_context(contextlib.closing(profiler))
         feed = Feed(sources, where, experiment.text_ratio, start, experiment.steps)
         stack.enter_context(contextlib.closing(feed))
         _describe(run, state, programs, start)
         whole = _Run(
-            experiment, run, plan, programs, checkpointer, writer, evaluators, progress, Interval(interval), peak
+            experiment=experiment,
+            files=run,
+            plan=plan,
+            programs=programs,
+            checkpointer=checkpointer,
+            writer=writer,
+            evaluators=evaluators,
+            progress=progress,
+            interval=Interval(interval),
+            peak=peak,
+            compilations=compilations,
+            profiler=profiler,
+            report=page,
         )
         with jax.transfer_guard("disallow"):
             _loop(whole, state, start, feed, stop)
@@ -226,6 +313,10 @@ def _loop(run: _Run, state: TrainState, start: int, feed: Feed, stop: StopSignal
             if step > start and step % experiment.checkpoint_every == 0:
                 settle()
                 run.save(state, step)
+            if run.profiler.changes(step):
+                settle()
+                with jax.transfer_guard("allow"), run.clock.hold("profile"):
+                    run.profiler.switch(step)
             fed = feed.get(step)
             run.clock.wait(fed.waited)
             with jax.profiler.StepTraceAnnotation(fed.program, step_num=step):
@@ -283,5 +374,12 @@ def _describe(run: RunDir, state: TrainState, programs: Mapping[str, Program], s
     log.info("%s: %.3g M parameters, %s at step %d", run.path, count / 1e6, "resumed" if start else "starting", start)
     for name, program in programs.items():
         log.info(
-            "%s step: %.3g GFLOP, %.0f MB of temporary memory", name, program.flops / 1e9, program.memory_bytes / 1e6
+            "%s step: %.3g GFLOP, %.0f MB of temporary memory",
+            name,
+            sum(program.flops.values()) / 1e9,
+            program.memory_bytes / 1e6,
         )
+
+
+def logs_to_wandb(experiment: ExperimentConfig) -> bool:
+    return experiment.wandb is not None and jax.process_index() == 0

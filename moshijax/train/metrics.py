@@ -6,7 +6,7 @@ import json
 import logging
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,11 +40,13 @@ class Interval:
 
 
 class Writer:
-    """metrics.jsonl and TensorBoard event files of a run, written by the first process alone. Lines after the step at
-    which a run resumes are dropped first: they will be written again."""
+    """metrics.jsonl and TensorBoard event files of a run, written by the first process alone, and what else takes
+    `write` and `close` (`others`). Lines after the step at which a run resumes are dropped first: they will be written
+    again."""
 
-    def __init__(self, metrics: Path, tensorboard: Path, step: int) -> None:
+    def __init__(self, metrics: Path, tensorboard: Path, step: int, others: Sequence[Any] = ()) -> None:
         self._file = self._board = None
+        self._others = others
         if jax.process_index() == 0:
             _drop_later(metrics, step)
             self._file = metrics.open("a", encoding="utf-8")
@@ -60,8 +62,12 @@ class Writer:
         if self._board is not None:
             for name, value in values.items():
                 self._board.add_scalar(name, value, step)
+        for other in self._others:
+            other.write(step, values)
 
     def close(self) -> None:
+        for other in self._others:
+            other.close()
         if self._file is not None:
             self._file.close()
         if self._board is not None:

@@ -14,6 +14,7 @@ from moshijax.train.experiment import FREE_ON_RESUME, ExperimentConfig
 
 CONFIG, RECIPE, MODEL = "config.json", "config.gin", "model.json"
 CHECKPOINTS, METRICS, TENSORBOARD, NONFINITE = "checkpoints", "metrics.jsonl", "tensorboard", "nonfinite.json"
+PROFILE = "profile"
 SHOWN_DIFFERENCES = 4
 
 

@@ -124,8 +124,11 @@ class StatePlan:
 
     def create(self, seed: int) -> TrainState:
         """A new state, made where it will live; no copy on the host."""
-        init = jax.jit(lambda key: sharding.unboxed(self.init(key)), out_shardings=self.shardings)
-        return init(jax.random.key(seed))
+
+        def init_state(key: jax.Array) -> TrainState:
+            return sharding.unboxed(self.init(key))
+
+        return jax.jit(init_state, out_shardings=self.shardings)(jax.random.key(seed))
 
 
 def plan_state(task: Task, experiment: ExperimentConfig, mesh: Mesh) -> StatePlan:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -15,12 +15,16 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from moshijax.errors import ConfigError
+from moshijax.nn.causal_attention import plain_attention
 from moshijax.train import sharding
-from moshijax.train.experiment import ExperimentConfig
-from moshijax.train.flops import count_flops
-from moshijax.train.optimizer import learning_rate
+from moshijax.train.experiment import ExperimentConfig, OptimizerConfig
+from moshijax.train.flops import training_flops
+from moshijax.train.optimizer import group_of, learning_rate
 from moshijax.train.state import StatePlan, TrainState, averaged
 from moshijax.train.task import LossParts, Task
+
+if TYPE_CHECKING:
+    from moshijax.train.task import Sums
 
 LOSS, GRAD_NORM, RATE, NONFINITE = "loss", "grad_norm", "learning_rate", "nonfinite"
 
@@ -84,14 +88,14 @@ class Program:
     Attributes:
       run: (state, batch) -> (state, packed metrics [M, 2]); the state is donated.
       names: of the packed metrics, in order.
-      flops: of one step, see `step_flops`.
+      flops: of one step by part, see `step_flops`.
       memory_bytes: temporary memory of the compiled step, per device; 0 if unknown.
     """
 
     name: str
     run: Callable[[TrainState, Any], tuple[TrainState, jax.Array]]
     names: tuple[str, ...]
-    flops: float
+    flops: dict[str, float]
     memory_bytes: int
 
     def unpack(self, packed: jax.Array) -> dict[str, tuple[float, float]]:
@@ -130,6 +134,7 @@ def make_step(task: Task, experiment: ExperimentConfig, plan: StatePlan, program
             flat = {**flat, **optax.apply_updates(owned, changes)}
             rate = learning_rate(experiment.optimizer_of(update), state.step, experiment.steps)
             own = {LOSS: (parts.loss, 1.0), GRAD_NORM: (grad_norm, 1.0), RATE: (rate, 1.0), **parts.sums}
+            own |= _of_groups(experiment.optimizer_of(update), grads, rate)
             sums |= own if update == program else {f"{update}/{name}": pair for name, pair in own.items()}
         changed = [path for update in updates for path in plan.optimizers[update].paths]
         params = unflatten_dict({**old, **{path: keep(flat[path], old[path]) for path in changed}}, sep="/")
@@ -153,6 +158,20 @@ def make_step(task: Task, experiment: ExperimentConfig, plan: StatePlan, program
         return new, packed
 
     return step, names
+
+
+def _of_groups(config: OptimizerConfig, grads: Mapping[str, jax.Array], rate: jax.Array) -> Sums:
+    """Gradient norm and learning rate of every parameter group, where there are several."""
+    members: dict[str, dict[str, jax.Array]] = {}
+    groups = {path: group_of(config, path) for path in grads}
+    for path, group in groups.items():
+        members.setdefault(group.name, {})[path] = grads[path]
+    scales = {group.name: group.learning_rate_scale for group in groups.values()}
+    found: Sums = {}
+    for name, leaves in members.items() if len(members) > 1 else ():
+        found[f"{GRAD_NORM}/{name}"] = (optax.tree.norm(leaves), 1.0)
+        found[f"{RATE}/{name}"] = (scales[name] * rate, 1.0)
+    return found
 
 
 def batch_shardings(batch: Mapping[str, np.ndarray], mesh: Mesh, microbatches: int) -> dict[str, NamedSharding]:
@@ -181,6 +200,7 @@ def lower_step(
     where = batch_shardings(batch, mesh, experiment.microbatches)
     abstract = {k: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where[k]) for k, x in batch.items()}
     step, names = make_step(task, experiment, plan, program)
+    step.__name__ = step.__qualname__ = f"{program}_step"
     replicated = NamedSharding(mesh, PartitionSpec())
     jitted = jax.jit(
         step, in_shardings=(plan.shardings, where), out_shardings=(plan.shardings, replicated), donate_argnums=0
@@ -205,25 +225,22 @@ def compile_step(
     )
 
 
-def step_flops(task: Task, program: str, plan: StatePlan, batch: Mapping[str, np.ndarray]) -> float:
-    """FLOPs of the contractions of one step over a whole batch: three times those of the forward pass. A step of
-    several updates, whose losses hold gradients themselves, is counted as it is traced."""
-    inputs = plan.abstract.params, plan.abstract.model_state, dict(batch)
-    updates, key = task.updates(program), jax.random.key(0)
+def step_flops(task: Task, program: str, plan: StatePlan, batch: Mapping[str, Any]) -> dict[str, float]:
+    """FLOPs of the losses of one step over a whole batch and of their gradients, by part of the model: see
+    `training_flops`. Attention counts in its plain form, whatever runs."""
+    found: dict[str, float] = {}
+    flat = flatten_dict(plan.abstract.params, sep="/")
+    for update in task.updates(program):
+        owned = {path: flat.pop(path) for path in plan.optimizers[update].paths}
+        rest, flat = dict(flat), {**flat, **owned}
 
-    def forward(params: Any, model_state: Any, batch: Any) -> jax.Array:
-        denominators = task.denominators(program, batch)
-        return task.loss_parts(program, params, model_state, with_rows(batch), denominators, key).loss
+        def loss(owned: Any, rest: Any, model_state: Any, batch: Any, key: Any, update: str = update) -> jax.Array:
+            params = unflatten_dict({**rest, **owned}, sep="/")
+            denominators = task.denominators(update, batch)
+            return task.loss_parts(update, params, model_state, with_rows(batch), denominators, key).loss
 
-    def gradients(params: Any, model_state: Any, batch: Any) -> list[Any]:
-        flat, found = flatten_dict(params, sep="/"), []
-        for update in updates:
-            owned = {path: flat[path] for path in plan.optimizers[update].paths}
-
-            def merge(owned: Mapping[str, jax.Array]) -> Any:
-                return unflatten_dict({**flat, **owned}, sep="/")
-
-            found.append(loss_and_gradients(task, update, owned, merge, model_state, batch, key, 1))
-        return found
-
-    return 3 * count_flops(forward, *inputs) if len(updates) == 1 else count_flops(gradients, *inputs)
+        arguments = rest, plan.abstract.model_state, dict(batch), jax.eval_shape(jax.random.key, 0)
+        with plain_attention():
+            counted = training_flops(loss, owned, *arguments, parts=task.parts)
+        found = {part: found.get(part, 0.0) + counted.get(part, 0.0) for part in {**found, **counted}}
+    return found

@@ -37,6 +37,7 @@ class Task(Protocol):
     """A model with its losses, as pure functions. A task is a frozen config of its own."""
 
     kind: str  # "lm" or "codec"; recorded with the checkpoint
+    parts: tuple[str, ...]  # modules whose arithmetic is reported apart
 
     def model_config(self) -> Any:
         """Frozen config of the model, recorded with the checkpoint."""

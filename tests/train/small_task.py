@@ -38,6 +38,7 @@ class SmallData:
 class SmallTask:
     model: SmallModel = SmallModel()
     kind = "small"
+    parts = ()
 
     def model_config(self):
         return self.model

@@ -1,0 +1,111 @@
+"""The page of a training run, made of the files in its directory; it can be written while the run goes on."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from moshijax import optional
+from moshijax.report.page import Page
+
+PAGE = "report.html"
+METRICS, CONFIG, RECIPE = "metrics.jsonl", "config.json", "config.gin"
+
+# Title of a panel -> what the names of its curves match; group 1 is the label.
+PANELS = {
+    "Loss": r"^(train|train_text|eval)/loss$",
+    "Text": r"^((?:train|train_text|eval)/text_(?:words|padding))/loss$",
+    "Audio, by codebook": r"^train/(\w+_\d+)/loss$",
+    "Parts of the loss": r"^train/([a-z_]+[a-z])/loss$",
+    "Accuracy": r"^train/(\w+)/accuracy$",
+    "Gradient norm": r"^(?:train|train_text)/(?:\w+/)?grad_norm/?(.*)$",
+    "Learning rate": r"^train/(?:\w+/)?learning_rate/?(.*)$",
+    "Model FLOPs utilisation": r"^throughput/mfu/?(.*)$",
+    "Audio, seconds per second": r"^throughput/(audio_seconds)$",
+    "Seconds per step": r"^time/(step)$",
+    "Seconds spent on other things": r"^time/(data_wait|save|evaluate|compile)$",
+}
+
+
+def panels_of(lines: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, str]]:
+    """Title -> {metric: label} for the metrics that the lines of a run hold; each stands in the first panel it fits."""
+    names = dict.fromkeys(name for line in lines for name in line)
+    found: dict[str, dict[str, str]] = {}
+    for name in names:
+        for title, pattern in PANELS.items():
+            match = re.match(pattern, name)
+            if match:
+                found.setdefault(title, {})[name] = match.group(1) or "all"
+                break
+    return {title: found[title] for title in PANELS if title in found}
+
+
+def write_run_page(run_dir: str | Path) -> Path:
+    """Write `report.html` into a run directory, from its metrics and its config.
+
+    Returns:
+      The path of the page.
+
+    Raises:
+      MissingPackage: matplotlib is not installed.
+    """
+    optional.load("matplotlib")
+    from moshijax.report import plots
+
+    run_dir = Path(run_dir)
+    lines = _lines(run_dir / METRICS)
+    config = json.loads((run_dir / CONFIG).read_text(encoding="utf-8"))
+    last = _last_values(lines)
+    done = lines[-1]["step"] if lines else 0
+    page = Page(run_dir.name, f"Training run: {done} of {config['steps']} steps are done.")
+    page.cards(_cards(done, config["steps"], last))
+    panels = panels_of(lines)
+    if panels:
+        page.section("While it runs", "Means over the steps since the line before; losses in nats.")
+        page.figure(plots.loss_curves(lines, panels), f"Numbers of the run, to step {done}")
+    rows = [(name, f"{value:.5g}") for name, value in sorted(last.items())]
+    page.section("Newest numbers")
+    page.table(("name", "value"), rows)
+    if (run_dir / RECIPE).exists():
+        page.section("Experiment", "The whole resolved recipe.")
+        page.commands((run_dir / RECIPE).read_text(encoding="utf-8").splitlines())
+    page.write(run_dir / PAGE)
+    return run_dir / PAGE
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    """The complete lines of a metrics file that may be growing."""
+    found = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+        try:
+            found.append(json.loads(line))
+        except ValueError:
+            continue
+    return found
+
+
+def _last_values(lines: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    merged = {name: value for line in lines for name, value in line.items() if value is not None}
+    return {name: value for name, value in merged.items() if name != "step"}
+
+
+def _cards(done: int, steps: int, last: Mapping[str, float]) -> list[tuple[str, str, str, bool | None]]:
+    left = int(last.get("time/left", 0.0))
+    cards = [(f"{done}", "steps", f"of {steps}; {left // 3600}:{left // 60 % 60:02d}:{left % 60:02d} h left", None)]
+    for name, label, form in (
+        ("train/loss", "loss", "{:.4g}"),
+        ("eval/loss", "held-out loss", "{:.4g}"),
+        ("throughput/frames", "frames per second", "{:.0f}"),
+        ("throughput/audio_seconds", "seconds of audio per second", "{:.0f}"),
+    ):
+        if name in last:
+            cards.append((form.format(last[name]), label, "", None))
+    if "throughput/mfu" in last:
+        cards.append((f"{100 * last['throughput/mfu']:.0f} %", "model FLOPs utilisation", "", None))
+    if "time/data_wait_share" in last:
+        waited = last["time/data_wait_share"]
+        cards.append((f"{100 * waited:.0f} %", "of the time waiting for data", "", waited < 0.05))
+    return cards

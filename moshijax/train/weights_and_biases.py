@@ -1,0 +1,46 @@
+"""The numbers of a run to Weights & Biases, beside the files in the run directory."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from moshijax import optional
+from moshijax.train.experiment import WandbConfig
+
+ID = "wandb_id"
+
+
+class WandbLog:
+    """One run there for one run directory: a resumed run goes on under the same id."""
+
+    def __init__(self, config: WandbConfig, run_dir: Path, recipe: Any) -> None:
+        """`recipe`: JSON value of the experiment.
+
+        Raises:
+          MissingPackage: `wandb` is not installed.
+        """
+        wandb = optional.load("wandb")
+        path = run_dir / ID
+        if not path.exists():
+            path.write_text(secrets.token_hex(4), encoding="utf-8")
+        self._run = wandb.init(
+            project=config.project,
+            entity=config.entity,
+            name=config.name or run_dir.name,
+            group=config.group,
+            tags=list(config.tags),
+            mode=config.mode,
+            id=path.read_text(encoding="utf-8").strip(),
+            resume="allow",
+            dir=str(run_dir),
+            config=recipe,
+        )
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        self._run.log(dict(values), step=step)
+
+    def close(self) -> None:
+        self._run.finish()
