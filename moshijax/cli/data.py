@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections import Counter
 from collections.abc import Iterator
@@ -171,8 +172,22 @@ def shipped(path: Path) -> Path:
 @click.option("--num-codebooks", type=int, help="Codebooks to keep. Default: all the codec uses.")
 @click.option("--shard-items", type=click.IntRange(1), default=256, show_default=True, help="Recordings per shard.")
 @click.option("--tokenizer", type=click.Path(path_type=Path), help="For text files: the tokenizer.model to pack with.")
+@click.option(
+    "--streams",
+    type=click.Choice(["two", "mixed", "diarized"]),
+    default="two",
+    show_default=True,
+    help="A channel per speaker; everybody in one stream; or two streams cut out of one by its diarization.",
+)
+@click.option("--augment", is_flag=True, help="Change the user's channel: level, noise, echo and reverberation.")
+@click.option("--noise", type=click.Path(), help="Recordings of noise for --augment: a folder or a manifest.")
+@click.option("--copies", type=click.IntRange(1), default=1, help="Records of each recording, each with other draws.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of main speakers and augmentation.")
 @rule_options
-def prepare(manifest, out, codec, num_codebooks, shard_items, tokenizer, strict, speaker, channels, min_score) -> None:
+def prepare(
+    manifest, out, codec, num_codebooks, shard_items, tokenizer, streams, augment, noise, copies, seed, strict, speaker,
+    channels, min_score,
+) -> None:  # fmt: skip
     """Check the recordings of MANIFEST, encode them, and write shards of codes and words to the folder OUT.
 
     Run the same command again after an interruption: complete shards are kept. A MANIFEST that ends in .txt is text,
@@ -181,8 +196,10 @@ def prepare(manifest, out, codec, num_codebooks, shard_items, tokenizer, strict,
     \b
     Example:
       moshijax data prepare calls/manifest.jsonl prepared --codec runs/first/codec --num-codebooks 8
+      moshijax data prepare podcasts/manifest.jsonl podcasts --codec models/moshiko --streams diarized --copies 2
       moshijax data prepare stories.txt stories --tokenizer runs/first/lm/tokenizer.model
     """
+    from moshijax.data.augmentation import UserAugmentation
     from moshijax.data.manifest import read_manifest
     from moshijax.data.prepare import PrepareConfig
     from moshijax.data.prepare import prepare as run
@@ -199,11 +216,14 @@ def prepare(manifest, out, codec, num_codebooks, shard_items, tokenizer, strict,
     if codec is None:
         raise ConfigError("recordings are encoded with a codec: add --codec RUN_OR_FILE")
     content = read_manifest(manifest)
-    rules = _rules(strict, speaker, channels, min_score)
+    rules = dataclasses.replace(_rules(strict, speaker, channels, min_score), streams=streams)
+    if noise is not None and not augment:
+        raise ConfigError("--noise is for --augment: add it, or leave --noise out")
     from moshijax.data.encoder import CodecEncoder
 
     encoder = CodecEncoder.load(codec, num_codebooks)
-    config = PrepareConfig(rules=rules, shard_items=shard_items)
+    augmentation = UserAugmentation(clips=noise) if augment else None
+    config = PrepareConfig(rules, shard_items, augmentation=augmentation, copies=copies, seed=seed)
     try:
         with _bar("encoding", len(content.items)) as update:
             index, report = run(

@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from moshijax.data import audio
+from moshijax.data.diarization import Segment, read_segments
 from moshijax.data.manifest import Item
 from moshijax.data.transcript import SPEAKERS, UnknownSpeaker, Word, parse_alignments, read_sidecar
-from moshijax.errors import DataError
+from moshijax.errors import ConfigError, DataError
 
 _ENVELOPE_SECONDS = 0.02
 _SPEECH = 10 ** (-45 / 20)  # RMS of 20 ms above which a channel is not silent
@@ -26,6 +27,8 @@ _DC = 0.05
 _SAME = 0.98
 _SWAPPED = 4.0  # amplitude ratio
 _LATE = 0.5  # seconds
+
+STREAMS = ("two", "mixed", "diarized")
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,9 @@ class CheckRules:
         speakers: label in the sidecar -> 'model' or 'user'.
         min_score: alignment scores below it count as low; an item with more than a fifth of them is rejected.
         strict: flagged items are rejected too.
+        streams: "two": a channel each for the model's speaker and the user; "mixed": everybody in one stream, from a
+            recording of any number of channels, whose labels mean nothing; "diarized": two streams cut out of one by
+            the segments of its speakers (`moshijax.data.diarization`).
     """
 
     frame_seconds: float = 0.08
@@ -45,6 +51,13 @@ class CheckRules:
     speakers: Mapping[str, str] = field(default_factory=lambda: dict(SPEAKERS))
     min_score: float = 0.0
     strict: bool = False
+    streams: str = "two"
+
+    def __post_init__(self) -> None:
+        if self.streams not in STREAMS:
+            raise ConfigError(f"streams is {self.streams!r}: it must be one of {', '.join(STREAMS)}")
+        if self.streams != "two" and self.channels is not None:
+            raise ConfigError(f"streams {self.streams!r} mixes all channels: leave --channels out")
 
 
 @dataclass
@@ -53,8 +66,9 @@ class CheckedItem:
 
     item: Item
     info: audio.AudioInfo | None = None
-    channels: tuple[int, int] = (0, 1)
+    channels: tuple[int, ...] = (0, 1)
     words: list[Word] = field(default_factory=list)
+    segments: list[Segment] = field(default_factory=list)  # of diarized recordings
     flags: Counter[str] = field(default_factory=Counter)
     rejected: str | None = None
     kind: str | None = None  # of the rejection
@@ -70,7 +84,10 @@ def check_header(item: Item, rules: CheckRules) -> CheckedItem:
     try:
         info = checked.info = audio.probe(item.audio)
         stage = "channels"
-        checked.channels = audio.channel_map(info, item.audio, rules.channels)
+        if rules.streams == "two":
+            checked.channels = audio.channel_map(info, item.audio, rules.channels)
+        else:
+            checked.channels = tuple(range(info.channels))
         stage = "no_audio"
         if info.num_samples == 0:
             raise DataError(f"recording {item.audio} holds no samples: remove it from the manifest")
@@ -78,7 +95,11 @@ def check_header(item: Item, rules: CheckRules) -> CheckedItem:
             checked.flags["duration_mismatch"] += 1
         stage = "transcript"
         content = read_sidecar(item.sidecar)
-        words, counts = parse_alignments(content["alignments"], info.duration, rules.speakers, rules.min_score)
+        speakers = rules.speakers if rules.streams == "two" else None
+        words, counts = parse_alignments(content["alignments"], info.duration, speakers, rules.min_score)
+        if rules.streams == "diarized":
+            stage = "diarization"
+            checked.segments = read_segments(item, content)
     except UnknownSpeaker as error:
         raise UnknownSpeaker(f"{item.sidecar}: {error}") from error
     except DataError as error:
@@ -110,19 +131,22 @@ def check_recording(item: Item) -> CheckedItem:
 
 @dataclass
 class SignalStatistics:
-    """Running figures of a two-channel signal, fed block by block."""
+    """Running figures of a signal of two channels, or of one with everybody in it, fed block by block."""
 
     sample_rate: int
+    channels: int = 2
     num_samples: int = 0
     clipped: int = 0
     bad: int = 0
-    total: np.ndarray = field(default_factory=lambda: np.zeros(2))
-    moments: np.ndarray = field(default_factory=lambda: np.zeros((2, 2)))
     envelope: list[np.ndarray] = field(default_factory=list)
-    _rest: np.ndarray = field(default_factory=lambda: np.zeros((2, 0), np.float32))
+
+    def __post_init__(self) -> None:
+        self.total = np.zeros(self.channels)
+        self.moments = np.zeros((self.channels, self.channels))
+        self._rest = np.zeros((self.channels, 0), np.float32)
 
     def add(self, block: np.ndarray) -> None:
-        """block [n, 2] float32."""
+        """block [n, channels] float32."""
         self.num_samples += len(block)
         signal = np.ascontiguousarray(block.T)  # [2, n]: the passes below are over whole channels
         peak = max(signal.max(initial=0.0), -signal.min(initial=0.0))
@@ -137,13 +161,17 @@ class SignalStatistics:
         signal = np.concatenate([self._rest, signal], axis=1)
         step = round(_ENVELOPE_SECONDS * self.sample_rate)
         count = signal.shape[1] // step
-        pieces = signal[:, : count * step].reshape(2, count, step)
+        pieces = signal[:, : count * step].reshape(self.channels, count, step)
         self.envelope.append(np.sqrt(np.einsum("cns,cns->nc", pieces, pieces) / step))
         self._rest = signal[:, count * step :]
 
     def levels(self) -> np.ndarray:
-        """RMS of every 20 ms of both channels, [frames, 2]."""
-        return np.concatenate(self.envelope) if self.envelope else np.zeros((0, 2), np.float32)
+        """RMS of every 20 ms of the channels, [frames, channels]."""
+        return np.concatenate(self.envelope) if self.envelope else np.zeros((0, self.channels), np.float32)
+
+    def rms(self) -> np.ndarray:
+        """Of the whole channels, [channels]."""
+        return np.sqrt(np.diag(self.moments) / max(1, self.num_samples))
 
     def findings(self, words: list[Word]) -> tuple[Counter[str], str | None, str | None]:
         """Flags, and the kind and text of a rejection."""
@@ -152,15 +180,17 @@ class SignalStatistics:
             return flags, "not_finite", f"{self.bad} samples are NaN or infinite: write the recording again"
         count = max(1, self.num_samples)
         power = np.diag(self.moments) / count
-        if self.clipped > _CLIPPED_SHARE * 2 * count:
+        if self.clipped > _CLIPPED_SHARE * self.channels * count:
             flags["clipped"] += 1
         if np.abs(self.total / count).max() > _DC:
             flags["dc_offset"] += 1
         levels = self.levels()
-        loud = (levels > _SPEECH).any(axis=0) if len(levels) else np.zeros(2, bool)
+        loud = (levels > _SPEECH).any(axis=0) if len(levels) else np.zeros(self.channels, bool)
         if words and not loud.any():
-            return flags, "silent", "both channels are silent but the transcript has words: check the recording"
+            return flags, "silent", "nothing is to be heard but the transcript has words: check the recording"
         flags["silent_channel"] += int((~loud).sum())
+        if self.channels == 1:
+            return +flags, None, None
         if loud.all() and self.moments[0, 1] / count / np.sqrt(power.prod()) > _SAME:
             return flags, "same_channels", "both channels carry the same signal: record the speakers apart"
         if _swapped(levels, words):
@@ -195,6 +225,16 @@ def _drift(levels: np.ndarray, words: list[Word]) -> int:
         if own and len(sounds):
             drifts += sounds[0] * _ENVELOPE_SECONDS - own[0].start > _LATE
     return drifts
+
+
+def statistics_of(checked: CheckedItem, rules: CheckRules, sample_rate: int) -> SignalStatistics:
+    return SignalStatistics(sample_rate, len(checked.channels) if rules.streams == "two" else 1)
+
+
+def signal_blocks(checked: CheckedItem, rules: CheckRules, sample_rate: int) -> Iterator[np.ndarray]:
+    """The recording as it is judged: the two channels, or the mean of all as one; blocks [n, channels] float32."""
+    for block in audio.blocks(checked.item.audio, sample_rate, checked.channels):
+        yield block if rules.streams == "two" else block.mean(axis=1, keepdims=True)
 
 
 def apply_findings(checked: CheckedItem, statistics: SignalStatistics) -> None:
@@ -288,9 +328,9 @@ def validate(items: Iterable[Item], rules: CheckRules, progress=None) -> Report:
     for item in items:
         checked = check_header(item, rules)
         if checked.rejected is None:
-            statistics = SignalStatistics(checked.info.sample_rate)
+            statistics = statistics_of(checked, rules, checked.info.sample_rate)
             try:
-                for block in audio.blocks(item.audio, checked.info.sample_rate, checked.channels):
+                for block in signal_blocks(checked, rules, checked.info.sample_rate):
                     statistics.add(block)
                 apply_findings(checked, statistics)
             except DataError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +89,7 @@ class CodecEncoder:
         return whole * listed[-1] + (next(n for n in listed if n >= rest) if rest else 0)
 
     def encode_blocks(self, blocks: Iterator[np.ndarray]) -> np.ndarray:
-        """Blocks [n, 2] float32 of one recording -> codes [2, Q, ceil(N / frame_size)]; memory does not grow with N."""
+        """Blocks [n, C] float32 of one recording -> codes [C, Q, ceil(N / frame_size)]; memory does not grow with N."""
 
         def step(state: Any, pcm: np.ndarray) -> tuple[Any, np.ndarray]:
             state, out = self._codec.encode_step(
@@ -96,10 +97,13 @@ class CodecEncoder:
             )
             return state, np.asarray(out)
 
-        state = self._codec.init_encoder_state(self._config, 2)
+        blocks = iter(blocks)
+        first = next(blocks, np.zeros((0, 2), np.float32))
+        channels = first.shape[1]
+        state = self._codec.init_encoder_state(self._config, channels)
         size = _BLOCK_FRAMES * self.frame_size
-        pending, total, codes = np.zeros((0, 2), np.float32), 0, []
-        for block in blocks:
+        pending, total, codes = np.zeros((0, channels), np.float32), 0, []
+        for block in chain([first], blocks):
             total += len(block)
             pending = np.concatenate([pending, block])
             while len(pending) >= size:
@@ -107,9 +111,9 @@ class CodecEncoder:
                 codes.append(out)
                 pending = pending[size:]
         if len(pending):
-            last = np.zeros((2, size), np.float32)
+            last = np.zeros((channels, size), np.float32)
             last[:, : len(pending)] = pending.T
             codes.append(step(state, last)[1])
         if not codes:
-            return np.zeros((2, self.num_codebooks, 0), np.int32)
+            return np.zeros((channels, self.num_codebooks, 0), np.int32)
         return np.concatenate(codes, axis=-1)[..., : -(-total // self.frame_size)]

@@ -239,18 +239,19 @@ class GridSource(BatchSource):
         weights = config.weights or [float(len(w)) for w in windows]
         super().__init__(mixed(datasets, weights), config.batch_size, sum(len(w) for w in windows))
 
-    def placement_counts(self, most: int | None = None) -> PlacementCounts:
-        """Words placed, shifted and pulled, and tokens lost, over the recordings once, without jitter.
+    def placement_counts(self, most: int | None = None) -> tuple[int, PlacementCounts]:
+        """Recordings that were looked at; their words placed, shifted and pulled, and tokens lost, without jitter.
 
         `most`: at most about so many recordings, at even distances, of each data set.
         """
-        total = PlacementCounts()
+        number_of, total = 0, PlacementCounts()
         for source, maker in zip(self._sources, self._makers, strict=True):
             step = 1 if most is None else max(1, len(source) // most)
             for number in range(0, len(source), step):
                 record = source[number]
                 total += maker.place(maker.words(record), record["codes"].shape[-1] + maker.extra)[1]
-        return total
+                number_of += 1
+        return number_of, total
 
 
 def channels_of(source: RecordSource) -> tuple[str, ...]:

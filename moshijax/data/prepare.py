@@ -6,8 +6,10 @@ goes on after the last complete shard.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +18,9 @@ from typing import Any, Protocol
 import numpy as np
 
 import moshijax
-from moshijax.data import audio, records
+from moshijax.data import records
+from moshijax.data.augmentation import Augmenter, UserAugmentation
+from moshijax.data.batches import fold_seed
 from moshijax.data.checks import (
     CheckedItem,
     CheckRules,
@@ -25,8 +29,13 @@ from moshijax.data.checks import (
     apply_findings,
     apply_strictness,
     check_header,
+    signal_blocks,
+    statistics_of,
 )
-from moshijax.data.manifest import Item, Manifest
+from moshijax.data.diarization import assign, draw_main, main_mask
+from moshijax.data.grids import CHANNELS, MIXED
+from moshijax.data.manifest import Item, Manifest, read_recordings
+from moshijax.data.transcript import Word
 from moshijax.errors import ConfigError, DataError
 
 _PLAN = "prepare.json"
@@ -47,21 +56,52 @@ class Encoder(Protocol):
         ...
 
     def encode_blocks(self, blocks: Iterator[np.ndarray]) -> np.ndarray:
-        """Blocks [n, 2] float32 of one long recording -> codes [2, Q, T], in bounded memory."""
+        """Blocks [n, C] float32 of one long recording -> codes [C, Q, T], in bounded memory."""
         ...
 
 
 @dataclass
 class PrepareConfig:
-    """shard_items: items of one shard; batch_seconds: audio (both channels) encoded at once."""
+    """How recordings become records.
+
+    Attributes:
+        rules: how items are judged, and which streams are made of them.
+        shard_items: items of one shard.
+        batch_seconds: audio (of all channels) encoded at once.
+        augmentation: of the user's channel; None: as recorded.
+        copies: records of every item, each with draws of its own (main speaker, augmentation).
+        seed: of these draws, which depend on it, the item's id and the number of the copy alone.
+    """
 
     rules: CheckRules = field(default_factory=CheckRules)
     shard_items: int = 256
     batch_seconds: float = 240.0
+    augmentation: UserAugmentation | None = None
+    copies: int = 1
+    seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.shard_items < 1:
-            raise ConfigError(f"shard_items is {self.shard_items}: use at least 1")
+        for name in ("shard_items", "copies"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}: use at least 1")
+        if self.augmentation is not None and self.rules.streams == "mixed":
+            raise ConfigError("augmentation is of the user's channel, which streams 'mixed' does not have: choose one")
+        if self.copies > 1 and self.augmentation is None and self.rules.streams != "diarized":
+            raise ConfigError(f"copies is {self.copies}, but nothing is drawn, so that all would be equal: use 1")
+
+    @property
+    def draws(self) -> bool:
+        """Whether a record depends on the seed."""
+        return self.augmentation is not None or self.rules.streams == "diarized"
+
+    def plan(self) -> dict[str, Any]:
+        """What of this decides the records, as far as it is not the plain two channels."""
+        found: dict[str, Any] = {} if self.rules.streams == "two" else {"streams": self.rules.streams}
+        if self.draws:
+            changed = self.augmentation and dataclasses.asdict(self.augmentation)
+            clips = self.augmentation and self.augmentation.clips and read_recordings(self.augmentation.clips).sha256
+            found["draws"] = {"augmentation": changed, "clips": clips, "copies": self.copies, "seed": self.seed}
+        return found
 
 
 def prepare(
@@ -71,7 +111,7 @@ def prepare(
     config: PrepareConfig | None = None,
     progress: Callable[[int, int, Report], None] | None = None,
 ) -> tuple[dict[str, Any], Report]:
-    """Writes `dataset.json` and shards of records {id, codes int16 [2, Q, T], words, duration, provenance}.
+    """Writes `dataset.json` and shards of records {id, codes int16 [C, Q, T], words, duration, provenance}.
 
     Args:
         progress: called after every item with (items done, items in all, report so far).
@@ -97,6 +137,7 @@ def prepare(
         "min_score": rules.min_score,
         "strict": rules.strict,
         "format_version": records.FORMAT_VERSION,
+        **config.plan(),
     }
     finished = _check_plan(out_dir, plan)
     if finished is not None:
@@ -121,11 +162,12 @@ def prepare(
             progress(report.items, len(manifest.items), report)
         if rules.strict:
             report.require_usable(manifest.path, strict=True)
-        shards.append({"file": path.name, "records": part.usable, "frames": frames})
+        shards.append({"file": path.name, "records": len(frames), "frames": frames})
     report.require_usable(manifest.path, strict=rules.strict)
     index = {
         "format_version": records.FORMAT_VERSION,
         "kind": "dialogue",
+        "channels": list(MIXED if rules.streams == "mixed" else CHANNELS),
         "plan": plan,
         "codec": {
             "sha256": encoder.sha256,
@@ -183,7 +225,9 @@ def _records(
     total: int,
 ) -> Iterator[dict[str, Any]]:
     """Records of the usable items, in order; fills `part`."""
-    waiting: list[tuple[CheckedItem, np.ndarray]] = []
+    rules, rate = config.rules, encoder.sample_rate
+    maker = RecordMaker(config, rate)
+    waiting: list[tuple[dict[str, Any], np.ndarray]] = []
     seconds = 0.0
 
     def tell() -> None:
@@ -193,18 +237,18 @@ def _records(
     def flush() -> Iterator[dict[str, Any]]:
         if not waiting:
             return
-        codes = encoder.encode([signal[:, channel] for _, signal in waiting for channel in (0, 1)])
-        for number, (checked, _) in enumerate(waiting):
-            yield _record(checked, np.stack(codes[2 * number : 2 * number + 2]))
+        codes = iter(encoder.encode([channel for _, signal in waiting for channel in signal.T]))
+        for record, signal in waiting:
+            yield {**record, "codes": np.stack([next(codes) for _ in signal.T]).astype(np.int16)}
         waiting.clear()
 
     for item in items:
-        checked = check_header(item, config.rules)
-        statistics = SignalStatistics(encoder.sample_rate)
+        checked = check_header(item, rules)
+        statistics = statistics_of(checked, rules, rate)
         signal = None
         if checked.rejected is None:
             try:
-                blocks = audio.blocks(item.audio, encoder.sample_rate, checked.channels)
+                blocks = signal_blocks(checked, rules, rate)
                 if checked.info.duration > _LONG_SECONDS:
                     yield from flush()
                     seconds = 0.0
@@ -216,37 +260,86 @@ def _records(
                     for block in blocks:
                         statistics.add(block)
                         pieces.append(block)
-                    signal = np.concatenate(pieces) if pieces else np.zeros((0, 2), np.float32)
+                    signal = np.concatenate(pieces) if pieces else np.zeros((0, statistics.channels), np.float32)
                 apply_findings(checked, statistics)
             except DataError as error:
                 checked.kind, checked.rejected = "unreadable", str(error)
-        apply_strictness(checked, config.rules)
-        part.add(checked)
-        if checked.rejected is None and signal is None:
-            blocks = audio.blocks(item.audio, encoder.sample_rate, checked.channels)
-            yield _record(checked, encoder.encode_blocks(blocks))
-        elif checked.rejected is None:
-            waiting.append((checked, signal))
-            seconds += 2 * checked.info.duration
+        apply_strictness(checked, rules)
+        drawn = [maker.draw(checked, copy) for copy in range(config.copies)] if checked.rejected is None else []
+        for draw in drawn:
+            checked.flags.update(draw.counts)
+        for draw in drawn:
+            blocks = signal_blocks(checked, rules, rate) if signal is None else iter([signal])
+            changed, record = maker.make(checked, draw, blocks, statistics)
+            if signal is None:
+                yield {**record, "codes": encoder.encode_blocks(changed).astype(np.int16)}
+                continue
+            waiting.append((record, np.concatenate(list(changed))))
+            seconds += waiting[-1][1].shape[1] * checked.info.duration
             if seconds >= config.batch_seconds:
                 yield from flush()
                 seconds = 0.0
+        part.add(checked)
         tell()
     yield from flush()
 
 
-def _record(checked: CheckedItem, codes: np.ndarray) -> dict[str, Any]:
-    info = checked.info
-    return {
-        "id": checked.item.id,
-        "codes": codes.astype(np.int16),
-        "words": [[word.text, word.start, word.end, word.speaker] for word in checked.words],
-        "duration": info.duration,
-        "provenance": {
-            "path": str(checked.item.id),
-            "sample_rate": info.sample_rate,
-            "format": info.format,
-            "channels": list(checked.channels),
-            "flags": dict(checked.flags),
-        },
-    }
+@dataclass(frozen=True)
+class Draw:
+    """What chance decides of one record: its number, generator, main speaker and words; repairs are counted."""
+
+    copy: int
+    rng: np.random.Generator
+    main: str | None
+    words: list[Word]
+    counts: Counter[str]
+
+
+class RecordMaker:
+    """One item and one draw to the streams that are encoded, and the record without its codes."""
+
+    def __init__(self, config: PrepareConfig, sample_rate: int):
+        self.config, self.rate = config, sample_rate
+        self._augmenter = None if config.augmentation is None else Augmenter(config.augmentation, sample_rate)
+
+    def draw(self, checked: CheckedItem, copy: int) -> Draw:
+        rng = np.random.default_rng(fold_seed(self.config.seed, checked.item.id, copy))
+        if not checked.segments:
+            return Draw(copy, rng, None, checked.words, Counter())
+        main = draw_main(checked.segments, rng)
+        words, counts = assign(checked.words, checked.segments, main)
+        return Draw(copy, rng, main, words, counts)
+
+    def make(
+        self, checked: CheckedItem, draw: Draw, blocks: Iterator[np.ndarray], statistics: SignalStatistics
+    ) -> tuple[Iterator[np.ndarray], dict[str, Any]]:
+        """The streams [n, C] float32 in blocks, and the record."""
+        drawn: dict[str, Any] = {}
+        rms = statistics.rms()
+        if draw.main is not None:
+            blocks, drawn["main"] = self._split(checked, draw.main, blocks), draw.main
+        if self._augmenter is not None:
+            blocks, drawn["augmented"] = self._augmenter.apply(blocks, float(rms[-1]), draw.rng)
+        info = checked.info
+        number = f"#{draw.copy}" if self.config.copies > 1 else ""
+        return blocks, {
+            "id": f"{checked.item.id}{number}",
+            "words": [[word.text, word.start, word.end, word.speaker] for word in draw.words],
+            "duration": info.duration,
+            "provenance": {
+                "path": str(checked.item.id),
+                "sample_rate": info.sample_rate,
+                "format": info.format,
+                "channels": list(checked.channels),
+                "flags": dict(checked.flags),
+                **drawn,
+            },
+        }
+
+    def _split(self, checked: CheckedItem, main: str, blocks: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
+        """The main speaker's segments, and the rest."""
+        first = 0
+        for block in blocks:
+            mask = main_mask(checked.segments, main, first, len(block), self.rate)[:, None]
+            first += len(block)
+            yield np.concatenate([block * mask, block * (1 - mask)], axis=1)

@@ -59,7 +59,7 @@ def _time(value: Any) -> float | None:
 def parse_alignments(
     alignments: list[Any],
     duration: float,
-    speakers: Mapping[str, str] = SPEAKERS,
+    speakers: Mapping[str, str] | None = SPEAKERS,
     min_score: float = 0.0,
 ) -> tuple[list[Word], Counter[str]]:
     """Words sorted by start, and how many of them needed which repair.
@@ -67,7 +67,7 @@ def parse_alignments(
     An entry is [word, [start, end], speaker] or [word, [start, end], speaker, score]. Missing starts are interpolated
     between the neighbours of the same speaker; a missing, reversed or equal end becomes the next word's start, at most
     a second later. Counted: `estimated_start`, `estimated_end`, `reversed`, `zero_length`, `unsorted`, `empty_word`,
-    `clamped`, `low_score`, `repeated_words`.
+    `clamped`, `low_score`, `repeated_words`. With `speakers=None` labels mean nothing and all words are the model's.
 
     Raises:
         UnknownSpeaker: a label that `speakers` does not map.
@@ -82,7 +82,7 @@ def parse_alignments(
             text = " ".join(unicodedata.normalize("NFC", text).split())
         except (TypeError, ValueError) as error:
             raise DataError(f"alignment {index} is {entry!r}: it must be [word, [start, end], speaker]") from error
-        if label not in speakers:
+        if speakers is not None and label not in speakers:
             raise UnknownSpeaker(
                 f"speaker {label!r} of word {text!r} is not known: map it with --speaker {label}=model or {label}=user"
             )
@@ -92,7 +92,7 @@ def parse_alignments(
         score = _time(rest[0]) if rest else None
         if score is not None and score < min_score:
             counts["low_score"] += 1
-        entries.append([text, start, end, speakers[label]])
+        entries.append([text, start, end, "model" if speakers is None else speakers[label]])
     counts["unsorted"] += sum(
         1 for a, b in zip(entries, entries[1:], strict=False) if None not in (a[1], b[1]) and b[1] < a[1]
     )

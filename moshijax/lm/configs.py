@@ -6,6 +6,7 @@ import dataclasses
 
 from moshijax.lm import layouts
 from moshijax.lm.config import DepthConfig, LMConfig, LookupConditioner, TensorConditioner
+from moshijax.lm.layouts import StreamLayout
 from moshijax.nn.transformer import TransformerConfig
 
 
@@ -129,6 +130,40 @@ TTS_1_6B = LMConfig(
     cross_positions=1.0,
 )
 
+
+def _checkpointed(config: LMConfig) -> LMConfig:
+    """The same model, recomputing the activations of each layer in the backward pass, as the paper trained it."""
+    depth = config.depth and dataclasses.replace(
+        config.depth, transformer=dataclasses.replace(config.depth.transformer, remat_policy="full")
+    )
+    temporal = dataclasses.replace(config.temporal, remat_policy="full")
+    return dataclasses.replace(config, temporal=temporal, depth=depth)
+
+
+def _stages(moshi: LMConfig, codebooks: int, text_context: int) -> tuple[LMConfig, ...]:
+    """The models of the stages of training (arXiv 2410.00037, 3.2 and 4.4), all of the sizes of `moshi`."""
+    moshi = _checkpointed(moshi)
+
+    def stage(layout: StreamLayout) -> LMConfig:
+        return dataclasses.replace(moshi, layout=layout, depth=moshi.depth if layout.dep_q else None)
+
+    text = stage(layouts.text_only())
+    return (
+        dataclasses.replace(text, temporal=dataclasses.replace(text.temporal, context=text_context)),
+        stage(layouts.single_stream(codebooks, acoustic_delay=2)),
+        stage(layouts.dialogue(codebooks, acoustic_delay=1, score_user=True)),
+        stage(layouts.dialogue(codebooks, acoustic_delay=1)),
+        stage(layouts.recognition(codebooks)),
+        stage(layouts.synthesis(codebooks, acoustic_delay=2, two_speakers=True)),
+    )
+
+
+#: Helium 7B (text, context 4096); Moshi in pre-training (one stream, delay 2), from post-training on (both speakers
+#: scored: 16 depth steps, delay 1) and as fine-tuned in its released form; and its siblings that hear and that speak.
+HELIUM_7B, MOSHI_7B_ONE_STREAM, MOSHI_7B_TWO_STREAMS, MOSHI_7B_FINETUNED, MOSHI_7B_HEARING, MOSHI_7B_SPEAKING = _stages(
+    MOSHI_7B, codebooks=8, text_context=4096
+)
+
 #: A model that trains in minutes on a CPU; text pieces as in the quickstart.
 TINY = LMConfig(
     layout=layouts.dialogue(codebooks=4, acoustic_delay=1),
@@ -148,4 +183,20 @@ TINY = LMConfig(
             positional_embedding="none",
         )
     ),
+)
+
+_NANO_STACK = dict(gating="silu", norm="rms_norm_f32", num_heads=2)
+_NANO = LMConfig(
+    layout=layouts.dialogue(codebooks=2, acoustic_delay=1),
+    card=32,
+    text_card=40,
+    temporal=TransformerConfig(dim=32, num_layers=2, hidden_dim=48, context=24, **_NANO_STACK),
+    depth=DepthConfig(
+        TransformerConfig(dim=16, num_layers=1, hidden_dim=24, positional_embedding="none", **_NANO_STACK)
+    ),
+)
+
+#: The same stages, so small that a step takes milliseconds: for trying out recipes and data.
+NANO_HELIUM, NANO_ONE_STREAM, NANO_TWO_STREAMS, NANO_FINETUNED, NANO_HEARING, NANO_SPEAKING = _stages(
+    _NANO, codebooks=2, text_context=32
 )

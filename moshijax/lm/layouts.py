@@ -140,9 +140,18 @@ def recognition(codebooks: int = 8, text_delay: int = 0) -> StreamLayout:
     return StreamLayout((Stream("text", USER, delay=text_delay), *_audio(USER, codebooks, 0, **given)))
 
 
-def synthesis(codebooks: int = 8, acoustic_delay: int = 2, audio_delay: int = 0) -> StreamLayout:
-    """Text whose words are forced, and audio `audio_delay` frames behind it."""
-    return StreamLayout((Stream("text", MODEL), *_audio(MODEL, codebooks, acoustic_delay, audio_delay)))
+def synthesis(
+    codebooks: int = 8, acoustic_delay: int = 2, audio_delay: int = 0, two_speakers: bool = False
+) -> StreamLayout:
+    """Text whose words are forced, and audio `audio_delay` frames behind it; of `two_speakers`, both generated."""
+    speakers = (MODEL, USER) if two_speakers else (MODEL,)
+    rows = [row for speaker in speakers for row in _audio(speaker, codebooks, acoustic_delay, audio_delay)]
+    return StreamLayout((Stream("text", MODEL), *rows))
+
+
+def text_only() -> StreamLayout:
+    """A language model of text: pre-training of the temporal transformer."""
+    return StreamLayout((Stream("text", MODEL),))
 
 
 def from_delays(delays: Sequence[int], dep_q: int) -> StreamLayout:

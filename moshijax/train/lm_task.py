@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +18,12 @@ from moshijax.lm.losses import LossConfig
 from moshijax.train.task import LossParts, Source
 
 if TYPE_CHECKING:
+    from moshijax.data.grids import GridSource
     from moshijax.train.experiment import ExperimentConfig
 
+log = logging.getLogger(__name__)
+
+_COUNTED = 256  # recordings of a data set whose words are counted at the start
 # What a text step trains; everything else has no gradient from text alone.
 TEXT_OWNS = ("temporal/", "out_norm/", "text_embedding/", "text_head/")
 
@@ -74,6 +79,8 @@ class LMTask:
             found["eval"] = data.grid_batches(experiment.eval_data, layout, tokenizer, seed)
         for source in found.values():
             check_batch(self.model, source.batch(0))
+        if "audio" in found:
+            _tell_placement(found["audio"])
         return found
 
     def save_assets(self, experiment: ExperimentConfig, run_dir: Path) -> None:
@@ -126,6 +133,16 @@ class LMTask:
 
     def update_model_state(self, model_state: Any, statistics: Any, key: Any, step: Any) -> tuple[Any, dict[str, Any]]:
         return model_state, {}
+
+
+def _tell_placement(source: GridSource) -> None:
+    """Say what became of the words: none is dropped silently."""
+    number, counts = source.placement_counts(_COUNTED)
+    lost = log.warning if counts.lost_tokens else log.info
+    lost(
+        "words of %d recordings: %d placed, %d shifted later, %d pulled earlier, %d tokens without room",
+        *(number, counts.words, counts.shifted, counts.pulled, counts.lost_tokens),
+    )
 
 
 def check_batch(config: lm.LMConfig, batch: Mapping[str, np.ndarray]) -> None:

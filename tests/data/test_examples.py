@@ -186,7 +186,7 @@ def test_windows_are_pieces_of_the_whole_grid(prepared, shift):
     for start in range(FRAMES + 25 - 20 + 1):
         piece = cut._makers[0].window(record, start, swap=False, jitter=0.0, masked=False)
         np.testing.assert_array_equal(piece, whole[:, start : start + 20])
-    counts = cut.placement_counts()
+    _, counts = cut.placement_counts()
     # the last word has three pieces and begins at the last frame: text that comes late has no room after it
     assert vars(counts) == {"words": 4, "shifted": 1, "pulled": int(shift > 0), "lost_tokens": 0}
 

@@ -189,6 +189,6 @@ def test_refusals(folder, tokenizer, tmp_path):
 
 
 def test_counts_of_moved_words(long_folder, tokenizer):
-    counts = source(long_folder, tokenizer).placement_counts()
+    _, counts = source(long_folder, tokenizer).placement_counts()
     assert counts.words == 75 and counts.lost_tokens == 0
     assert PAD != EPAD

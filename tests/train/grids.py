@@ -18,13 +18,20 @@ def write_tokenizer(path: Path) -> Tokenizer:
     return tokenizer
 
 
-def write_dialogues(folder: Path, count: int = 24, frames: int = 40, codebooks: int = 4, card: int = 32) -> None:
+def write_dialogues(
+    folder: Path,
+    count: int = 24,
+    frames: int = 40,
+    codebooks: int = 4,
+    card: int = 32,
+    channels: tuple[str, ...] = ("model", "user"),
+) -> None:
     """Codes that are easy to predict (each follows from the one before) and words at even times."""
     folder.mkdir(parents=True)
     random = np.random.default_rng(0)
 
     def dialogue(number: int) -> dict:
-        first = random.integers(0, card, (2, codebooks, 1))
+        first = random.integers(0, card, (len(channels), codebooks, 1))
         codes = ((first + 3 * np.arange(frames)) % card).astype(np.int16)
         starts = np.arange(0.5, frames * 0.08 - 0.5, 0.6)
         words = [[WORDS[random.integers(len(WORDS))], float(t), float(t) + 0.3, "model"] for t in starts]
@@ -36,6 +43,7 @@ def write_dialogues(folder: Path, count: int = 24, frames: int = 40, codebooks: 
     index = {
         "format_version": records.FORMAT_VERSION,
         "kind": "dialogue",
+        "channels": list(channels),
         "codec": {"sha256": "0" * 64, "sample_rate": 24000, "frame_size": 1920, "num_codebooks": codebooks},
         "shards": [{"file": name, "records": count, "frames": [frames] * count}],
         "sha256": records.digest("made up", count, frames, codebooks, card),

@@ -1,0 +1,124 @@
+"""Two streams out of one recording in which everybody speaks: a main speaker, and everything else.
+
+The post-training of Moshi (arXiv 2410.00037, 4.4): a speaker is drawn, a mask of 0 and 1 over the samples cuts the
+recording into that speaker's segments and the rest, and the two are encoded apart. An overlap is the main speaker's.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from moshijax.data.manifest import Item
+from moshijax.data.transcript import Word
+from moshijax.errors import DataError
+
+_NEAR = 0.5  # seconds between a word and the segment it may belong to
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A stretch in which somebody speaks, in seconds."""
+
+    speaker: str
+    start: float
+    end: float
+
+
+def read_segments(item: Item, sidecar: dict[str, Any]) -> list[Segment]:
+    """Who speaks when: `"diarization": [[label, [start, end]], ...]` of the sidecar, or an RTTM file beside the audio.
+
+    Raises:
+        DataError: neither is there, or a segment has another form.
+    """
+    rttm = item.audio.with_suffix(".rttm")
+    if "diarization" in sidecar:
+        found = [_segment(item.sidecar, entry) for entry in _listed(item.sidecar, sidecar["diarization"])]
+    elif rttm.exists():
+        found = _read_rttm(rttm)
+    else:
+        raise DataError(
+            f'{item.sidecar} has no "diarization" and there is no {rttm.name}: diarize the recording, or prepare it '
+            "with --streams mixed"
+        )
+    if not found:
+        raise DataError(f"{item.sidecar}: the diarization names nobody: check the recording")
+    return sorted(found, key=lambda s: (s.start, s.end, s.speaker))
+
+
+def _listed(where: Path, entries: Any) -> list[Any]:
+    if not isinstance(entries, list):
+        raise DataError(f'{where}: "diarization" is {entries!r}: it must be a list of [label, [start, end]]')
+    return entries
+
+
+def _segment(where: Path, entry: Any) -> Segment:
+    try:
+        label, (start, end) = entry
+        segment = Segment(str(label), float(start), float(end))
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{where}: segment {entry!r} must be [label, [start, end]] in seconds") from error
+    if not 0 <= segment.start < segment.end < float("inf"):
+        raise DataError(f"{where}: segment {entry!r} must start at 0 s or later and end after that")
+    return segment
+
+
+def _read_rttm(path: Path) -> list[Segment]:
+    """Lines `SPEAKER file channel start duration <NA> <NA> label ...`, as diarization tools write them."""
+    found = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        fields = line.split()
+        if not fields or fields[0] != "SPEAKER":
+            continue
+        try:
+            start, length, label = float(fields[3]), float(fields[4]), fields[7]
+        except (IndexError, ValueError) as error:
+            raise DataError(f"{path}, line {number}: {line[:80]!r} is no RTTM line: write the file again") from error
+        found.append(_segment(path, [label, [start, start + length]]))
+    return found
+
+
+def draw_main(segments: Sequence[Segment], rng: np.random.Generator) -> str:
+    """The main speaker of a draw: each with equal probability (our choice; the paper says only that one is drawn)."""
+    speakers = sorted({segment.speaker for segment in segments})
+    return speakers[int(rng.integers(len(speakers)))]
+
+
+def assign(words: Iterable[Word], segments: Sequence[Segment], main: str) -> tuple[list[Word], Counter[str]]:
+    """Words as the model's (of `main`) or the user's (of all others): whose segments they overlap most, or lie near.
+
+    Counted: `word_without_speaker`, words more than half a second from any segment, which are left out.
+    """
+    out, counts = [], Counter()
+    for word in words:
+        overlaps: Counter[str] = Counter()
+        for segment in segments:
+            shared = min(word.end, segment.end) - max(word.start, segment.start)
+            if shared > 0:
+                overlaps[segment.speaker] += shared
+        if overlaps:
+            speaker = max(sorted(overlaps), key=overlaps.__getitem__)
+        else:
+            distance, speaker = min(
+                (max(segment.start - word.end, word.start - segment.end), segment.speaker) for segment in segments
+            )
+            if distance > _NEAR:
+                counts["word_without_speaker"] += 1
+                continue
+        out.append(Word(word.text, word.start, word.end, "model" if speaker == main else "user"))
+    return out, counts
+
+
+def main_mask(segments: Sequence[Segment], main: str, first: int, length: int, sample_rate: int) -> np.ndarray:
+    """1 in the main speaker's segments and 0 elsewhere, [length] float32, of the samples from `first` on."""
+    mask = np.zeros(length, np.float32)
+    for segment in segments:
+        if segment.speaker == main:
+            start, end = (round(t * sample_rate) - first for t in (segment.start, segment.end))
+            mask[max(0, start) : max(0, end)] = 1.0
+    return mask

@@ -1,0 +1,93 @@
+"""The stages of training one after the other, each by the tiny twin of its recipe, from text to a released model."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+
+import jax
+import numpy as np
+import pytest
+
+from moshijax import config
+from moshijax.train.checkpoint import load_run
+from moshijax.train.loop import train
+from moshijax.train.metrics import read_metrics
+from tests.train.grids import write_dialogues, write_text, write_tokenizer
+
+TWO = ("diarized", "fisher", "instruct", "calls", "calls_heldout")
+STAGES = ("helium", "pretraining", "post_training", "fisher", "instruct", "recognition", "synthesis", "finetuning")
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """All stages trained, each from the one that its recipe names; the folder of the runs."""
+    folder = tmp_path_factory.mktemp("stages")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        (folder / "prepared").mkdir()
+        for name in TWO:
+            write_dialogues(folder / "prepared" / name, count=12, codebooks=2)
+        write_dialogues(folder / "prepared" / "mixed", count=12, codebooks=2, channels=("mixed",))
+        write_tokenizer(folder / "tokenizer.model")
+        write_text(folder / "prepared" / "text")
+        for stage in STAGES:
+            train(config.load(recipe_of(stage)), folder / "runs" / stage)
+    return folder / "runs"
+
+
+def recipe_of(stage):
+    return f"nano_{stage}.gin" if stage == "helium" else f"nano_moshi_{stage}.gin"
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_stage_learns(runs, stage):
+    lines = read_metrics(runs / stage / "metrics.jsonl")
+    name = "train_text/loss" if stage == "helium" else "train/loss"
+    found = [line[name] for line in lines if name in line]
+    assert len(found) == 4 and found[-1] < found[0]
+    made = config.load(recipe_of(stage))
+    text_steps = sum("train_text/loss" in line for line in lines)
+    assert bool(text_steps) == (made.text_ratio > 0)
+    assert any("train/loss" in line for line in lines) == (made.text_ratio < 1)
+
+
+def test_each_twin_differs_from_its_recipe_in_size_alone():
+    for stage in STAGES:
+        small = config.load(recipe_of(stage))
+        full = config.load(recipe_of(stage).removeprefix("nano_"))
+        assert small.task.loss == full.task.loss and small.text_ratio == full.text_ratio
+        assert small.task.model.layout.delays[:2] == full.task.model.layout.delays[:2]
+        for kind in ("data", "eval_data"):
+            ours, theirs = getattr(small, kind), getattr(full, kind)
+            assert (ours is None) == (theirs is None)
+            if ours is not None:
+                assert dataclasses.replace(ours, batch_size=1, num_frames=1) == dataclasses.replace(
+                    theirs, batch_size=1, num_frames=1
+                )
+        if stage != "finetuning":
+            assert (small.init_from, small.init_transforms) == (full.init_from, full.init_transforms)
+
+
+def test_what_came_before_is_where_a_stage_starts(runs):
+    """The user's tables began as copies and the release dropped the user's steps; the released model is whole."""
+    _, helium, text, _ = load_run(runs / "helium")
+    _, one, single, _ = load_run(runs / "pretraining")
+    assert helium.layout.num_streams == 1 and one.layout.delays == (0, 0, 2)
+    assert set(text) == {"temporal", "out_norm", "text_embedding", "text_head"}
+    _, two, both, _ = load_run(runs / "instruct")
+    _, released, last, _ = load_run(runs / "finetuning")
+    assert (two.layout.dep_q, released.layout.dep_q) == (4, 2) and released.layout.delays == (0, 0, 1, 0, 1)
+    assert both["depth"]["heads"]["steps"]["kernel"].shape[0] == 4
+    assert last["depth"]["heads"]["steps"]["kernel"].shape[0] == 2
+    assert load_run(runs / "recognition")[1].depth is None
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(last))
+
+
+def test_words_are_counted_before_the_first_step(runs, monkeypatch, caplog):
+    """What the placement of the text moves is said once, at the start."""
+    monkeypatch.chdir(runs.parent)
+    made = config.load("nano_moshi_pretraining.gin")
+    with caplog.at_level("INFO", "moshijax"):
+        made.task.sources(made)
+    assert re.search(r"words of 12 recordings: 48 placed, \d+ shifted later, 0 pulled earlier, 0 tokens", caplog.text)
