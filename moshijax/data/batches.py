@@ -32,16 +32,18 @@ class BatchSource:
     """Batches of a Grain `MapDataset` whose elements are dicts of equally shaped numpy arrays.
 
     The dataset is infinite (shuffled anew in every epoch) and index-addressable, so `batch(n)` costs the same for
-    every n and a resumed run needs no state but n. Elements of a batch are made in so many threads.
+    every n and a resumed run needs no state but n. Elements of a batch are made in so many threads. `identity` names
+    the parts of the data and the sha256 of what each holds: batches are a function of these, the seed and n.
     """
 
-    def __init__(self, dataset: Any, batch_size: int, items: int, threads: int = 1):
+    def __init__(self, dataset: Any, batch_size: int, items: int, identity: Mapping[str, str], threads: int = 1):
         if batch_size < 1:
             raise ConfigError(f"batch_size is {batch_size}: use at least 1")
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="elements") if threads > 1 else None
         self._dataset = dataset
         self.batch_size = batch_size
         self.items = items  # elements of one epoch
+        self.identity = dict(identity)
 
     def batch(self, n: int, rows: slice = slice(None)) -> dict[str, np.ndarray]:
         """Batch n >= 0, or some of its rows (a process of many asks only for its own)."""

@@ -237,7 +237,9 @@ class GridSource(BatchSource):
             for w, maker in zip(windows, self._makers, strict=True)
         ]
         weights = config.weights or [float(len(w)) for w in windows]
-        super().__init__(mixed(datasets, weights), config.batch_size, sum(len(w) for w in windows))
+        identity = {str(path): w.source.index["sha256"] for path, w in zip(config.paths, windows, strict=True)}
+        identity["tokenizer"] = tokenizer.sha256
+        super().__init__(mixed(datasets, weights), config.batch_size, sum(len(w) for w in windows), identity)
 
     def placement_counts(self, most: int | None = None) -> tuple[int, PlacementCounts]:
         """Recordings that were looked at; their words placed, shifted and pulled, and tokens lost, without jitter.

@@ -120,4 +120,5 @@ def text_batches(config: TextData, layout: StreamLayout, tokenizer: Tokenizer, s
         grid[0] = text
         return {"codes": grid}
 
-    return BatchSource(shuffled(chunks, fold_seed(identity, seed), draw), config.batch_size, len(chunks))
+    dataset = shuffled(chunks, fold_seed(identity, seed), draw)
+    return BatchSource(dataset, config.batch_size, len(chunks), {str(path): identity})

@@ -220,6 +220,7 @@ class TeacherFeatures:
         if manifest_sha256 is not None and index["manifest_sha256"] != manifest_sha256:
             raise DataError(f"teacher features {folder} belong to another manifest: run `moshijax data teacher` again")
         self.kind, self.dim, self.rate = index["kind"], index["dim"], index["rate"]
+        self.sha256 = records.digest(index)
         self._source = records.RecordSource(folder, index)
         self._numbers = {name: number for number, name in enumerate(index["ids"])}
 

@@ -182,4 +182,7 @@ def audio_batches(config: AudioData, seed: int) -> BatchSource:
         raise DataError(f"no item of {config.manifest} has features in {config.teacher}: run `moshijax data teacher`")
     windows = AudioWindows(config, items, teacher)
     dataset = shuffled(items, fold_seed(manifest.sha256, seed), windows.draw)
-    return BatchSource(dataset, config.batch_size, len(items), config.threads)
+    identity = {config.manifest: manifest.sha256}
+    if teacher is not None:
+        identity[str(config.teacher)] = teacher.sha256
+    return BatchSource(dataset, config.batch_size, len(items), identity, config.threads)

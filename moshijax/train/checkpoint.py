@@ -147,6 +147,10 @@ class Checkpointer:
         )
         return state, found["meta"]
 
+    def meta(self, step: int) -> dict[str, Any]:
+        """What was saved beside the state."""
+        return self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
+
     def model_shapes(self, step: int) -> dict[str, Any]:
         """Shapes and types of params, model_state and ema of a checkpoint (those that it has)."""
         metadata = self._manager.item_metadata(step)["model"].tree

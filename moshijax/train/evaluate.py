@@ -12,8 +12,9 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from moshijax.train.experiment import ExperimentConfig
-from moshijax.train.feed import put
+from moshijax.train.feed import fetch
 from moshijax.train.metrics import Interval
+from moshijax.train.signals import Agreement
 from moshijax.train.state import StatePlan
 from moshijax.train.steps import LOSS, batch_shardings, with_rows
 from moshijax.train.task import Source, Task
@@ -32,12 +33,29 @@ class Snapshot:
 Evaluator = Callable[[Snapshot], Mapping[str, float]]
 
 
-class HeldOutLoss:
-    """Evaluator: the losses of the audio steps on held-out batches 0, 1, ..., without gradients."""
+class Interrupted(Exception):
+    """An evaluation was left because the run is to stop; it is made anew when the run goes on."""
 
-    def __init__(self, task: Task, experiment: ExperimentConfig, plan: StatePlan, source: Source, mesh: Mesh) -> None:
-        self._source, self._count = source, experiment.eval_batches
+
+class HeldOutLoss:
+    """Evaluator: the losses of the audio steps on held-out batches 0, 1, ..., without gradients.
+
+    Raises when called:
+      Interrupted: a signal asked the run to stop.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        experiment: ExperimentConfig,
+        plan: StatePlan,
+        source: Source,
+        mesh: Mesh,
+        stop: Agreement | None = None,
+    ) -> None:
+        self._source, self._count, self._stop = source, experiment.eval_batches, stop
         first = source.batch(0)
+        self._rows = len(next(iter(first.values())))
         self._where = batch_shardings(first, mesh, 1)
         names: list[str] = []
 
@@ -60,7 +78,10 @@ class HeldOutLoss:
     def __call__(self, snapshot: Snapshot) -> dict[str, float]:
         interval = Interval()
         for n in range(self._count):
-            packed = self._run(snapshot.params, snapshot.model_state, put(self._source.batch(n), self._where))
+            if self._stop is not None and self._stop.now():
+                raise Interrupted
+            batch = fetch(self._source, n, self._where, self._rows)
+            packed = self._run(snapshot.params, snapshot.model_state, batch)
             pairs = zip(self._names, jax.device_get(packed), strict=True)
             interval.add("eval", {name: (float(a), float(b)) for name, (a, b) in pairs})
         return interval.means()

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-from jax.sharding import NamedSharding
+from jax.sharding import NamedSharding, PartitionSpec
 
 from moshijax.train.experiment import place_of_step
 from moshijax.train.task import Source
@@ -17,14 +17,40 @@ from moshijax.train.task import Source
 AHEAD = 2
 
 
-def put(batch: Mapping[str, np.ndarray], shardings: Mapping[str, NamedSharding]) -> dict[str, jax.Array]:
-    """A global batch onto its devices; every process brings the rows of its own devices."""
+def own_rows(rows: int, where: NamedSharding) -> slice:
+    """The rows of a batch that this process feeds to its devices (with what lies between them, if anything does)."""
+    along = NamedSharding(where.mesh, PartitionSpec(*where.spec[:1]))
+    found = [index[0].indices(rows) for index in along.addressable_devices_indices_map((rows,)).values()]
+    return slice(min(start for start, _, _ in found), max(stop for _, stop, _ in found))
+
+
+def put(
+    batch: Mapping[str, np.ndarray], shardings: Mapping[str, NamedSharding], own: slice | None = None, rows: int = 0
+) -> dict[str, jax.Array]:
+    """A batch onto the devices of all processes.
+
+    Args:
+      batch: the whole of it, or the rows `own` (a slice with start and stop) of one of `rows` rows.
+    """
     if jax.process_count() == 1:
         return {name: jax.device_put(batch[name], where) for name, where in shardings.items()}
-    return {
-        name: jax.make_array_from_callback(batch[name].shape, where, lambda index, name=name: batch[name][index])
-        for name, where in shardings.items()
-    }
+
+    def place(array: np.ndarray, where: NamedSharding) -> jax.Array:
+        count, first = (len(array), 0) if own is None else (rows, own.start)
+
+        def part(index: tuple[slice, ...]) -> np.ndarray:
+            start, stop, _ = index[0].indices(count)
+            return array[(slice(start - first, stop - first), *index[1:])]
+
+        return jax.make_array_from_callback((count, *array.shape[1:]), where, part)
+
+    return {name: place(batch[name], where) for name, where in shardings.items()}
+
+
+def fetch(source: Source, n: int, shardings: Mapping[str, NamedSharding], rows: int) -> dict[str, jax.Array]:
+    """Batch n of `rows` rows onto the devices of all processes; each makes only the rows of its own devices."""
+    own = own_rows(rows, next(iter(shardings.values())))
+    return put(source.batch(n, own), shardings, own, rows)
 
 
 class Fed(NamedTuple):
@@ -44,11 +70,13 @@ class Feed:
         self,
         sources: Mapping[str, Source],
         shardings: Mapping[str, Mapping[str, NamedSharding]],
+        rows: Mapping[str, int],
         text_ratio: float,
         start: int,
         steps: int,
     ) -> None:
-        self._sources, self._shardings, self._ratio, self._steps = sources, shardings, text_ratio, steps
+        self._sources, self._shardings, self._rows = sources, shardings, rows
+        self._ratio, self._steps = text_ratio, steps
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="batches")
         self._made: dict[int, Future] = {}
         for step in range(start, min(start + AHEAD, steps)):
@@ -59,7 +87,7 @@ class Feed:
 
     def _make(self, step: int) -> tuple[str, int, dict[str, jax.Array]]:
         program, index = place_of_step(step, self._ratio)
-        return program, index, put(self._sources[program].batch(index), self._shardings[program])
+        return program, index, fetch(self._sources[program], index, self._shardings[program], self._rows[program])
 
     def get(self, step: int) -> Fed:
         """The batch of a step; what its making raised is raised here."""

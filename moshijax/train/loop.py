@@ -2,6 +2,7 @@
 
 For n = start, start + 1, ...: stop if a signal asked for it; maybe evaluate; maybe checkpoint; dispatch step n; log
 step n - 1. The device always has the next step before the host looks at the last one, and nothing else makes it wait.
+After the last step: evaluate, checkpoint.
 """
 
 from __future__ import annotations
@@ -19,19 +20,19 @@ import jax
 
 from moshijax.config_json import to_json
 from moshijax.errors import MoshijaxError, Stopped
+from moshijax.train import hosts, sharding
 from moshijax.train import run_dir as files
-from moshijax.train import sharding
 from moshijax.train.checkpoint import Checkpointer, quiet_orbax
 from moshijax.train.compilations import Compilations
-from moshijax.train.evaluate import Evaluator, HeldOutLoss, Snapshot
+from moshijax.train.evaluate import Evaluator, HeldOutLoss, Interrupted, Snapshot
 from moshijax.train.experiment import ExperimentConfig
 from moshijax.train.feed import Fed, Feed
 from moshijax.train.flops import peak_flops
 from moshijax.train.init_from import starting_point
 from moshijax.train.metrics import Interval, Writer, readable
 from moshijax.train.profile import Profiler
-from moshijax.train.run_dir import RunDir
-from moshijax.train.signals import StopSignal
+from moshijax.train.run_dir import Claim, RunDir
+from moshijax.train.signals import Agreement, StopSignal
 from moshijax.train.state import StatePlan, TrainState, plan_state
 from moshijax.train.steps import NONFINITE, Program, batch_shardings, compile_step
 from moshijax.train.weights_and_biases import WandbLog
@@ -119,21 +120,34 @@ class _Run:
     compilations: Compilations
     profiler: Profiler
     report: _Report
+    stop: Agreement
+    evaluated: int  # step of the last complete evaluation
     clock: _Clock = field(default_factory=_Clock)
     bad: list[dict[str, Any]] = field(default_factory=list)
     lines: int = 0
 
     def save(self, state: TrainState, step: int) -> None:
         with jax.transfer_guard("allow"), self.clock.hold("save"):
-            self.checkpointer.save(state, step, {"step": step, "interval": self.interval.save()})
+            meta = {"step": step, "interval": self.interval.save(), "evaluated": self.evaluated}
+            self.checkpointer.save(state, step, {**meta, "lines": self.writer.lines})
 
     def evaluate(self, state: TrainState, step: int) -> None:
+        """Run the evaluators on the state after `step` steps, unless that was done before the run was stopped.
+
+        Raises:
+          Interrupted: a signal asked the run to stop.
+        """
+        if self.evaluated == step:
+            return
         config = self.experiment.task.model_config()
         snapshot = Snapshot(step, config, state.ema or state.params, state.model_state)
         values: dict[str, float] = {}
         with jax.transfer_guard("allow"), self.clock.hold("evaluate"):
             for evaluator in self.evaluators:
+                if self.stop.now():
+                    raise Interrupted
                 values |= evaluator(snapshot)
+        self.evaluated = step
         if values:
             self.writer.write(step, values)
             log.info("step %d  %s", step, "  ".join(f"{name} {value:.4g}" for name, value in values.items()))
@@ -225,14 +239,21 @@ def train(
     recipe: str | None = None,
     progress: Progress = lambda done, steps, values: None,
     report: Callable[[Path], None] | None = None,
+    allow_change: bool = False,
+    lost_after: float = hosts.LOST_AFTER,
 ) -> None:
     """Train, or go on where the run directory's last complete checkpoint is.
+
+    With several processes (`moshijax.train.hosts.join`) each calls this with the same arguments and a run directory
+    that all of them see. A process that fails, or learns that another one is lost, then ends at once: see `hosts.Line`.
 
     Args:
       evaluators: run every `eval_every` steps and at the end, besides the loss on `eval_data`.
       recipe: gin text of the whole experiment, kept in the run directory.
       report: writes a page into the run directory from what is there (`moshijax.report.run.write_run_page`); called in
         a thread every `report_every` steps, and at the end.
+      allow_change: go on although the recipe or the data is not that of the run; what changed is logged.
+      lost_after: seconds of silence after which another process counts as lost.
 
     Raises:
       ConfigError: an impossible experiment, or a run directory of another one.
@@ -241,7 +262,7 @@ def train(
       MoshijaxError: three non-finite steps in a row, or a full disk.
     """
     run = RunDir(Path(run_dir))
-    with StopSignal() as stop, contextlib.ExitStack() as stack:
+    with hosts.Line(lost_after) as line, StopSignal() as signals, contextlib.ExitStack() as stack:
         stack.enter_context(quiet_orbax())
         compilations = stack.enter_context(Compilations())
         mesh = sharding.make_mesh(experiment.mesh)
@@ -253,26 +274,37 @@ def train(
         batches = {program: sources[program].batch(0) for program in experiment.programs}
         where = {program: batch_shardings(batch, mesh, experiment.microbatches) for program, batch in batches.items()}
         begin = None if run.has_checkpoint() else starting_point(experiment, task, plan, mesh)
+        identity = {name: dict(source.identity) for name, source in sources.items()}
+        what = Claim(experiment, (task.kind, task.model_config()), identity, recipe)
+        changes: list[str] = []
         if jax.process_index() == 0:
-            run.claim(experiment, (task.kind, task.model_config()), recipe)
+            changes = run.claim(what, allow_change)
             task.save_assets(experiment, run.path)
+        hosts.agreed(0)  # the directory is there
         checkpointer = stack.enter_context(contextlib.closing(Checkpointer(run, experiment.keep_checkpoints)))
-        if (checkpointer.latest() or 0) >= experiment.steps:
+        latest = hosts.agreed(checkpointer.latest() or 0)
+        if latest >= experiment.steps and checkpointer.meta(latest)["evaluated"] == latest:
             log.info("%s is complete: %d steps done", run.path, experiment.steps)
             return
         programs = {p: compile_step(task, experiment, plan, p, batch, mesh) for p, batch in batches.items()}
-        state, start, interval = _first_state(experiment, plan, checkpointer, begin)
+        state, meta = _first_state(experiment, plan, checkpointer, latest, begin)
+        for change in changes:
+            log.warning("changed at step %d: %s", latest, change)
+        if changes:
+            run.accept(what, changes, latest)
+        stop = Agreement(signals, mesh)
         if "eval" in sources:
-            evaluators = [HeldOutLoss(task, experiment, plan, sources["eval"], mesh), *evaluators]
+            evaluators = [HeldOutLoss(task, experiment, plan, sources["eval"], mesh, stop), *evaluators]
         page = stack.enter_context(contextlib.closing(_Report(report, run.path)))
         others = [WandbLog(experiment.wandb, run.path, to_json(experiment))] if logs_to_wandb(experiment) else []
-        writer = Writer(run.metrics, run.path / files.TENSORBOARD, start, others)
+        writer = Writer(run.metrics, run.path / files.TENSORBOARD, latest, meta["lines"], others)
         stack.enter_context(contextlib.closing(writer))
         profiler = Profiler(run.path / files.PROFILE, experiment.profile_steps)
         stack.enter_context(contextlib.closing(profiler))
-        feed = Feed(sources, where, experiment.text_ratio, start, experiment.steps)
+        rows = {program: len(next(iter(batch.values()))) for program, batch in batches.items()}
+        feed = Feed(sources, where, rows, experiment.text_ratio, latest, experiment.steps)
         stack.enter_context(contextlib.closing(feed))
-        _describe(run, state, programs, start)
+        _describe(run, state, programs, latest)
         whole = _Run(
             experiment=experiment,
             files=run,
@@ -282,32 +314,40 @@ def train(
             writer=writer,
             evaluators=evaluators,
             progress=progress,
-            interval=Interval(interval),
+            interval=Interval(meta["interval"]),
             peak=peak,
             compilations=compilations,
             profiler=profiler,
             report=page,
+            stop=stop,
+            evaluated=meta["evaluated"],
         )
+        stack.push(line.end)
         with jax.transfer_guard("disallow"):
-            _loop(whole, state, start, feed, stop)
+            _loop(whole, state, latest, feed)
 
 
-def _loop(run: _Run, state: TrainState, start: int, feed: Feed, stop: StopSignal) -> None:
+def _loop(run: _Run, state: TrainState, start: int, feed: Feed) -> None:
     experiment = run.experiment
     pending: tuple[int, Fed, jax.Array] | None = None
+    question: jax.Array | None = None
 
     def settle() -> None:
         nonlocal pending
         last, pending = pending, None
         if last is not None:
             run.logged(*last)
+            run.stop.hear(question)
 
+    step = start
     try:
+        if run.stop.now():
+            raise Interrupted
         for step in range(start, experiment.steps):
-            if stop.requested(step):
+            if run.stop.reached:
                 settle()
-                _stop(run, state, step, start, stop)
-            if step > start and step % experiment.eval_every == 0 and run.evaluators:
+                raise Interrupted
+            if step > 0 and step % experiment.eval_every == 0:
                 settle()
                 run.evaluate(state, step)
             if step > start and step % experiment.checkpoint_every == 0:
@@ -322,31 +362,32 @@ def _loop(run: _Run, state: TrainState, start: int, feed: Feed, stop: StopSignal
             with jax.profiler.StepTraceAnnotation(fed.program, step_num=step):
                 state, packed = run.programs[fed.program].run(state, fed.batch)
             settle()
-            pending = (step, fed, packed)
+            pending, question = (step, fed, packed), run.stop.ask()
         settle()
+        step = experiment.steps
+        run.evaluate(state, step)
+    except Interrupted:
+        _stop(run, state, step, start)
     except _NonFinite:
         _stop_non_finite(run, state)
     run.save(state, experiment.steps)
-    if run.evaluators:
-        run.evaluate(state, experiment.steps)
     run.checkpointer.wait()
 
 
-def _stop(run: _Run, state: TrainState, step: int, start: int, stop: StopSignal) -> None:
-    name = stop.name or "preemption"
+def _stop(run: _Run, state: TrainState, step: int, start: int) -> None:
     if step == start:
-        raise Stopped(f"stopped by {name} before the first step; the same command starts again")
+        raise Stopped(f"stopped by {run.stop.name} before the first step; the same command starts again")
     run.save(state, step)
     run.checkpointer.wait()
-    raise Stopped(f"stopped by {name} after {step} steps, which are saved; the same command continues")
+    raise Stopped(f"stopped by {run.stop.name} after {step} steps, which are saved; the same command continues")
 
 
 def _stop_non_finite(run: _Run, state: TrainState) -> None:
     done = int(jax.device_get(state.step))
-    run.save(state, done)
-    run.checkpointer.wait()
     if jax.process_index() == 0:
         files.write_json(run.files.path / files.NONFINITE, run.bad)
+    run.save(state, done)
+    run.checkpointer.wait()
     named = ", ".join(f"{b['step']} ({b['program']} batch {b['batch']})" for b in run.bad)
     raise MoshijaxError(
         f"steps {named} were not finite, {MAX_NONFINITE} in a row; the last good parameters are saved and the batches "
@@ -358,15 +399,14 @@ def _first_state(
     experiment: ExperimentConfig,
     plan: StatePlan,
     checkpointer: Checkpointer,
+    latest: int,
     begin: Callable[[TrainState], TrainState] | None,
-) -> tuple[TrainState, int, Mapping[str, Any] | None]:
-    """State, steps done and saved log sums: of the run's last checkpoint, else a new one that `begin` goes over."""
-    latest = checkpointer.latest()
-    if latest is not None:
-        state, meta = checkpointer.restore(latest, plan.abstract)
-        return state, latest, meta["interval"]
+) -> tuple[TrainState, dict[str, Any]]:
+    """State, and what was saved beside it: of the run's last checkpoint, else a new one that `begin` goes over."""
+    if latest:
+        return checkpointer.restore(latest, plan.abstract)
     state = plan.create(experiment.seed)
-    return state if begin is None else begin(state), 0, None
+    return state if begin is None else begin(state), {"interval": None, "evaluated": 0, "lines": 0}
 
 
 def _describe(run: RunDir, state: TrainState, programs: Mapping[str, Program], start: int) -> None:

@@ -41,14 +41,15 @@ class Interval:
 
 class Writer:
     """metrics.jsonl and TensorBoard event files of a run, written by the first process alone, and what else takes
-    `write` and `close` (`others`). Lines after the step at which a run resumes are dropped first: they will be written
-    again."""
+    `write` and `close` (`others`). Lines after the step at which a run resumes, and beyond the number that its
+    checkpoint knows of, are dropped first: they will be written again."""
 
-    def __init__(self, metrics: Path, tensorboard: Path, step: int, others: Sequence[Any] = ()) -> None:
+    def __init__(self, metrics: Path, tensorboard: Path, step: int, lines: int, others: Sequence[Any] = ()) -> None:
         self._file = self._board = None
         self._others = others
+        self.lines = 0
         if jax.process_index() == 0:
-            _drop_later(metrics, step)
+            self.lines = _drop_later(metrics, step, lines)
             self._file = metrics.open("a", encoding="utf-8")
             self._board = _tensorboard(tensorboard, step)
 
@@ -59,6 +60,7 @@ class Writer:
         plain = {name: float(f"{value:.7g}") if math.isfinite(value) else None for name, value in values.items()}
         self._file.write(json.dumps({"step": step, **plain}) + "\n")
         self._file.flush()
+        self.lines += 1
         if self._board is not None:
             for name, value in values.items():
                 self._board.add_scalar(name, value, step)
@@ -74,20 +76,21 @@ class Writer:
             self._board.close()
 
 
-def _drop_later(path: Path, step: int) -> None:
-    """Keep the complete lines up to a step."""
+def _drop_later(path: Path, step: int, lines: int) -> int:
+    """Keep the first complete lines, up to a step and to a number; returns how many are kept."""
     if not path.exists():
-        return
+        return 0
     kept = []
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
-            if json.loads(line)["step"] <= step:
+            if json.loads(line)["step"] <= step and len(kept) < lines:
                 kept.append(line + "\n")
         except (ValueError, KeyError):  # cut off by a kill
             continue
     partial = path.with_name(f".{path.name}.partial")
     partial.write_text("".join(kept), encoding="utf-8")
     os.replace(partial, path)
+    return len(kept)
 
 
 def _tensorboard(path: Path, step: int) -> Any:

@@ -1,12 +1,16 @@
-"""Stopping on SIGTERM and SIGINT at a step boundary."""
+"""Stopping on SIGTERM and SIGINT at a boundary: before a step, or before a batch of an evaluation."""
 
 from __future__ import annotations
 
 import signal
 import threading
+from collections.abc import Callable
 from types import FrameType
 
 import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -36,10 +40,46 @@ class StopSignal:
     def __exit__(self, *_: object) -> None:
         self._restore()
 
-    def requested(self, step: int) -> bool:
-        """Whether to stop before this step; all processes of a run get the same answer for the same step."""
-        if jax.process_count() == 1:
-            return self.name is not None
-        from jax.experimental import multihost_utils
 
-        return multihost_utils.reached_preemption_sync_point(step)
+class Agreement:
+    """Whether a signal has reached any process of the run; every process gets the same answers in the same order.
+
+    With several processes the answer is a sum over all devices, asked for right after a step was dispatched and heard
+    when that step is logged: nobody waits for it. One process answers itself.
+    """
+
+    def __init__(self, stop: StopSignal, mesh: Mesh) -> None:
+        self._stop, self._heard = stop, False
+        self._alone = jax.process_count() == 1
+        if not self._alone:
+            where = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+            self._flags = [
+                jax.make_array_from_callback((mesh.size,), where, lambda i, v=v: np.full((mesh.size,), v, np.int32)[i])
+                for v in (0, 1)
+            ]
+            self._sum: Callable[[jax.Array], jax.Array] = (
+                jax.jit(jnp.sum, out_shardings=NamedSharding(mesh, PartitionSpec())).lower(self._flags[0]).compile()
+            )
+
+    def ask(self) -> jax.Array | None:
+        """Dispatch the question; its answer is for `hear`."""
+        return None if self._alone else self._sum(self._flags[self._stop.name is not None])
+
+    def hear(self, answer: jax.Array | None) -> bool:
+        """Whether to stop at the next boundary, from this answer on."""
+        self._heard |= self._stop.name is not None if answer is None else bool(jax.device_get(answer))
+        return self._heard
+
+    def now(self) -> bool:
+        """Ask, and wait for the answer."""
+        return self.hear(self.ask())
+
+    @property
+    def reached(self) -> bool:
+        """Whether to stop here, as far as was heard."""
+        return self.hear(None) if self._alone else self._heard
+
+    @property
+    def name(self) -> str:
+        """Of the signal, for messages."""
+        return self._stop.name or "a signal to another process"

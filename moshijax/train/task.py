@@ -28,8 +28,10 @@ class LossParts(NamedTuple):
 class Source(Protocol):
     """Batches by number; `batch(n)` is a function of the data, the seed and n alone."""
 
-    def batch(self, n: int) -> Mapping[str, Any]:
-        """Numpy arrays of the whole (global) batch, rows first; the same shapes for every n."""
+    identity: Mapping[str, str]  # name of each part of the data -> sha256 of what it holds
+
+    def batch(self, n: int, rows: slice = slice(None)) -> Mapping[str, Any]:
+        """Numpy arrays of the whole (global) batch, or of some of its rows; the same shapes for every n."""
         ...
 
 

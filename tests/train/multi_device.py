@@ -185,11 +185,3 @@ def lm_restores(folder, run_dir):
         state, _ = checkpointer.restore(40, plan.abstract)
     assert not state.params["temporal"]["layers"]["mlp"]["up"]["kernel"].sharding.is_fully_replicated
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(state.params), jax.device_get(alone))
-
-
-def one_of_two_processes(port, number, run_dir):
-    """Two processes with two devices each train the small task together."""
-    jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    jax.distributed.initialize(f"localhost:{port}", 2, int(number))
-    assert jax.device_count() == 4 and jax.local_device_count() == 2
-    train(dataclasses.replace(SMALL, mesh=MeshConfig(data=2, fsdp=2)), run_dir)

@@ -25,13 +25,18 @@ class SmallData:
     bad_from: int = -1  # batches bad_from, bad_from + 1, ... below bad_to hold a NaN
     bad_to: int = -1
 
-    def batch(self, n: int) -> dict[str, np.ndarray]:
+    @property
+    def identity(self) -> dict[str, str]:
+        return {"small": str(self.seed)}
+
+    def batch(self, n: int, rows: slice = slice(None)) -> dict[str, np.ndarray]:
         random = np.random.default_rng([self.seed, n])
         x = random.standard_normal((self.rows, 16), np.float32)
         if self.bad_from <= n < self.bad_to:
             x[0, 0] = np.nan
         weight = (random.random((self.rows, 16)) < 0.7).astype(np.float32)
-        return {"x": x, "y": np.roll(x, 1, axis=1) * 2, "weight": weight}
+        whole = {"x": x, "y": np.roll(x, 1, axis=1) * 2, "weight": weight}
+        return {name: array[rows] for name, array in whole.items()}
 
 
 @dataclass(frozen=True)

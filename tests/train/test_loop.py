@@ -180,7 +180,56 @@ def test_another_recipe_is_refused_with_the_differences(whole_run):
     with pytest.raises(ConfigError) as error:
         train(other, whole_run)
     assert "optimizer.learning_rate is 0.01 there, 0.02 here; seed is 0 there, 1 here;" in str(error.value)
+    assert "is a run of another recipe: " in str(error.value)
     assert "log_every" not in str(error.value)
+
+
+def test_other_data_under_the_same_name_is_refused(whole_run, monkeypatch):
+    assert json.loads((whole_run / "data.json").read_text())["audio"] == {"small": "0"}
+    monkeypatch.setattr(SmallData, "identity", {"small": "prepared again"})
+    with pytest.raises(ConfigError) as error:
+        train(EXPERIMENT, whole_run)
+    assert "is a run of other data: data audio.small is '0' there, 'prepared again' here;" in str(error.value)
+    assert "--allow-change" in str(error.value)
+
+
+def test_an_allowed_change_is_logged_kept_and_in_force(whole_run, run_dir, caplog):
+    shutil.copytree(whole_run, run_dir)
+    shutil.rmtree(run_dir / "checkpoints" / "40")
+    changed = dataclasses.replace(EXPERIMENT, optimizer=OptimizerConfig(learning_rate=2e-2))
+    train(changed, run_dir, allow_change=True)
+    line = "optimizer.learning_rate is 0.01 there, 0.02 here"
+    assert f"changed at step 30: {line}" in [record.getMessage() for record in caplog.records]
+    assert json.loads((run_dir / "changes.jsonl").read_text()) == {"step": 30, "changes": [line]}
+    assert json.loads((run_dir / "config.json").read_text())["optimizer"]["learning_rate"] == 2e-2
+    assert numbers(run_dir)[-2]["train/learning_rate"] == 2 * numbers(whole_run)[-2]["train/learning_rate"]
+    train(changed, run_dir)  # from here on this is the recipe of the run
+
+
+def test_a_change_that_does_not_fit_is_not_recorded(whole_run, run_dir):
+    shutil.copytree(whole_run, run_dir)
+    shutil.rmtree(run_dir / "checkpoints" / "40")
+    before = (run_dir / "config.json").read_bytes()
+    with pytest.raises(DataError, match="params/first/kernel has shape"):
+        train(dataclasses.replace(EXPERIMENT, task=SmallTask(SmallModel(hidden=48))), run_dir, allow_change=True)
+    assert (run_dir / "config.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("batch", [0, 5])
+def test_a_signal_in_an_evaluation_leaves_it_and_resume_makes_it_anew(whole_run, run_dir, monkeypatch, batch):
+    def killing(self, n, rows=slice(None), make=SmallData.batch):
+        if self.seed == 2 and n == batch and (run_dir / "metrics.jsonl").stat().st_size > 100:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return make(self, n, rows)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SmallData, "batch", killing)
+        with pytest.raises(Stopped, match="after 20 steps"):
+            train(EXPERIMENT, run_dir)
+    assert not any("eval/loss" in line for line in numbers(run_dir))
+    train(EXPERIMENT, run_dir)
+    assert_bit_equal(state_at(whole_run, 40), state_at(run_dir, 40))
+    assert numbers(run_dir) == numbers(whole_run)
 
 
 def test_mismatched_leaves_are_listed(whole_run):

@@ -1,11 +1,8 @@
 from __future__ import annotations
 
 import shutil
-import socket
-from concurrent.futures import ThreadPoolExecutor
 
 import jax
-import numpy as np
 import pytest
 from jax.sharding import AbstractMesh, PartitionSpec
 
@@ -41,26 +38,6 @@ def test_a_run_of_8_devices_goes_on_with_one(tmp_path):
     shutil.rmtree(tmp_path / "eight" / "checkpoints" / "12")
     train(SMALL, tmp_path / "eight")
     assert read_metrics(tmp_path / "eight" / "metrics.jsonl")[-1]["step"] == 12
-
-
-@pytest.mark.slow
-def test_two_processes_train_like_one(tmp_path):
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    with ThreadPoolExecutor(2) as pool:
-        both = [
-            pool.submit(run_on_devices, 2, f"{HERE}:one_of_two_processes", port, number, tmp_path / "two")
-            for number in range(2)
-        ]
-        train(SMALL, tmp_path / "one")
-        for process in both:
-            process.result()
-    ours, theirs = (read_metrics(tmp_path / name / "metrics.jsonl") for name in ("two", "one"))
-    assert [line["step"] for line in ours] == list(range(1, 13))
-    for a, b in zip(ours, theirs, strict=True):
-        for name in a.keys() & {"train/loss", "train_text/loss", "train/grad_norm"}:
-            np.testing.assert_allclose(a[name], b[name], rtol=1e-5)
 
 
 def test_rows_that_do_not_divide_are_refused():
