@@ -16,6 +16,8 @@ EXTRA_OF = {
     "espeakng_loader": "synth",
     "tensorboardX": "train",
     "matplotlib": "eval",
+    "pystoi": "eval",
+    "pesq": "pesq",
     "torch": "teacher",
     "transformers": "teacher",
     "wandb": "wandb",

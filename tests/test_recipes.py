@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from moshijax import config, shipped
+from moshijax.eval.codec import CodecEvaluation
+from moshijax.train.experiment import ExperimentConfig
 
 GOLDEN = Path(__file__).parent / "golden"
 RECIPES = sorted(shipped.folder("experiments").rglob("*.gin"))
@@ -15,10 +17,15 @@ NAMES = [str(path.relative_to(shipped.folder("experiments"))) for path in RECIPE
 UPDATE = "MOSHIJAX_UPDATE_GOLDEN"
 
 
+def root(name):
+    """What a recipe describes: a training run, or in `eval` an evaluation."""
+    return CodecEvaluation if name.startswith("eval/") else ExperimentConfig
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_the_resolved_config_is_the_one_on_record(name) -> None:
     """A change here is a change of an experiment: look at the difference, then update with MOSHIJAX_UPDATE_GOLDEN=1."""
-    text = config.dump(config.load(name))
+    text = config.dump(config.load(name, root=root(name)))
     golden = GOLDEN / name
     if UPDATE in os.environ:
         golden.parent.mkdir(parents=True, exist_ok=True)
@@ -29,9 +36,9 @@ def test_the_resolved_config_is_the_one_on_record(name) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_resolved_config_loads_back_equal(name, tmp_path) -> None:
-    made = config.load(name)
+    made = config.load(name, root=root(name))
     (tmp_path / "resolved.gin").write_text(config.dump(made))
-    assert config.load(tmp_path / "resolved.gin") == made
+    assert config.load(tmp_path / "resolved.gin", root=root(name)) == made
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -40,7 +47,8 @@ def test_a_recipe_opens_with_its_command_hardware_time_and_result(name) -> None:
     head = "\n".join(
         line for line in lines[: next(i for i, line in enumerate([*lines, ""]) if not line.startswith("#"))]
     )
-    assert f"moshijax train {name}" in head, "the first comment gives the command"
+    command = "eval" if name.startswith("eval/") else "train"
+    assert f"moshijax {command} {name}" in head, "the first comment gives the command"
     for word in ("hardware", "time", "result"):
         assert word in head.lower(), f"the first comment says nothing of {word}"
 

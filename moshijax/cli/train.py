@@ -7,10 +7,15 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from moshijax.errors import ConfigError
+
+if TYPE_CHECKING:
+    from moshijax.train.evaluate import Evaluator
+    from moshijax.train.experiment import ExperimentConfig
 
 GIN = "--gin."
 
@@ -145,9 +150,19 @@ def command(
         train(
             experiment,
             run_dir,
+            evaluators=evaluators_of(experiment, run_dir),
             recipe=config.dump(experiment),
             progress=progress,
             report=write_run_page,
             allow_change=allow_change,
             lost_after=lost_after,
         )
+
+
+def evaluators_of(experiment: ExperimentConfig, run_dir: Path) -> tuple[Evaluator, ...]:
+    """What is measured besides the losses: of a codec with held-out data, how it sounds."""
+    if experiment.task.kind != "codec" or experiment.eval_data is None:
+        return ()
+    from moshijax.eval.codec import CodecEvaluator
+
+    return (CodecEvaluator(experiment, run_dir),)

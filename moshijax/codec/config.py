@@ -68,7 +68,7 @@ class QuantizerConfig:
         dim: width of the codes.
         bins: entries per codebook.
         num_codebooks: all of them, semantic ones included.
-        semantic: how many are semantic.
+        semantic: how many are semantic; a teacher is heard by the first. Published codecs have one.
     """
 
     dim: int = 256

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 #: The first convolution sees the spectrogram itself and has no weight norm.
 PLAIN = ("conv_0",)
+#: Channels that a convolution has at least, see `convolve`.
+FOLDED = 32
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,39 @@ class Judgement(NamedTuple):
     features: tuple[Float[Array, "B F W C"], ...]
 
 
+def convolve(
+    x: Float[Array, "B F W I"], kernel: Float[Array, "k l I O"], stride: int, dilation: int
+) -> Float[Array, "B F V O"]:
+    """2D convolution with odd kernels and zeros around: every ``stride``-th frequency, ``dilation`` between frames.
+
+    Neighbouring frequencies are taken together as channels, so that the stride is gone: the gradient of a strided
+    convolution spreads its input with zeros, and convolutions of a few channels leave vector units idle (on CPUs either
+    costs several times the arithmetic).
+    """
+    frames, frequencies, channels, features = kernel.shape
+    fold = max(stride, FOLDED // max(channels, features) // stride * stride)
+    outputs, places = -(-x.shape[2] // stride), fold // stride  # places: outputs of a group of frequencies
+    groups, taps = -(-outputs // places), (fold - stride + frequencies - 1) // fold + 1
+    side, width = frequencies // 2, (groups + taps - 1) * fold
+    x = jnp.pad(x, ((0, 0), (0, 0), (side, max(0, width - side - x.shape[2])), (0, 0)))[:, :, :width]
+    x = x.reshape(*x.shape[:2], width // fold, fold * channels)
+    # Output p of a group reads tap j from frequency stride * p + j of its groups.
+    tap = jnp.arange(taps * fold)[:, None] - stride * jnp.arange(places)
+    inside = (tap >= 0) & (tap < frequencies)
+    folded = jnp.where(inside[..., None, None], kernel[:, jnp.clip(tap, 0, frequencies - 1)], 0.0)
+    folded = folded.reshape(frames, taps, fold, places, channels, features).swapaxes(3, 4)
+    around = dilation * (frames // 2)
+    y = jax.lax.conv_general_dilated(
+        x,
+        folded.reshape(frames, taps, fold * channels, places * features),
+        window_strides=(1, 1),
+        padding=((around, around), (0, 0)),
+        rhs_dilation=(dilation, 1),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+    return y.reshape(*y.shape[:2], groups * places, features)[:, :, :outputs]
+
+
 class _Conv(nn.Module):
     """2D convolution over ``[B, frames, frequencies, channels]`` that keeps the frames; the device's own precision."""
 
@@ -80,16 +115,7 @@ class _Conv(nn.Module):
         fan_in = self.kernel_size[0] * self.kernel_size[1] * self.in_features
         kernel = self.param("kernel", uniform(fan_in), shape, jnp.float32)
         bias = self.param("bias", uniform(fan_in), (self.features,), jnp.float32)
-        side = [((size - 1) * d) // 2 for size, d in zip(self.kernel_size, (self.dilation, 1), strict=True)]
-        y = jax.lax.conv_general_dilated(
-            x,
-            kernel,
-            window_strides=(1, self.stride),
-            padding=[(s, s) for s in side],
-            rhs_dilation=(self.dilation, 1),
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        )
-        return y + bias
+        return convolve(x, kernel, self.stride, self.dilation) + bias
 
 
 class _Discriminator(nn.Module):

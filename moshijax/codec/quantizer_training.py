@@ -77,6 +77,7 @@ class Quantized(NamedTuple):
     Attributes:
         values: input of the decoder side: quantised, or as it was in rows that pass through.
         quantized: quantised in every row; the gradient passes straight through the codebooks.
+        first: the same with the first level alone.
         codes: -1 where a level is dropped or has no codebook yet.
         commitment: per row, the mean over active levels of the mean squared distance to the code.
         active_levels: levels that took part, in this batch.
@@ -85,6 +86,7 @@ class Quantized(NamedTuple):
 
     values: Float[Array, "B T C"]
     quantized: Float[Array, "B T C"]
+    first: Float[Array, "B T C"]
     codes: Int[Array, "B Q T"]
     commitment: Float[Array, " B"]
     active_levels: Float[Array, ""]
@@ -128,6 +130,7 @@ def quantize(
     here, owned = jnp.argmax(mine, axis=1), jnp.any(mine, axis=1)
 
     residual, total = jax.lax.stop_gradient(z), jnp.zeros_like(z)
+    first = total
     codes, commitment, counts, sums, samples = [], 0.0, [], [], []
     active_levels = 0.0
     for q in range(num_levels):
@@ -146,10 +149,12 @@ def quantize(
         active_levels = active_levels + active
         # Levels that are dropped still pass their residual on: the next level's samples are of what it will see.
         residual, total = residual - entry, total + chosen
-    quantized = z + jax.lax.stop_gradient(total - z)
+        first = total if q == 0 else first
+    quantized, first = (z + jax.lax.stop_gradient(x - z) for x in (total, first))
     return Quantized(
         values=jnp.where(pass_through[:, None, None], z, quantized),
         quantized=quantized,
+        first=first,
         codes=jnp.stack(codes, axis=1),
         commitment=commitment / jnp.maximum(active_levels, 1.0),
         active_levels=jnp.asarray(active_levels, jnp.float32),

@@ -27,8 +27,8 @@ class TrainingOutput(NamedTuple):
     Attributes:
         reconstruction: decoded waveform.
         latent: before quantisation.
-        semantic: the semantic part of the quantised latent, after its output projection (straight-through); the
-            teacher's side of the distillation reads it through `teacher_estimate`.
+        semantic: the first semantic level, after its output projection (straight-through); the teacher's side of the
+            distillation reads it through `teacher_estimate`.
         semantic_latent: the same of the latent itself, unquantised.
         commitment: per row.
         codes: -1 where a level was dropped or has no codebook yet.
@@ -119,7 +119,7 @@ def _forward(mimi: Mimi, settings, codebooks, waveform, key, rows, total_rows) -
         result = quantizer_training.quantize(settings, codebooks[name], z, levels, passes, sample_key, rows, total_rows)
         results[name], projected[name] = result, part.output_proj(result.values)
         if name == "semantic":  # the teacher always sees codes, whatever the decoder sees
-            semantic, semantic_latent = part.output_proj(result.quantized), part.output_proj(z)
+            semantic, semantic_latent = part.output_proj(result.first), part.output_proj(z)
     reconstruction = mimi.decoder(projected["semantic"] + projected["acoustic"])
     active = {name: result.active_levels for name, result in results.items()}
     weighted = sum(active[name] * result.commitment for name, result in results.items())

@@ -124,3 +124,11 @@ def test_weight_norm_changes_the_form_and_not_the_kernels():
         jnp.zeros((1, 1, 2))
     )
     assert np.isfinite(slope).all()
+
+
+@pytest.mark.parametrize(("channels", "features", "stride", "dilation"), [(2, 4, 1, 1), (4, 4, 2, 2), (32, 32, 2, 1)])
+def test_folding_frequencies_changes_nothing(channels, features, stride, dilation):
+    for width in (33, 20):
+        x, kernel = noise(0, 7, width, channels), noise(1, 3, 9, channels, features)
+        found = discriminators.convolve(jnp.asarray(x)[None], jnp.asarray(kernel), stride, dilation)[0]
+        np.testing.assert_allclose(found, convolve(x, kernel, 0.0, dilation, stride), atol=1e-4)

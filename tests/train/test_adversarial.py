@@ -21,6 +21,9 @@ from moshijax.train.loop import train
 from moshijax.train.metrics import read_metrics
 from moshijax.train.state import plan_state
 from moshijax.train.steps import make_step
+from moshijax.weights import load_mimi
+from moshijax.weights.source import open_source
+from moshijax.weights.transfer import export_weights
 from tests.train.models import CODEC, adversarial_experiment, adversarial_task, codec_experiment, write_codec_data
 from tests.train.test_loop import Crash, assert_bit_equal, at_step, crash, numbers, state_at
 
@@ -179,6 +182,19 @@ def test_a_run_starts_from_a_codec_without_discriminators(folder, whole_run, run
     assert read_metrics(run_dir / "metrics.jsonl")[-1]["train/discriminator/loss"] > 0
 
 
+@pytest.mark.slow
+def test_microbatches_change_only_rounding(folder, tmp_path):
+    """Without a balancer; with one, every part brings its own norms."""
+    task = adversarial_task(mel=1.0, balancer=None)
+    for count in (1, 2):
+        train(
+            adversarial_experiment(folder, task=task, microbatches=count, steps=1, log_every=1), tmp_path / str(count)
+        )
+    ours, theirs = (read_metrics(tmp_path / n / "metrics.jsonl")[0] for n in ("1", "2"))
+    for name in ("train/loss", "train/grad_norm", "train/discriminator/loss", "train/discriminator/grad_norm"):
+        np.testing.assert_allclose(ours[name], theirs[name], rtol=1e-4)
+
+
 def test_refusals(folder, run_dir):
     with pytest.raises(ConfigError, match="discriminators need a loss weight"):
         CodecTask(CODEC, loss=CodecLoss(adversarial=1.0))
@@ -189,3 +205,15 @@ def test_refusals(folder, run_dir):
     task = adversarial_task(mel=1.0)
     with pytest.raises(ConfigError, match="num_samples 640 is less than the longest window 1024"):
         train(dataclasses.replace(experiment, data=small, task=task), run_dir)
+
+
+def test_a_trained_codec_exports_to_the_published_format(whole_run, tmp_path):
+    """Weight norm folded, averaged parameters, no discriminators: and the same codes."""
+    export_weights(open_source(whole_run), tmp_path / "published", "kyutai")
+    _, config, variables, _ = load_run(whole_run)
+    again, published = load_mimi(tmp_path / "published")
+    assert dataclasses.replace(again, ring=config.ring) == config
+    wave = 0.3 * np.sin(np.arange(6400) / 10 + np.arange(6400) ** 2 / 3e5).astype(np.float32)[None]
+    codes, others = (np.asarray(codec.encode(config, v, wave)) for v in (variables, published))
+    np.testing.assert_array_equal(codes, others)
+    assert len(np.unique(codes)) > 2

@@ -1,0 +1,106 @@
+"""Figures of a codec: from a run, from published weights, and while it trains."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from moshijax import codec
+from moshijax.cli.train import evaluators_of
+from moshijax.errors import ConfigError
+from moshijax.eval.codec import (
+    CodecEvaluation,
+    codebook_counts,
+    draw_clips,
+    evaluate,
+    measure_distances,
+    stability,
+)
+from moshijax.report.run import panels_of
+from moshijax.train.loop import train
+from moshijax.train.metrics import read_metrics
+from moshijax.weights import load_mimi
+from tests.codec.small import filled, noise
+from tests.train.models import CODEC, codec_experiment, write_codec_data
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("codec") / "speech"
+    write_codec_data(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def run(folder):
+    """Five steps with one evaluation at the end, as the command line runs them."""
+    experiment = codec_experiment(folder, steps=5, eval_batches=1)
+    experiment = dataclasses.replace(experiment, eval_data=dataclasses.replace(experiment.data, batch_size=2))
+    train(experiment, folder / "run", evaluators=evaluators_of(experiment, folder / "run"))
+    return folder / "run"
+
+
+def test_training_reports_how_the_codec_sounds(run):
+    line = [line for line in read_metrics(run / "metrics.jsonl") if "eval/3_codebooks/si_sdr" in line][-1]
+    names = {
+        "eval/2_codebooks/mel",
+        "eval/3_codebooks/mel",
+        "eval/stability/codebook_2",
+        "eval/stability_shifted/codebook_0",
+    }
+    assert names <= line.keys() and line["step"] == 5
+    assert all(0 <= line[f"eval/stability/codebook_{q}"] <= 1 for q in range(3))
+    page = (run / "evaluation.html").read_text()
+    assert "Step 5" in page and page.count("<audio") == 2 * 3 and "data:image/png" in page
+    panels = panels_of(read_metrics(run / "metrics.jsonl"))
+    assert {"mel", "waveform", "commitment", "distillation"} <= set(panels["Parts of the loss"].values())
+    for title in ("Use of codebooks, entropy over log of the size", "Codes replaced, share"):
+        assert list(panels[title].values()) == ["0", "1", "2"]
+    assert list(panels["Held-out STOI"].values()) == ["2", "3"]
+
+
+def test_a_command_measures_a_run(run, folder, tmp_path, cli):
+    arguments = [f"--gin.codec={run}", f"--gin.speech={folder}", "--gin.clips=2", "--gin.seconds=0.8"]
+    code, out, err = cli("eval", "eval/codec.gin", "--out", tmp_path / "report", *arguments)
+    assert code == 0, err
+    values = json.loads((tmp_path / "report" / "metrics.json").read_text())
+    assert "2_codebooks/si_sdr" in values and "wrote" in out
+    assert "<audio" in (tmp_path / "report" / "report.html").read_text()
+
+
+def test_abx_of_a_run(run, folder, tmp_path):
+    evaluation = CodecEvaluation(str(run), str(folder), clips=1, seconds=0.8, phonemes=str(folder / "manifest.jsonl"))
+    measured = evaluate(evaluation, tmp_path)
+    assert any("ABX over 0 pairs" in note for note in measured.notes)  # one phoneme a speaker: nothing to compare
+
+
+def test_stability_is_the_share_of_equal_codes(run):
+    variables = codec.inference_layout(CODEC, load_mimi(run)[1])
+    time = np.arange(6400)
+    wave = 0.3 * np.sin(time / 10 + time**2 / 3e5).astype(np.float32)[None]
+    codes = np.asarray(codec.encode(CODEC, variables, wave))
+    assert (stability(CODEC, variables, codes, wave[0], 0.0) == 1).all()
+    other = codes.copy()
+    other[0, 2, :2] = (other[0, 2, :2] + 1) % 16
+    np.testing.assert_allclose(stability(CODEC, variables, other, wave[0], 0.0), [1, 1, 0.8])
+    assert (stability(CODEC, variables, codes, wave[0], 0.04) < 1).any()  # half a frame later
+
+
+def test_silent_clips_are_counted_not_averaged():
+    clips = np.stack([noise(1, 6400), np.zeros(6400, np.float32)])
+    measured = measure_distances(CODEC, filled(CODEC), 0.1 * clips, (3,))
+    assert np.isfinite(measured.values["3_codebooks/si_sdr"])
+    assert "3_codebooks/si_sdr is not defined for 1 of 2 clips" in measured.notes
+
+
+def test_clips_and_counts(folder):
+    clips = draw_clips(CODEC, str(folder), 3, 0.81, 0)
+    assert clips.shape == (3, 10 * 640) and np.array_equal(clips, draw_clips(CODEC, str(folder), 3, 0.81, 0))
+    assert codebook_counts(CODEC, ()) == (2, 3) and codebook_counts(codec.configs.MIMI, ()) == (2, 4, 8, 32)
+    with pytest.raises(ConfigError, match="must be 1 to 3"):
+        codebook_counts(CODEC, (4,))
+    with pytest.raises(ConfigError, match="clips 0"):
+        CodecEvaluation("a", "b", clips=0)
