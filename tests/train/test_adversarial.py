@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import subprocess
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +26,7 @@ from moshijax.train.steps import make_step
 from moshijax.weights import load_mimi
 from moshijax.weights.source import open_source
 from moshijax.weights.transfer import export_weights
+from tests.parity.test_way_back import reference_python
 from tests.train.models import CODEC, adversarial_experiment, adversarial_task, codec_experiment, write_codec_data
 from tests.train.test_loop import Crash, assert_bit_equal, at_step, crash, numbers, state_at
 
@@ -207,13 +210,35 @@ def test_refusals(folder, run_dir):
         train(dataclasses.replace(experiment, data=small, task=task), run_dir)
 
 
-def test_a_trained_codec_exports_to_the_published_format(whole_run, tmp_path):
+WAVE = 0.3 * np.sin(np.arange(6400) / 10 + np.arange(6400) ** 2 / 3e5).astype(np.float32)[None]
+
+
+@pytest.fixture(scope="module")
+def published(whole_run, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("published")
+    export_weights(open_source(whole_run), folder, "kyutai")
+    return folder
+
+
+def test_a_trained_codec_exports_to_the_published_format(whole_run, published):
     """Weight norm folded, averaged parameters, no discriminators: and the same codes."""
-    export_weights(open_source(whole_run), tmp_path / "published", "kyutai")
     _, config, variables, _ = load_run(whole_run)
-    again, published = load_mimi(tmp_path / "published")
+    again, read = load_mimi(published)
     assert dataclasses.replace(again, ring=config.ring) == config
-    wave = 0.3 * np.sin(np.arange(6400) / 10 + np.arange(6400) ** 2 / 3e5).astype(np.float32)[None]
-    codes, others = (np.asarray(codec.encode(config, v, wave)) for v in (variables, published))
+    codes, others = (np.asarray(codec.encode(config, v, WAVE)) for v in (variables, read))
     np.testing.assert_array_equal(codes, others)
     assert len(np.unique(codes)) > 2
+
+
+@pytest.mark.reference
+@pytest.mark.skipif(reference_python() is None, reason="needs torch and moshi, or MOSHIJAX_REFERENCE_PYTHON")
+def test_the_package_gives_the_codes_of_a_trained_codec(whole_run, published, tmp_path):
+    np.save(tmp_path / "waveform.npy", WAVE)
+    tool = Path(__file__).parents[2] / "tools" / "reference_codes.py"
+    arguments = [published, tmp_path / "waveform.npy", tmp_path / "made.npz"]
+    subprocess.run([reference_python(), tool, *map(str, arguments)], check=True)
+    _, config, variables, _ = load_run(whole_run)
+    with np.load(tmp_path / "made.npz") as want:
+        np.testing.assert_array_equal(codec.encode(config, variables, WAVE), want["codes"])
+        decoded = codec.decode(config, variables, want["codes"])
+        np.testing.assert_allclose(decoded, want["decoded"], atol=1e-5)
