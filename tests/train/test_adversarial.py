@@ -185,19 +185,6 @@ def test_a_run_starts_from_a_codec_without_discriminators(folder, whole_run, run
     assert read_metrics(run_dir / "metrics.jsonl")[-1]["train/discriminator/loss"] > 0
 
 
-@pytest.mark.slow
-def test_microbatches_change_only_rounding(folder, tmp_path):
-    """Without a balancer; with one, every part brings its own norms."""
-    task = adversarial_task(mel=1.0, balancer=None)
-    for count in (1, 2):
-        train(
-            adversarial_experiment(folder, task=task, microbatches=count, steps=1, log_every=1), tmp_path / str(count)
-        )
-    ours, theirs = (read_metrics(tmp_path / n / "metrics.jsonl")[0] for n in ("1", "2"))
-    for name in ("train/loss", "train/grad_norm", "train/discriminator/loss", "train/discriminator/grad_norm"):
-        np.testing.assert_allclose(ours[name], theirs[name], rtol=1e-4)
-
-
 def test_refusals(folder, run_dir):
     with pytest.raises(ConfigError, match="discriminators need a loss weight"):
         CodecTask(CODEC, loss=CodecLoss(adversarial=1.0))
