@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ import jax
 import numpy as np
 from jax.experimental.multihost_utils import process_allgather
 
-from moshijax import codec, weights
+from moshijax import codec, optional, weights
 from moshijax.codec import MimiConfig
 from moshijax.codec.training import codec_variables
 from moshijax.data import AudioData, audio, audio_batches
@@ -30,6 +31,8 @@ from moshijax.train.experiment import ExperimentConfig
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
+
+log = logging.getLogger(__name__)
 
 SHIFT = 0.04  # seconds; half a frame, the hardest shift for codes
 EXAMPLES = 3
@@ -266,5 +269,9 @@ class CodecEvaluator:
         if self._spoken:
             _add_abx(measured, measure_abx(config, variables, self._spoken))
         if jax.process_index() == 0:
-            write_page(self._page, f"Step {snapshot.step}", config, measured)
+            try:
+                optional.load("matplotlib")
+                write_page(self._page, f"Step {snapshot.step}", config, measured)
+            except MissingPackage as error:
+                log.warning("no %s: %s", self._page.name, error)
         return {f"eval/{name}": value for name, value in measured.values.items()}
