@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import re
+import tempfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -13,6 +15,7 @@ import torch
 from moshi.conditioners import ConditionAttributes, TensorCondition
 from moshi.conditioners.base import dropout_all_conditions
 from moshi.models import loaders
+from moshi.utils import quantize
 from reference_models import MARGIN, MARGINS, load_weights, random_masks, save, weights_by_name
 
 UNGENERATED = -2
@@ -155,6 +158,28 @@ LMS: dict[str, dict] = {
         **{"depformer_weights_per_step_schedule": [0, 1, 2, 2], "depformer_low_rank_embeddings": 6},
     },
 }
+LMS |= {
+    # An adapter for every kind of linear map: grouped keys, shared step weights, low rank, extra heads, a condition.
+    "lm_lora": {
+        **{"dim": 32, "num_heads": 4, "num_layers": 2, "hidden_scale": 4.125, "context": 9, "n_q": 5, "dep_q": 3},
+        **{"card": 24, "text_card": 28, "delays": [0, 0, 1, 1, 0, 1], "norm": "rms_norm_f32", "gating": "silu"},
+        **{"positional_embedding": "rope", "kv_repeat": 2, "extra_heads_num_heads": 2, "extra_heads_dim": 3},
+        **_DEPTH,
+        **{"depformer_weights_per_step_schedule": [0, 1, 1], "depformer_low_rank_embeddings": 6},
+        **{"depformer_dim_feedforward": [64, 96], "depformer_kv_repeat": 1},
+        "conditioners": {"description": {"type": "lut", "lut": {"n_bins": 4, "dim": 8, "tokenizer": "noop"}}},
+        "fuser": {"sum": ["description"], "cross": [], "prepend": []},
+        **{"lora": True, "lora_rank": 4, "lora_scaling": 0.3},
+    },
+    # int8 weights with a scale per row.
+    "lm_int8": {
+        **{"dim": 64, "num_heads": 4, "num_layers": 2, "hidden_scale": 4.125, "context": 16, "n_q": 4, "dep_q": 2},
+        **{"card": 40, "text_card": 48, "delays": [0, 0, 1, 0, 1], "norm": "rms_norm_f32", "gating": "silu"},
+        **{"positional_embedding": "rope", "quantize": True},
+        **_DEPTH,
+        **{"depformer_dim_feedforward": 132},
+    },
+}
 #: Guidance of the runs that have it: arguments of the reference's generator.
 GUIDED: dict[str, dict] = {
     "lm_conditioned": {"cfg_coef": 1.5, "cfg_is_masked_until": [4, 0, 7]},
@@ -167,13 +192,78 @@ ATTRIBUTES = [
     {"description": None, "control": "also"},
     {"description": "bad", "control": None},
 ]
-NO_GENERATION = {"lm_defaults", "lm_rope_depth", "lm_unbounded"}  # the reference cannot stream these
+#: The reference cannot stream the first three; of the others only the forward is stored.
+NO_GENERATION = {"lm_defaults", "lm_rope_depth", "lm_unbounded", "lm_lora", "lm_int8"}
 
 
-def build_lm(config: dict, seed: int) -> tuple[torch.nn.Module, dict[str, list[int]]]:
-    config = copy.deepcopy(config)
-    model = loaders.get_moshi_lm(None, config, dtype=torch.float32)
-    return model, load_weights(model, seed)
+def build_lm(config: dict, seed: int) -> tuple[torch.nn.Module, dict]:
+    """A model and the description of its weights; with an adapter or int8 weights it comes from files."""
+    plain = {key: value for key, value in config.items() if key != "quantize" and not key.startswith("lora")}
+    model = loaders.get_moshi_lm(None, copy.deepcopy(plain), dtype=torch.float32)
+    description = {"kind": "lm", "config": config, "seed": seed, "tensors": load_weights(model, seed)}
+    linear = linear_maps(model)
+    if config.get("lora"):
+        description["adapter"] = {}
+        for name, (count, rows, columns) in linear.items():
+            rank = config["lora_rank"]
+            description["adapter"][f"{name}.lora_A.weight"] = [count * rank, columns]
+            description["adapter"][f"{name}.lora_B.weight"] = [count * rows, rank]
+        description["depth_weights"] = max(config["depformer_weights_per_step_schedule"]) + 1
+        model = from_files(description)
+    elif config.get("quantize"):
+        in_proj = re.compile(r"\.in_proj$")
+        description["int8"] = [f"{n}_weight" if in_proj.search(n) else f"{n}.weight" for n in linear]
+        model = from_files(description)
+    return model, description
+
+
+def linear_maps(model: torch.nn.Module) -> dict[str, tuple[int, int, int]]:
+    """Every bias-free linear map under its fused name: how many there are in it, and the rows and columns of each."""
+    found: dict[str, tuple[int, int, int]] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.Linear):
+            name = re.sub(r"\.(in|out)_projs\.\d+$", r".\1_proj", name)
+            found[name] = (found.get(name, (0,))[0] + 1, module.out_features, module.in_features)
+    return found
+
+
+def from_files(description: dict, split: bool = False, **options) -> torch.nn.Module:
+    """The model as the package's loader reads it; `options`: of the loader, or of the config."""
+    config = {**copy.deepcopy(description["config"]), **{k: v for k, v in options.items() if k == "lora"}}
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = weights_by_name.write_checkpoint(Path(scratch) / "model", description, split)
+        adapter = folder / "lora.safetensors" if config.get("lora") else None
+        options = {k: v for k, v in options.items() if k != "lora"}
+        file = folder / "model.safetensors"
+        return loaders.get_moshi_lm(file, config, dtype=torch.float32, lora_weights=adapter, **options)
+
+
+def quantised_forward(self, x: torch.Tensor) -> torch.Tensor:
+    """The function of an int8 map in float32; the package computes it in float16."""
+    return torch.nn.functional.linear(x.float(), self.weight.float() * self.weight_scb[:, None] / 127)
+
+
+@torch.no_grad()
+def variant(model: torch.nn.Module, codes: torch.Tensor, prefix: str) -> dict[str, np.ndarray]:
+    """Logits of the same files in another way."""
+    output = model(codes, conditions_of(model, 2)[0])
+    return {
+        f"{prefix}_{name}": np.nan_to_num(getattr(output, name).float().numpy(), nan=0.0)
+        for name in ("logits", "text_logits")
+    }
+
+
+def variants(description: dict, model: torch.nn.Module, codes: torch.Tensor) -> dict[str, np.ndarray]:
+    """`off`: without the adapter; `half`: int8 maps in float16, as the package computes them."""
+    if "int8" in description:
+        arrays = variant(model, codes, "half")
+        quantize.QLinear.forward = quantised_forward
+        return arrays
+    want = variant(model, codes, "on")
+    for other, limit in ((from_files(description, split=True), 0.0), (from_files(description, fuse_lora=True), 1e-4)):
+        for name, array in variant(other, codes, "on").items():
+            assert np.abs(array - want[name]).max() <= limit, (name, limit)
+    return variant(from_files(description, lora=False), codes, "off")
 
 
 def text_ids(config: dict) -> int:
@@ -236,10 +326,12 @@ def voice(row: int, dim: int) -> TensorCondition:
 def make_lm(out: Path, name: str) -> None:
     config = LMS[name]
     seed = 100 + list(LMS).index(name)
-    model, shapes = build_lm(config, seed)
+    model, description = build_lm(config, seed)
     steps = 40
     codes = torch.from_numpy(random_codes(seed, config, 2, steps))
     arrays = {"codes": codes.numpy().astype(np.int32)}
+    if "adapter" in description or "int8" in description:
+        arrays |= variants(description, model, codes)
     initial = model._get_initial_token().expand(2, -1, -1)
     delayed = reference_lm._delay_sequence(model.delays, codes, initial)
     delayed = torch.cat([initial, delayed], dim=2)
@@ -265,9 +357,8 @@ def make_lm(out: Path, name: str) -> None:
     spread = f"text logits {arrays['text_logits'].std():.2f}"
     if "logits" in arrays:
         spread += f", audio logits {arrays['logits'].std():.2f}"
-    parameters = sum(int(np.prod(s)) for s in shapes.values())
+    parameters = sum(int(np.prod(s)) for s in description["tensors"].values())
     print(f"  {parameters} parameters, {spread}")
-    description = {"kind": "lm", "config": config, "seed": seed, "tensors": shapes}
     for key, values in (("conditions", indices), ("generation_conditions", conditions_of(model, 3)[1])):
         for part, value in values.items():
             if isinstance(value, tuple):

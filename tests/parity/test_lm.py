@@ -54,10 +54,9 @@ def test_there_are_enough_models():
 def test_the_models_together_touch_every_supported_field():
     """Every field appears with a value that is not its default; every kind of norm, position and activation appears."""
     published = [load_fixture(name)[0]["config"] for name in NAMES]
-    refused = {"quantize", "lora", "demux_second_text_stream"}  # (the last is another name of demux_second_stream)
-    fields = (
-        set(DEFAULTS) - refused - {"causal"} | {f"depformer_{name}" for name in INHERITED} | {"depformer_num_heads"}
-    )
+    # (demux_second_text_stream is another name of demux_second_stream.)
+    fields = set(DEFAULTS) - {"causal", "demux_second_text_stream"} | {f"depformer_{name}" for name in INHERITED}
+    fields |= {"depformer_num_heads", "lora_rank", "lora_scaling"}
     touched = {field for config in published for field, value in config.items() if value != DEFAULTS.get(field, "")}
     assert fields - touched == set()
 
@@ -97,6 +96,35 @@ def test_training_forward(name):
     if config.extra_heads:
         extra = jax.nn.softmax(output.extra_logits, axis=-1).swapaxes(1, 2)
         np.testing.assert_allclose(extra, want["extra_heads"], atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("split", [True, False], ids=["split", "fused"])
+@pytest.mark.parametrize("way", ["apart", "off"])
+def test_adapter(tmp_path, way, split):
+    """Split and fused names; beside the weights and without (merged into them in `test_training_forward`)."""
+    description, want = load_fixture("lm_lora")
+    folder = write_checkpoint(tmp_path / "model", description, split)
+    if way == "off":
+        stated = {name: value for name, value in description["config"].items() if not name.startswith("lora")}
+        (folder / "config.json").write_text(json.dumps(stated))
+    config, params = load_lm(folder, stacked=True, merge_adapter=False)
+    assert config.lora == (lm.LoRA(4, 0.3) if way == "apart" else None)
+    output = jax.jit(functools.partial(lm.forward, config))(params, want["codes"], conditions(description, want))
+    prefix = "off_" if way == "off" else ""
+    for name, mask in (("logits", output.mask), ("text_logits", output.text_mask)):
+        kept = np.asarray(mask)[..., None]
+        np.testing.assert_allclose(getattr(output, name) * kept, want[prefix + name] * kept, atol=1e-4, rtol=0)
+    assert np.abs(want["logits"] - want["off_logits"]).max() > 1  # the adapter says something
+
+
+def test_int8_as_the_package_computes_it():
+    """Its products are float16: we differ by their rounding, and name the same tokens but for near ties."""
+    config, params, want, _ = load("lm_int8")
+    output = jax.jit(functools.partial(lm.forward, config))(params, jnp.asarray(want["codes"]))
+    for name, mask in (("logits", output.mask), ("text_logits", output.text_mask)):
+        got, expected = np.asarray(getattr(output, name))[mask], want[f"half_{name}"][mask]
+        assert np.abs(got - expected).max() < 0.05 * expected.std()
+        assert np.mean(got.argmax(-1) == expected.argmax(-1)) > 0.95
 
 
 @pytest.mark.parametrize("name", ["lm_moshi", "lm_schedule", "lm_rope_depth", "lm_cross"])

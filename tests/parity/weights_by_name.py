@@ -115,12 +115,40 @@ def load_fixture(name: str) -> tuple[dict, dict[str, np.ndarray]]:
         return description, dict(arrays)
 
 
-def write_checkpoint(directory: Path, description: Mapping) -> Path:
-    """Writes the published form of a fixture's model, `model.safetensors` and `config.json`; returns the directory."""
+def quantised(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """An int8 weight and the largest magnitude of each row, from which it is scaled."""
+    largest = np.abs(weight).max(axis=1)
+    return np.rint(weight * np.float32(127.0) / largest[:, None]).astype(np.int8), largest
+
+
+def split_pairs(pairs: Mapping[str, np.ndarray], steps: Mapping[str, int]) -> dict[str, np.ndarray]:
+    """Tensors of an adapter with the projections of attention apart, under the names that the package has in memory."""
+    out = {}
+    for name, array in pairs.items():
+        match = re.match(r"(.*)\.(in|out)_proj\.(lora_[AB])\.weight$", name)
+        if match is None:
+            out[name] = array
+            continue
+        pieces = np.split(array, steps.get(name.split(".")[0], 1))
+        out |= {f"{match[1]}.{match[2]}_projs.{i}.{match[3]}.weight": piece for i, piece in enumerate(pieces)}
+    return out
+
+
+def write_checkpoint(directory: Path, description: Mapping, split: bool = False) -> Path:
+    """Writes the published form of a fixture's model, `model.safetensors` and `config.json`; returns the directory.
+
+    Of a model with an adapter also `lora.safetensors`, under fused names or, with `split`, those of the package.
+    """
     from safetensors.numpy import save_file
 
     directory.mkdir(parents=True, exist_ok=True)
     filled = fill(description["tensors"], description["seed"], description.get("zero_rows", ()))
+    for name in description.get("int8", ()):
+        filled[name], filled[f"{name}_scb"] = quantised(filled[name])
     save_file(filled, str(directory / "model.safetensors"))
+    if "adapter" in description:
+        pairs = fill(description["adapter"], description["seed"])
+        pairs = split_pairs(pairs, {"depformer": description["depth_weights"]}) if split else pairs
+        save_file(pairs, str(directory / "lora.safetensors"))
     (directory / "config.json").write_text(json.dumps(description["config"]))
     return directory
