@@ -16,7 +16,7 @@ from moshijax.errors import ConfigError, DataError
 from moshijax.export.artifact import conditioner_table
 from moshijax.export.conditions import parse, read_vectors
 from moshijax.lm import Guidance, TensorConditioner, policies
-from moshijax.weights.lm_config import loader_fields
+from moshijax.weights.lm_config import completed, loader_fields
 from moshijax.weights.source import CODEC as IMPORTED_CODEC
 from moshijax.weights.source import RECORD as IMPORTED_RECORD
 
@@ -33,7 +33,10 @@ POLICIES = {
     "translation": policies.Translation,
 }
 #: The use of published models by their `model_type`.
-PUBLISHED_USES = {"moshi": "conversation", "hibiki": "translation", "stt": "recognition", "tts": "synthesis"}
+PUBLISHED_USES = {
+    **{"moshi": "conversation", "personaplex": "conversation"},
+    **{"hibiki": "translation", "stt": "recognition", "tts": "synthesis"},
+}
 
 #: What published models want to be conditioned on, and not: (name, value, null value), where they know that value.
 PUBLISHED_CONDITIONS = (("description", "very_good", "very_bad"), ("control", "ok", None), ("cfg", "2.0", None))
@@ -110,7 +113,7 @@ def load(
 def _published(path: Path) -> dict[str, Any]:
     """What a published config says beside the parameters; nothing for a run."""
     folder = path if path.is_dir() else path.parent
-    found = _json(folder / "config.json") or _json(folder / IMPORTED_RECORD).get("config", {})
+    found = completed(_json(folder / "config.json")) or _json(folder / IMPORTED_RECORD).get("config", {})
     return loader_fields(found)
 
 
@@ -183,7 +186,7 @@ def _codec_path(path: Path, recorded: list[tuple[str, str | None]]) -> Path:
     folder = path if path.is_dir() else path.parent
     if (folder / IMPORTED_CODEC).is_dir():
         return folder / IMPORTED_CODEC
-    name = _json(folder / "config.json").get("mimi_name")
+    name = completed(_json(folder / "config.json")).get("mimi_name")
     if isinstance(name, str) and (folder / name).is_file():
         return folder
     places = [source for _, source in recorded if source]
@@ -193,7 +196,7 @@ def _codec_path(path: Path, recorded: list[tuple[str, str | None]]) -> Path:
 
 def _tokenizer_path(path: Path) -> Path:
     folder = path if path.is_dir() else path.parent
-    name = _json(folder / "config.json").get("tokenizer_name")
+    name = completed(_json(folder / "config.json")).get("tokenizer_name")
     for candidate in (name if isinstance(name, str) else None, "tokenizer.model"):
         if candidate is not None and (folder / candidate).is_file():
             return folder / candidate

@@ -154,10 +154,11 @@ def text_only() -> StreamLayout:
     return StreamLayout((Stream("text", MODEL),))
 
 
-def from_delays(delays: Sequence[int], dep_q: int) -> StreamLayout:
+def from_delays(delays: Sequence[int], dep_q: int, hears: bool = False) -> StreamLayout:
     """The layout of a published config: text, `dep_q` generated audio rows, and given rows for the rest.
 
-    A second speaker among the generated rows is recognised by its delays: they repeat those of the first half.
+    A second speaker among the generated rows is recognised by its delays: they repeat those of the first half. With
+    `hears` its rows are given, and predicted only in training (`dialogue` with `score_user`).
     """
     audio = list(delays[1:])
     n_q = len(audio)
@@ -169,7 +170,8 @@ def from_delays(delays: Sequence[int], dep_q: int) -> StreamLayout:
     for row in range(n_q):
         if row < dep_q:
             speaker, level = (USER, row - half) if both and row >= half else (MODEL, row)
-            streams.append(Stream("audio", speaker, level, int(audio[row])))
+            given = hears and speaker == USER
+            streams.append(Stream("audio", speaker, level, int(audio[row]), given=given, generated=not given))
         else:
             level, delay = row - dep_q, int(audio[row])
             streams.append(Stream("audio", USER, level, delay, given=True, generated=False, scored=False))

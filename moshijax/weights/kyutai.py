@@ -84,6 +84,42 @@ def split(tensors: Any, depth_weights: int = 1) -> View:
     return View(tensors, groups, reading=False)
 
 
+# --- depth steps ----------------------------------------------------------------------------------------------------
+
+_PER_STEP = re.compile(r"^(linears|depformer_(?:in|emb|norms))\.(\d+)\.|^(depformer\.layers\.\d+\.gating)\.(\d+)\.")
+_STACKED = re.compile(r"^depformer\.layers\.\d+\.self_attn\.(in_proj_weight|out_proj\.weight)(_scb)?$")
+
+
+def depth_steps(tensors: Any) -> int:
+    """Heads of the depth transformer, one per step."""
+    return sum(bool(re.match(r"linears\.\d+\.weight$", name)) for name in tensors.shapes)
+
+
+def widened(tensors: Any) -> View:
+    """Released names with twice the depth steps, the second half a copy of the first (as `personaplex` loads them).
+
+    The token table between the halves exists in neither; it is zero.
+    """
+    steps, groups = depth_steps(tensors), []
+
+    def doubled(arrays: list[np.ndarray]) -> list[np.ndarray]:
+        return [np.concatenate([arrays[0], arrays[0]])]
+
+    for name, shape in tensors.shapes.items():
+        if _STACKED.match(name):
+            groups.append(Group({name: shape}, {name: (2 * shape[0], *shape[1:])}, doubled))
+            continue
+        groups.append(renamed(name, name, shape))
+        if match := _PER_STEP.match(name):
+            stem, k = match[1] or match[3], int(match[2] or match[4])
+            groups.append(renamed(name, name.replace(f"{stem}.{k}.", f"{stem}.{k + steps}.", 1), shape))
+    for name, shape in tensors.shapes.items():
+        if name.startswith("depformer_emb.0."):
+            between = name.replace(".0.", f".{steps - 1}.", 1)
+            groups.append(Group({name: shape}, {between: shape}, lambda arrays: [np.zeros_like(arrays[0])]))
+    return View(tensors, groups, reading=True)
+
+
 # --- int8 -----------------------------------------------------------------------------------------------------------
 
 

@@ -38,7 +38,7 @@ GENERATION_FIELDS = (
     *("temp", "temp_text", "top_k", "top_k_text", "use_sampling", "cfg_coef", "check"),
     *("cfg_is_masked_until", "cfg_is_no_text", "support_out_of_sync"),
 )
-MODEL_TYPES = ("moshi", "hibiki", "stt", "tts")
+MODEL_TYPES = ("moshi", "hibiki", "stt", "tts", "personaplex")
 
 #: Fields of the language model with the defaults of the published library.
 DEFAULTS: dict[str, Any] = {
@@ -122,6 +122,23 @@ LEGACY_7B: dict[str, Any] = {
 }
 
 
+#: A depth step for every row of the user too, and the names of the files, none of which its config.json states
+#: (`models/loaders.py` of NVIDIA's `personaplex`).
+PERSONAPLEX: dict[str, Any] = {
+    **LEGACY_7B,
+    "dep_q": 16,
+    "mimi_name": "tokenizer-e351c8d8-checkpoint125.safetensors",
+    "tokenizer_name": "tokenizer_spm_32k_3.model",
+}
+
+
+def completed(published: Mapping[str, Any]) -> dict[str, Any]:
+    """A published config with what its own loader knows: PersonaPlex states no architecture; others are as they are."""
+    if published.get("model_type") != "personaplex" or "dim" in published:
+        return dict(published)
+    return {**PERSONAPLEX, **{name: value for name, value in published.items() if name in LOADER_FIELDS}}
+
+
 def loader_fields(published: Mapping[str, Any]) -> dict[str, Any]:
     """What a published config says beside the parameters: names of files, kind of model, sampling, delays in seconds.
 
@@ -186,7 +203,7 @@ def lm_config(published: Mapping[str, Any]) -> LMConfig:
         cross_attention=field["cross_attention"],
     )
     return LMConfig(
-        layout=layouts.from_delays(delays, field["dep_q"]),
+        layout=layouts.from_delays(delays, field["dep_q"], published.get("model_type") == "personaplex"),
         card=field["card"],
         text_card=field["text_card"],
         text_card_out=field["text_card_out"],
@@ -327,6 +344,8 @@ def published_config(config: LMConfig) -> dict[str, Any]:
         }
         if inner.norm != stack.norm:
             raise ConfigError(f"norm={stack.norm} and depth norm={inner.norm}: the published format has one for both")
+    if any(stream.given and stream.scored for stream in config.layout.streams):
+        out["model_type"] = "personaplex"  # whose rows of the user have depth steps, but are heard
     if stack.cross_attention:
         out["cross_attention"] = True
     if config.demux_text:

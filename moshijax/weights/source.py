@@ -20,7 +20,7 @@ from moshijax.config_json import from_json
 from moshijax.errors import ConfigError, DataError
 from moshijax.weights import huggingface, kyutai, lora, mlx
 from moshijax.weights import huggingface_config as hf_config
-from moshijax.weights.lm_config import LEGACY_7B, lm_config
+from moshijax.weights.lm_config import LEGACY_7B, PERSONAPLEX, completed, lm_config
 from moshijax.weights.lm_table import lm_table
 from moshijax.weights.mimi_config import mimi_config
 from moshijax.weights.mimi_table import mimi_table
@@ -251,7 +251,7 @@ def _run(path: Path) -> Source:
 
 def _published(path: Path, kind: str | None, config: Any) -> Source:
     folder = path if path.is_dir() else path.parent
-    fields = read_json(folder / CONFIG_FILE) if (folder / CONFIG_FILE).is_file() else {}
+    fields = completed(read_json(folder / CONFIG_FILE)) if (folder / CONFIG_FILE).is_file() else {}
     if hf_config.is_config(fields):
         return _huggingface(folder / MODEL_FILE if path.is_dir() else path, fields)
     if not path.is_dir():
@@ -286,7 +286,8 @@ def _is_codec(tensors: Any) -> bool:
 
 def _lone(path: Path, fields: dict[str, Any], config: Any) -> Source:
     if path.exists() and not _is_codec(open_tensors(path)):
-        return _lm_file(path, fields or dict(LEGACY_7B))
+        both = kyutai.depth_steps(open_tensors(path)) == PERSONAPLEX["dep_q"]
+        return _lm_file(path, fields or {**LEGACY_7B, "dep_q": PERSONAPLEX["dep_q"] if both else LEGACY_7B["dep_q"]})
     if path.exists() and any(name.startswith("encoder.layers.") for name in open_tensors(path)):
         return _huggingface(path, {"model_type": "mimi"})
     if isinstance(config, codec.MimiConfig):
@@ -338,6 +339,8 @@ def _lm_file(path: Path, fields: Mapping[str, Any]) -> Source:
         check_names_and_shapes(path, file.shapes, theirs(groups))
         return _opened("lm", config, View(file, groups, reading=True), Record("mlx", fields), path)
     fused = kyutai.fused(file, str(path))
+    if fields.get("model_type") == "personaplex" and 2 * kyutai.depth_steps(fused) == config.layout.dep_q:
+        fused = kyutai.widened(fused)
     scaled = kyutai.scales(fused)
     if bool(fields.get("quantize")) != bool(scaled):
         raise ConfigError(
