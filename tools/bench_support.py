@@ -128,15 +128,18 @@ def command(options: argparse.Namespace) -> str:
     return " ".join([f"python tools/{Path(sys.argv[0]).name} --reference-python PYTHON", *given])
 
 
-def environment(reference_version: str, options: argparse.Namespace) -> str:
-    import jax
-
-    processor = next(
+def processor() -> str:
+    return next(
         (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
         platform.processor() or "unknown processor",
     )
+
+
+def environment(reference_version: str, options: argparse.Namespace) -> str:
+    import jax
+
     return (
-        f"{processor}, {options.threads} threads, {options.clock} time, Python {sys.version.split()[0]}, "
+        f"{processor()}, {options.threads} threads, {options.clock} time, Python {sys.version.split()[0]}, "
         f"jax {jax.__version__}, PyTorch {reference_version} eager; {options.rounds} rounds each in turn after one to "
         "warm up; the fastest time of each."
     )

@@ -21,6 +21,7 @@ import reference_language
 import reference_record
 import reference_synthesis
 import reference_transformers
+import reference_translation
 import torch
 from reference_models import watch_codebooks, watch_sampling, weights_by_name
 
@@ -42,6 +43,7 @@ def main() -> None:
         return
     makers = reference_codec.makers(options.out) | reference_language.makers(options.out)
     makers |= reference_transformers.makers(options.out) | reference_synthesis.makers(options.out)
+    makers |= reference_translation.makers(options.out)
     for name, maker in makers.items():
         if name == options.only or (options.only not in makers and name.startswith(options.only)):
             maker()

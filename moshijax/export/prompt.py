@@ -9,11 +9,12 @@ from __future__ import annotations
 import numpy as np
 
 from moshijax.errors import ConfigError, DataError
+from moshijax.export.loudness import loudness
 from moshijax.export.runtime import UNGENERATED, ZERO, Program
 
 GAP_SECONDS = 0.5  # of silence after the voice and after the text
-LEVEL = 10 ** (-24 / 20)  # root mean square to which a voice is brought
-QUIETEST = 1e-3  # root mean square below which there is no voice
+LEVEL = -24.0  # LUFS to which a voice is brought
+SHORTEST_SECONDS = 0.4  # of which a loudness can be said
 TONE_HZ, TONE_LEVEL = 440.0, 0.5
 SETTLE_SECONDS = 1.0  # of silence or tone before its codes are taken
 INCOMPLETE_FRAMES = 2  # at the end of a recording, not continued from
@@ -25,12 +26,12 @@ def build(program: Program, voice: np.ndarray | None, text: str | None) -> tuple
     voice: a recording `[N]` at the program's sample rate. text: what the model is told.
 
     Raises: ConfigError (the artifact takes no such prompt, or one longer than half its memory), DataError (a recording
-    that is silent, not finite or beyond [-1, 1]).
+    that is silent, too short, not finite or beyond [-1, 1]).
     """
     if voice is None and text is None:
         return None, 0
     if voice is not None:
-        voice = _checked(voice)
+        voice = checked(voice, program.sample_rate)
     speaks = program.has_text_in
     if "encode" not in program.manifest["inputs"]:
         raise ConfigError(f"{program.artifact} has no voice that a prompt could begin; leave the prompts away")
@@ -52,17 +53,21 @@ def build(program: Program, voice: np.ndarray | None, text: str | None) -> tuple
     return _continued(program, codes) if speaks else (_conversation(program, codes, pieces), 0)
 
 
-def _checked(voice: np.ndarray) -> np.ndarray:
-    """The recording at the level of `LEVEL`."""
+def checked(voice: np.ndarray, rate: int) -> np.ndarray:
+    """The recording at the loudness of `LEVEL`, or as loud as it can be within [-1, 1]."""
     voice = np.asarray(voice, np.float32)
     if voice.ndim != 1 or not voice.size:
         raise DataError(f"a voice prompt must be one channel of samples [N], got {list(voice.shape)}")
     if not np.isfinite(voice).all() or np.abs(voice).max() > 1.0:
         raise DataError("a voice prompt must be finite samples in [-1, 1]; convert the recording to that range")
-    level = float(np.sqrt(np.mean(np.square(voice))))
-    if level < QUIETEST:
-        raise DataError(f"the voice prompt is silent (root mean square {level:.1e}, at least {QUIETEST} is needed)")
-    return voice * min(LEVEL / level, 1.0 / float(np.abs(voice).max()))
+    if len(voice) < SHORTEST_SECONDS * rate:
+        raise DataError(
+            f"the voice prompt has {len(voice) / rate:.2f} s, at least {SHORTEST_SECONDS} s are needed; record more"
+        )
+    level = loudness(voice, rate)
+    if level == -np.inf:
+        raise DataError("the voice prompt is silent (below -70 LUFS); record a voice")
+    return voice * np.float32(min(10 ** ((LEVEL - level) / 20), 1.0 / float(np.abs(voice).max())))
 
 
 def _continued(program: Program, codes_QT: np.ndarray) -> tuple[np.ndarray, int]:

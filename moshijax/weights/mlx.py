@@ -7,7 +7,7 @@ repeated. `config.json` is that of the PyTorch package.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ import numpy as np
 from moshijax.errors import ConfigError, DataError
 from moshijax.lm.config import LMConfig
 from moshijax.weights.lm_table import lm_table
-from moshijax.weights.names import Group, copied, renamed
+from moshijax.weights.names import Group, View, copied, renamed
 
 _RENAMED = (
     (re.compile(r"^emb\.(\d+)\."), lambda m: f"audio_embs.{m[1]}."),
@@ -33,10 +33,52 @@ def is_file(tensors: Any) -> bool:
     return any(name.startswith(("audio_embs.", "depformer.slices.")) for name in tensors.shapes)
 
 
-def check_not_quantised(tensors: Any, where: str) -> None:
-    """The package's own 4 and 8 bit files hold packed integers with scales and biases per group."""
-    if any(dtype == np.uint32 for dtype in tensors.dtypes.values()):
-        raise DataError(f"{where} is quantised by MLX: only its bf16 files can be read; fetch the bf16 repository")
+def dequantised(tensors: Any, shapes: Mapping[str, tuple[int, ...]], where: str) -> Any:
+    """The same tensors with float32 in the place of packed integers; a file without any as it is.
+
+    The 4 and 8 bit files of the package hold of every linear map and table `weight [out, words]` uint32, and a scale
+    and a bias for every group of values in a row (`mlx.core.quantize`, affine): `scale * integer + bias`.
+
+    Args:
+        shapes: of the model's tensors, which say how many values the words hold.
+
+    Raises:
+        DataError: no, or other, scales and biases; words that do not hold such a row.
+    """
+    packed = [name for name, dtype in tensors.dtypes.items() if dtype == np.uint32]
+    if not packed:
+        return tensors
+    groups, held = [], set()
+    for name in packed:
+        parts = [name, *(f"{name.removesuffix('.weight')}.{part}" for part in ("scales", "biases"))]
+        found = [tuple(tensors.shapes.get(part, ())) for part in parts]
+        rows, columns = shapes.get(name, (0, 0))[-2:]
+        words, count = found[0][-1], found[1][-1] if found[1] else 0
+        bits = 32 * words // columns if columns else 0
+        fits = bits in (2, 4, 8) and bits * columns == 32 * words and count and columns % count == 0
+        if not fits or found != [(rows, words), (rows, count), (rows, count)]:
+            raise DataError(
+                f"{where}: {name} {list(found[0])} with scales {list(found[1])} and biases {list(found[2])} is no row "
+                f"of 2, 4 or 8 bit values for {[rows, columns]}; fetch the file again, or one of another precision"
+            )
+        held |= set(parts)
+        groups.append(
+            Group(
+                dict(zip(parts, found, strict=True)), {name: (rows, columns)}, lambda a, bits=bits: [unpacked(*a, bits)]
+            )
+        )
+    groups += [renamed(name, name, shape) for name, shape in tensors.shapes.items() if name not in held]
+    return View(tensors, groups, reading=True, dtypes=dict.fromkeys(packed, "float32"))
+
+
+def unpacked(words: np.ndarray, scales: np.ndarray, biases: np.ndarray, bits: int) -> np.ndarray:
+    """float32 `[R, C]` of words `[R, W]`, the first value in the lowest bits, and scales and biases `[R, groups]`."""
+    shifts = np.arange(0, 32, bits, dtype=np.uint32)
+    values = (words[:, :, None] >> shifts) & np.uint32(2**bits - 1)
+    values = values.reshape(len(words), scales.shape[1], -1).astype(np.float32)
+    values *= scales.astype(np.float32)[:, :, None]
+    values += biases.astype(np.float32)[:, :, None]
+    return values.reshape(len(words), -1)
 
 
 def _renamed(name: str) -> str:

@@ -334,8 +334,8 @@ def _codec_file(path: Path, config: codec.MimiConfig, fields: Mapping[str, Any])
 def _lm_file(path: Path, fields: Mapping[str, Any]) -> Source:
     config, file = lm_config(fields), open_tensors(path)
     if mlx.is_file(file):
-        mlx.check_not_quantised(file, str(path))
         groups = mlx.lm_groups(config)
+        file = mlx.dequantised(file, theirs(groups), str(path))
         check_names_and_shapes(path, file.shapes, theirs(groups))
         return _opened("lm", config, View(file, groups, reading=True), Record("mlx", fields), path)
     fused = kyutai.fused(file, str(path))

@@ -205,7 +205,7 @@ class TestPrompts:
         made, hidden = prompt.build(program, voice, "abc")
         pieces = program.tokenize("<system> abc <system>")
         assert made.shape == (7, 5 + 6 + len(pieces) + 6) and hidden == 0
-        np.testing.assert_array_equal(made[1:4, :5], program.encode(prompt._checked(voice)))
+        np.testing.assert_array_equal(made[1:4, :5], program.encode(prompt.checked(voice, program.sample_rate)))
         assert (made[0, :11] == 3).all() and made[0, 11 : 11 + len(pieces)].tolist() == pieces
         assert (made[0, 11 + len(pieces) :] == 3).all()
         assert (made[4:] == made[4:, :1]).all() and (made[1:4, 5:] == made[1:4, -1:]).all()
@@ -220,7 +220,8 @@ class TestPrompts:
     @pytest.mark.parametrize(
         ("voice", "error", "message"),
         [
-            (np.zeros(FRAME), DataError, "is silent"),
+            (np.zeros(FRAME * 6), DataError, "is silent"),
+            (np.full(FRAME, 0.1), DataError, "has 0.08 s, at least 0.4 s are needed"),
             (np.full(FRAME, 1.5), DataError, r"finite samples in \[-1, 1\]"),
             (np.full(FRAME, np.nan), DataError, r"finite samples in \[-1, 1\]"),
             (np.ones((2, FRAME)), DataError, r"one channel of samples \[N\], got \[2, 640\]"),

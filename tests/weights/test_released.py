@@ -9,10 +9,15 @@ import math
 import pytest
 
 from moshijax import codec, lm
+from moshijax.export import source as export_source
 from moshijax.lm import configs
+from moshijax.weights import load_lm
 from moshijax.weights.lm_config import lm_config, published_config
 from moshijax.weights.lm_table import lm_table
-from moshijax.weights.transfer import predicted_size
+from moshijax.weights.source import open_source
+from moshijax.weights.transfer import export_weights, import_weights, predicted_size
+from tests.weights.test_lm import published_tensors, write
+from tests.weights.test_transfer import bits
 
 # Parameters; format and size of the file that was published (or, for 7B and STT 1B, follows from the others).
 RELEASED = {
@@ -62,9 +67,40 @@ def size_in_bfloat16(config, form):
 
 
 def named(config):
-    """With the speakers that a published config leads to: it knows delays, not who speaks."""
+    """With the speakers that a published config leads to: it knows delays, and who speaks of one kind of model only."""
+    if any(stream.given and stream.scored for stream in config.layout.streams):
+        return config
     layout = lm.layouts.from_delays(config.layout.delays, config.layout.dep_q)
     return dataclasses.replace(config, layout=layout)
+
+
+#: What is known of Kyutai TTS 0.75B (`kyutai/tts-0.75b-en-public`), small: its sizes are not, so it has no config here.
+SMALL_SYNTHESIS = {
+    **{"model_type": "tts", "n_q": 16, "dep_q": 16, "delays": [0, 0, *[2] * 15], "card": 24, "context": 20},
+    **{"text_card": 30, "text_card_out": 5, "demux_second_stream": True, "dim": 16, "num_heads": 2, "num_layers": 2},
+    **{"hidden_scale": 4.125, "gating": "silu", "norm": "rms_norm_f32", "positional_embedding": "rope"},
+    **{"depformer_dim": 8, "depformer_num_heads": 2, "depformer_num_layers": 1, "depformer_gating": "silu"},
+    **{"depformer_multi_linear": True, "depformer_weights_per_step": True, "depformer_pos_emb": "none"},
+    **{"depformer_weights_per_step_schedule": [*range(8), *[8] * 8], "depformer_low_rank_embeddings": 4},
+    "conditioners": {
+        "control": {"type": "lut", "lut": {"n_bins": 1, "dim": 4, "tokenizer": "noop", "possible_values": ["ok"]}}
+    },
+    "fuser": {"sum": ["control"], "cross": [], "prepend": []},
+    "tts_config": {"audio_delay": 1.28, "second_stream_ahead": 2},
+    "lm_gen_config": {"temp": 0.6, "temp_text": 0.6},
+}
+
+
+def test_a_synthesis_model_that_only_its_own_config_describes(tmp_path):
+    """16 codebooks 16 frames behind the text, five choices of text, the voice as a prefix of sound."""
+    import_weights(write(tmp_path / "given", SMALL_SYNTHESIS, published_tensors(SMALL_SYNTHESIS)), tmp_path / "ours")
+    export_weights(open_source(tmp_path / "ours"), tmp_path / "back", "kyutai-fused")
+    assert bits(tmp_path / "back") == bits(tmp_path / "given")
+    assert json.loads((tmp_path / "back" / "config.json").read_text()) == SMALL_SYNTHESIS
+    config, _ = load_lm(tmp_path / "ours")
+    assert (config.text_vocab, config.layout.dep_q, config.layout.max_delay) == (5, 16, 2)
+    policy = export_source._policy(None, config, export_source._published(tmp_path / "ours"), 12.5)
+    assert (policy.audio_delay, policy.look_ahead, policy.turn_tokens) == (16, 2, False)
 
 
 def test_heads_that_hear_the_end_of_a_turn():
