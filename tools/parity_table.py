@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import json
 import os
 import sys
 import tempfile
@@ -26,17 +27,11 @@ import numpy as np  # noqa: E402
 from moshijax import codec, lm  # noqa: E402
 from moshijax.lm.generation import step  # noqa: E402
 from moshijax.weights import load_lm, load_mimi  # noqa: E402
-from tests.parity import test_lm, test_mimi, test_way_back  # noqa: E402
+from tests.parity import test_lm, test_mimi, test_synthesis, test_translation, test_way_back  # noqa: E402
 from tests.parity.weights_by_name import FIXTURES, clip, load_fixture, write_checkpoint  # noqa: E402
 
 PAGE = ROOT / "docs" / "parity.md"
 Row = list[str]
-#: Done once by hand (`tests/parity/test_way_back.py` with MOSHIJAX_EXPORTED): a trained quickstart, exported.
-BY_HAND: list[Row] = [
-    ["quickstart, trained", "way back: greedy generation", "", "200 of 200"],
-    ["quickstart, trained", "way back: codes", "", "40 of 40"],
-    ["quickstart, trained", "way back: waveform", "8.3e-07", ""],
-]
 
 
 def error(got, want) -> float:
@@ -96,6 +91,11 @@ def lm_rows(name: str) -> list[Row]:
     if config.depth is not None:
         rows.append([name, "audio logits", masked(output.logits, output.mask, want["logits"]), ""])
         rows.append([name, "audio mask", "", equal(output.mask, want["mask"])])
+    if "adapter" in description:
+        rows += adapter_rows(name, output)
+    if "int8" in description:
+        largest = masked(output.logits, output.mask, want["half_logits"])
+        rows.append([name, "audio logits, against float16 products", largest, ""])
     if "generation" not in description:
         return rows
 
@@ -124,6 +124,43 @@ def lm_rows(name: str) -> list[Row]:
                 largest = max(largest, error(output.text_logits_BV[active[n]], logits[active[n]]))
         rows.append([name, f"greedy generation, {labels[kind]}", f"{largest:.1e}", equal(np.stack(found), out)])
     return rows
+
+
+def adapter_rows(name: str, merged: lm.LMOutput) -> list[Row]:
+    """The adapter beside the weights, and left away."""
+    description, want = load_fixture(name)
+    conditions = test_lm.conditions(description, want)
+    rows = []
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = write_checkpoint(Path(scratch) / name, description, split=True)
+        for way, prefix in (("adapter beside the weights", ""), ("without the adapter", "off_")):
+            if prefix:
+                stated = {key: value for key, value in description["config"].items() if not key.startswith("lora")}
+                (folder / "config.json").write_text(json.dumps(stated))
+            config, params = load_lm(folder, merge_adapter=False)
+            output = jax.jit(functools.partial(lm.forward, config))(params, want["codes"], conditions)
+            kept = np.asarray(merged.mask)[..., None]
+            largest = error(np.asarray(output.logits) * kept, want[f"{prefix}logits"] * kept)
+            rows.append([name, f"audio logits, {way}", f"{largest:.1e}", ""])
+    return rows
+
+
+def synthesis_rows(name: str, scratch: Path) -> list[Row]:
+    """The artifact against the package's engine, greedily."""
+    frames, _ = test_synthesis.spoken(name, scratch / name)
+    want, returned = test_synthesis.expected(name)
+    same = equal(frames.swapaxes(1, 2)[returned], want.swapaxes(1, 2)[returned])
+    return [[name, "artifact: greedy generation", "", same]]
+
+
+def translation_rows(name: str, scratch: Path) -> list[Row]:
+    """The artifact against the package's runner, greedily, to the call in which it stops."""
+    found = test_translation.translated(scratch / name)
+    kinds = {"early": "an end of text before that of the input", "together": "with it", "after": "after it"}
+    return [
+        [name, f"artifact: greedy generation, {kinds[kind]}", "", equal(columns, test_translation.expected(kind))]
+        for kind, (columns, _) in found.items()
+    ]
 
 
 def transformers_rows(name: str, scratch: Path) -> list[Row]:
@@ -168,6 +205,10 @@ def makers(scratch: Path) -> dict[str, Callable[[], list[Row]]]:
             found[path.stem] = functools.partial(mimi_rows, path.stem, scratch)
         elif description["kind"] == "lm":
             found[path.stem] = functools.partial(lm_rows, path.stem)
+        elif description["kind"] == "translation":
+            found[path.stem] = functools.partial(translation_rows, path.stem, scratch)
+        else:
+            found[path.stem] = functools.partial(synthesis_rows, path.stem, scratch)
     found["way_back"] = functools.partial(way_back_rows, "way_back", scratch)
     return found
 
@@ -210,7 +251,7 @@ def main() -> None:
         "",
         "| model | part | dtype | largest error | equal |",
         "|---|---|---|---|---|",
-        *("| " + " | ".join((*row[:2], "float32", *row[2:])) + " |" for row in [*rows, *BY_HAND]),
+        *("| " + " | ".join((*row[:2], "float32", *row[2:])) + " |" for row in rows),
     ]
     PAGE.write_text("\n".join(lines) + "\n")
 

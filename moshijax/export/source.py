@@ -16,8 +16,10 @@ from moshijax.errors import ConfigError, DataError
 from moshijax.export.artifact import conditioner_table
 from moshijax.export.conditions import parse, read_vectors
 from moshijax.lm import Guidance, TensorConditioner, policies
+from moshijax.weights import huggingface_config
 from moshijax.weights.lm_config import completed, loader_fields
 from moshijax.weights.source import CODEC as IMPORTED_CODEC
+from moshijax.weights.source import PREPROCESSOR
 from moshijax.weights.source import RECORD as IMPORTED_RECORD
 
 if TYPE_CHECKING:
@@ -113,7 +115,11 @@ def load(
 def _published(path: Path) -> dict[str, Any]:
     """What a published config says beside the parameters; nothing for a run."""
     folder = path if path.is_dir() else path.parent
-    found = completed(_json(folder / "config.json")) or _json(folder / IMPORTED_RECORD).get("config", {})
+    record = _json(folder / IMPORTED_RECORD)
+    found = completed(_json(folder / "config.json")) or record.get("config", {})
+    if huggingface_config.is_config(found):
+        preprocessor = _json(folder / PREPROCESSOR) or record.get("preprocessor", {})
+        return huggingface_config.loader_fields(found, preprocessor)
     return loader_fields(found)
 
 

@@ -58,6 +58,10 @@ _SPEECH_TO_TEXT = {
 }
 
 
+#: Fields of the feature extractor of recognition: text behind audio, silence before it.
+DELAYS = ("audio_delay_seconds", "audio_silence_prefix_seconds")
+
+
 def is_config(fields: Mapping[str, Any]) -> bool:
     """Whether a config.json is of one of these classes; the published package has `model_type` too."""
     return fields.get("model_type") in ARCHITECTURES and not {"delays", "seanet", "num_heads"} & set(fields)
@@ -197,6 +201,45 @@ def _stack(f: Mapping[str, Any], **fields: Any) -> TransformerConfig:
         norm="rms_norm_f32",
         **fields,
     )
+
+
+def check_preprocessor(fields: Mapping[str, Any], config: MimiConfig) -> None:
+    """What prepares the sound for a class says the same as its codec; ours needs nothing else of it but the delays.
+
+    Raises:
+        ConfigError: another sample rate, or more than one channel.
+    """
+    for name, want in (("sampling_rate", config.sample_rate), ("feature_size", 1)):
+        if fields.get(name, want) != want:
+            raise ConfigError(
+                f"preprocessor_config.json has {name}={fields[name]!r} where the codec has {want}; use the files of "
+                "one model"
+            )
+
+
+def published_preprocessor(kind: str, sample_rate: int, said: Mapping[str, Any]) -> dict[str, Any]:
+    """`preprocessor_config.json` for a class, by its `model_type`; `said`: the `stt_config` of a recognition model."""
+    out = {
+        "feature_extractor_type": "EncodecFeatureExtractor",
+        "feature_size": 1,
+        "sampling_rate": sample_rate,
+        "padding_value": 0.0,
+        "padding_side": "right",
+        "return_attention_mask": True,
+        "chunk_length_s": None,
+        "overlap": None,
+    }
+    if kind == "kyutai_speech_to_text":
+        out["feature_extractor_type"] = "KyutaiSpeechToTextFeatureExtractor"
+        out |= {name: float(said.get(name, 0.0)) for name in DELAYS}
+    return out
+
+
+def loader_fields(fields: Mapping[str, Any], preprocessor: Mapping[str, Any]) -> dict[str, Any]:
+    """What `moshijax.weights.lm_config.loader_fields` gives of a published config, for a class."""
+    if fields.get("model_type") != "kyutai_speech_to_text":
+        return {}
+    return {"model_type": "stt", "stt_config": {name: float(preprocessor.get(name) or 0.0) for name in DELAYS}}
 
 
 def lm_config(fields: Mapping[str, Any]) -> LMConfig:

@@ -28,7 +28,7 @@ from moshijax.weights.names import Both, View, theirs
 from moshijax.weights.safetensors import INDEX_SUFFIX, check_names_and_shapes, open_tensors
 from moshijax.weights.table import Entry, Leaves, Published, same
 
-MODEL_FILE, CONFIG_FILE = "model.safetensors", "config.json"
+MODEL_FILE, CONFIG_FILE, PREPROCESSOR = "model.safetensors", "config.json", "preprocessor_config.json"
 #: Files of an imported model.
 DESCRIPTION, PARAMETERS, RECORD, EXTRA, CODEC = (
     *("model.json", "parameters.safetensors", "published.json", "extra.safetensors"),
@@ -50,12 +50,14 @@ class Record:
         config: `config.json` as it was.
         dtypes: published name -> dtype, where it is not that of our parameter.
         extra: published name -> what no parameter holds: the row scales of int8 weights, a projection nobody uses.
+        preprocessor: `preprocessor_config.json` of Transformers as it was; of recognition it has the delays in seconds.
     """
 
     format: str
     config: Mapping[str, Any] = field(default_factory=dict)
     dtypes: Mapping[str, str] = field(default_factory=dict)
     extra: Mapping[str, np.ndarray] = field(default_factory=dict)
+    preprocessor: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -201,7 +203,9 @@ def _imported(path: Path) -> Source:
     try:
         kind, fields = description["kind"], description["config"]
         extra = dict(open_tensors(path / EXTRA)) if (path / EXTRA).exists() else {}
-        told = Record(record["format"], record["config"], record["dtypes"], extra)
+        told = Record(
+            record["format"], record["config"], record["dtypes"], extra, preprocessor=record.get("preprocessor", {})
+        )
     except KeyError as error:
         raise DataError(f"{path} lacks {error} in {DESCRIPTION} or {RECORD}; import it again") from None
     config = from_json(_class(kind, path / DESCRIPTION), fields, DESCRIPTION)
@@ -309,18 +313,23 @@ def _codec_beside(folder: Path, fields: Mapping[str, Any], config: codec.MimiCon
 
 def _huggingface(path: Path, fields: Mapping[str, Any]) -> Source:
     """A model of Transformers, with the codec that is part of it."""
-    file = open_tensors(path)
+    file, beside = open_tensors(path), path.parent / PREPROCESSOR
+    preprocessor = read_json(beside) if beside.is_file() else {}
     if fields["model_type"] == "mimi":
         config = hf_config.mimi_config(fields)
+        hf_config.check_preprocessor(preprocessor, config)
         groups = huggingface.mimi_groups(config)
         check_names_and_shapes(path, file.shapes, theirs(groups))
-        return _opened("codec", config, View(file, groups, reading=True), Record("huggingface", fields), path)
+        record = Record("huggingface", fields, preprocessor=preprocessor)
+        return _opened("codec", config, View(file, groups, reading=True), record, path)
     config = hf_config.lm_config(fields)
     inner, prefix = hf_config.CODECS[fields["model_type"]]
     codec_config = hf_config.mimi_config(fields.get(inner, {}))
+    hf_config.check_preprocessor(preprocessor, codec_config)
     groups, codec_groups = huggingface.lm_groups(config), huggingface.mimi_groups(codec_config, prefix)
     check_names_and_shapes(path, file.shapes, theirs(groups) | theirs(codec_groups))
-    record, codec_record = Record("huggingface", fields), Record("huggingface", fields.get(inner, {}))
+    record = Record("huggingface", fields, preprocessor=preprocessor)
+    codec_record = Record("huggingface", fields.get(inner, {}))
     mimi = _opened("codec", codec_config, View(file, codec_groups, reading=True), codec_record, path)
     source = _opened("lm", config, View(file, groups, reading=True), record, path)
     return replace(source, codec=mimi, tokenizer=_named(path.parent, {}, "tokenizer_name"))

@@ -248,6 +248,11 @@ def _write_huggingface(found: Source, folder: Path, format: str, shard_bytes: in
         )
     if found.tokenizer is not None:
         shutil.copyfile(found.tokenizer, folder / source.TOKENIZER)
+    rate = (found.codec or found).config.sample_rate
+    preprocessor = found.record.preprocessor or hf_config.published_preprocessor(
+        fields["model_type"], rate, found.record.config.get("stt_config", {})
+    )
+    writer.write_text(folder / source.PREPROCESSOR, json.dumps(preprocessor, indent=2) + "\n")
     writer.write(folder / source.MODEL_FILE, tensors, shard_bytes, huggingface.METADATA, progress)
     writer.write_text(folder / source.CONFIG_FILE, json.dumps(fields, indent=2) + "\n")
 
@@ -267,5 +272,8 @@ def _lm_fields(found: Source) -> dict[str, Any]:
     stated, types = found.record.config, found.config.temporal.dtype
     if "delays" in stated and lm_config(stated).with_dtype(types, types) == found.config:
         return dict(stated)
-    kept = loader_fields(stated) if "delays" in stated else {}
+    if "delays" in stated:
+        kept = loader_fields(stated)
+    else:
+        kept = hf_config.loader_fields(stated, found.record.preprocessor)
     return {**published_config(found.config), **kept}

@@ -12,6 +12,7 @@ from safetensors.numpy import load_file, save_file
 
 from moshijax import codec, weights
 from moshijax.errors import ConfigError, DataError
+from moshijax.export import source as export_source
 from moshijax.weights.safetensors import open_tensors
 from moshijax.weights.source import open_source
 from moshijax.weights.transfer import export_weights, import_weights
@@ -278,6 +279,30 @@ def test_transformers_classes_there_and_back(tmp_path, published):
     assert written[0] == written[1]
     export_weights(open_source(tmp_path / "ours"), tmp_path / "back", "kyutai-fused")
     assert bits(tmp_path / "back") == bits(given)
+
+
+def test_delays_of_recognition_lie_with_the_feature_extractor(tmp_path):
+    said = {"audio_delay_seconds": 0.5, "audio_silence_prefix_seconds": 0.25}
+    stated = {**RECOGNITION, "model_type": "stt", "stt_config": said}
+    given = with_codec(tmp_path / "given", stated, published_tensors(RECOGNITION))
+    export_weights(open_source(given), tmp_path / "theirs", "huggingface")
+    file = tmp_path / "theirs" / "preprocessor_config.json"
+    written = json.loads(file.read_text())
+    rate = weights.load_mimi(given)[0].sample_rate
+    assert written["feature_extractor_type"] == "KyutaiSpeechToTextFeatureExtractor"
+    assert {**written, **said, "sampling_rate": rate, "feature_size": 1} == written
+    import_weights(tmp_path / "theirs", tmp_path / "ours")
+    for folder in ("theirs", "ours"):
+        published = export_source._published(tmp_path / folder)
+        assert published == {"model_type": "stt", "stt_config": said}
+        assert export_source._policy(None, open_source(given).config, published, 12.5).text_delay == 0.5
+    export_weights(open_source(tmp_path / "ours"), tmp_path / "back", "kyutai-fused")
+    assert json.loads((tmp_path / "back" / "config.json").read_text())["stt_config"] == said
+    export_weights(open_source(tmp_path / "ours"), tmp_path / "again", "huggingface")
+    assert json.loads((tmp_path / "again" / "preprocessor_config.json").read_text()) == written
+    file.write_text(json.dumps({**written, "sampling_rate": 16000}))
+    with pytest.raises(ConfigError, match=rf"sampling_rate=16000 where the codec has {rate}"):
+        open_source(tmp_path / "theirs")
 
 
 def test_what_the_transformers_classes_cannot_hold(tmp_path):
