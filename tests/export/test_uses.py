@@ -107,6 +107,16 @@ def test_synthesis(speech, cli, tmp_path):
     ):
         code, _, error = cli("run", speech, *arguments)
         assert code == 2 and message in error and error.count("\n") == 1, error
+    (tmp_path / "words.txt").write_text("no recording")
+    for file, message in (
+        (tmp_path / "none.wav", "none.wav"),
+        (tmp_path / "words.txt", "cannot be read as audio"),
+        (wav(tmp_path / "short.wav", seconds=0.2), "has 0.20 s, at least 0.4 s are needed"),
+        (wav(tmp_path / "silent.wav", level=0.0), "the voice prompt is silent"),
+        (wav(tmp_path / "long.wav", seconds=2), "half of what the model remembers; shorten it"),
+    ):
+        code, _, error = cli("run", speech, "--text", "abc", "--voice-prompt", file)
+        assert code in (2, 3) and message in error and error.count("\n") == 1, error
 
 
 @pytest.mark.slow
