@@ -78,14 +78,22 @@ def import_(source: str, directory: str, adapter: str | None) -> None:
 @click.option("--codec", type=click.Path(), help="The codec to put beside a language model that does not lead to it.")
 @click.option("--max-file-gb", type=click.FloatRange(min=0, min_open=True), help="Split into files of this size.")
 @click.option("--merge-adapter", is_flag=True, help="Add the LoRA adapter to the weights.")
+@click.option("--release", is_flag=True, help="Without the depth steps of the user's rows, which a call never runs.")
 def export(
-    source: str, directory: str, form: str, codec: str | None, max_file_gb: float | None, merge_adapter: bool
+    source: str,
+    directory: str,
+    form: str,
+    codec: str | None,
+    max_file_gb: float | None,
+    merge_adapter: bool,
+    release: bool,
 ) -> None:
     """Write SOURCE, a run or imported or published weights, into the new DIRECTORY under published names.
 
     \b
     Example:
       moshijax weights export runs/first/lm mine --format kyutai
+      moshijax weights export runs/instruct moshi --format kyutai-fused --codec models/moshiko --release
     """
     from dataclasses import replace
 
@@ -99,6 +107,12 @@ def export(
     if found.kind == "lm" and (codec is not None or found.codec is None):
         place = codec or sources.codec_of(source)
         found = replace(found, codec=None if place is None else open_source(place, "codec"))
+    if release:
+        from moshijax.train.init_from import released
+
+        if found.kind != "lm":
+            raise ConfigError(f"{source} is a codec; leave --release out")
+        found = released(found)
     with _shown() as progress:
         limit = None if max_file_gb is None else int(max_file_gb * 1e9)
         files = export_weights(found, directory, form, limit, progress, merge_adapter)

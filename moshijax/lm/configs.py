@@ -7,6 +7,7 @@ import dataclasses
 from moshijax.lm import layouts
 from moshijax.lm.config import DepthConfig, LMConfig, LookupConditioner, TensorConditioner
 from moshijax.lm.layouts import StreamLayout
+from moshijax.nn.lora import LoRA
 from moshijax.nn.transformer import TransformerConfig
 
 
@@ -140,6 +141,12 @@ def _checkpointed(config: LMConfig) -> LMConfig:
     return dataclasses.replace(config, temporal=temporal, depth=depth)
 
 
+def _adapted(config: LMConfig, rank: int) -> LMConfig:
+    """The same model with low-rank updates in float32 beside weights that stay as they are, in bfloat16."""
+    types = config.with_dtype(config.temporal.dtype, "bfloat16")
+    return dataclasses.replace(types, lora=LoRA(rank, scaling=2.0, param_dtype="float32"))
+
+
 def _stages(moshi: LMConfig, codebooks: int, text_context: int) -> tuple[LMConfig, ...]:
     """The models of the stages of training (arXiv 2410.00037, 3.2 and 4.4), all of the sizes of `moshi`."""
     moshi = _checkpointed(moshi)
@@ -163,6 +170,9 @@ def _stages(moshi: LMConfig, codebooks: int, text_context: int) -> tuple[LMConfi
 HELIUM_7B, MOSHI_7B_ONE_STREAM, MOSHI_7B_TWO_STREAMS, MOSHI_7B_FINETUNED, MOSHI_7B_HEARING, MOSHI_7B_SPEAKING = _stages(
     MOSHI_7B, codebooks=8, text_context=4096
 )
+
+#: The released form with updates of rank 128 beside every linear map: 388 M values to train.
+MOSHI_7B_LORA = _adapted(MOSHI_7B_FINETUNED, 128)
 
 #: A model that trains in minutes on a CPU; text pieces as in the quickstart.
 TINY = LMConfig(
@@ -200,3 +210,4 @@ _NANO = LMConfig(
 NANO_HELIUM, NANO_ONE_STREAM, NANO_TWO_STREAMS, NANO_FINETUNED, NANO_HEARING, NANO_SPEAKING = _stages(
     _NANO, codebooks=2, text_context=32
 )
+NANO_LORA = _adapted(NANO_FINETUNED, 4)

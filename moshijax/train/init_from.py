@@ -29,7 +29,8 @@ from moshijax.train.checkpoint import model_shapes, raise_on_mismatch, read_mode
 from moshijax.train.experiment import ExperimentConfig
 from moshijax.train.state import StatePlan, TrainState, averaged
 from moshijax.train.task import Task
-from moshijax.weights.source import abstract, open_source
+from moshijax.weights.source import Record, Source, abstract, open_source, table_of
+from moshijax.weights.table import Published, same
 
 Flat = Mapping[str, Any]
 Transform = Callable[[LMConfig, Flat, LMConfig, Flat], tuple[LMConfig, dict[str, Any]]]
@@ -265,7 +266,13 @@ def starting_point(
         here, params, fresh = source, _relayout(params, True), _relayout(fresh, True)
         for transform in transforms:
             here, params = transform(here, params, config, fresh)
+        if here.lora is None and config.lora is not None:
+            here, params = _with_updates(here, params, config, fresh)
         return here, _relayout(params, config.scan_layers)
+
+    def typed(params: Flat, fresh: Flat) -> dict[str, Any]:
+        made = changed(params, fresh)[1]
+        return {name: jnp.asarray(made[name], leaf.dtype) for name, leaf in fresh.items()}
 
     there, fresh = flatten_dict(shapes, sep="/"), flatten_dict(plan.abstract.params, sep="/")
     result: list[LMConfig] = []
@@ -281,19 +288,52 @@ def starting_point(
     _check_rows(path, result[-1].layout, config.layout, names)
     own = sharding.shardings_of(jax.eval_shape(lambda key: lm.init_boxed(source, key), jax.random.key(0)), mesh)
 
+    kinds = [{name: (leaf.shape, leaf.dtype) for name, leaf in tree.items()} for tree in (there, fresh)]
+
     def start(state: TrainState) -> TrainState:
         params = flatten_dict(read(own), sep="/")
         put = flatten_dict(plan.shardings.params, sep="/")
-        if transforms or source.scan_layers != config.scan_layers:
-            made = jax.jit(lambda params, fresh: changed(params, fresh)[1], out_shardings=put)
-            params = made(params, flatten_dict(state.params, sep="/"))
+        if transforms or kinds[0] != kinds[1]:
+            params = jax.jit(typed, out_shardings=put)(params, flatten_dict(state.params, sep="/"))
         return _with(state, task, unflatten_dict({name: params[name] for name in put}, sep="/"), state.model_state)
 
     return start
 
 
+def _with_updates(config: LMConfig, params: Flat, target: LMConfig, fresh: Flat) -> tuple[LMConfig, dict[str, Any]]:
+    """Low-rank updates, new, beside weights that have none: they begin as nothing."""
+    new = {path: leaf for path, leaf in fresh.items() if path.rpartition("/")[2].endswith(("lora_a", "lora_b"))}
+    return dataclasses.replace(config, lora=target.lora), {**params, **new}
+
+
 def _relayout(params: Flat, scan_layers: bool) -> dict[str, Any]:
     return flatten_dict(relayout(unflatten_dict(params, sep="/"), scan_layers), sep="/")
+
+
+def released(source: Source) -> Source:
+    """A language model in its released form: without the depth steps of the rows that are only given to it.
+
+    Raises:
+      ConfigError: it has none, or an adapter that is not merged.
+    """
+    config: LMConfig = source.config
+    if source.adapter is not None:
+        raise ConfigError(f"{source.where} has an adapter, which has steps of its own: merge it first")
+    layout = StreamLayout(tuple(dataclasses.replace(s, scored=s.scored and s.generated) for s in config.layout.streams))
+    depth = config.depth
+    if depth is not None and depth.schedule is not None:
+        schedule = depth.schedule[: layout.dep_q]
+        widths = depth.hidden_dims and depth.hidden_dims[: max(schedule) + 1]
+        depth = dataclasses.replace(depth, schedule=schedule, hidden_dims=widths)
+    target = dataclasses.replace(config, layout=layout, depth=depth)
+    params = flatten_dict(source.leaves(stacked=True).tree(), sep="/")
+    flat = release(config, params, target, {})[1]
+    table = same(abstract("lm", target))
+    published = Published(table_of("lm", target), flat)
+    record = Record("run")  # what it said of itself is no longer so
+    return dataclasses.replace(
+        source, config=target, tensors=published, record=record, table=table, stored=Published(table, flat)
+    )
 
 
 def _check_rows(path: str, there: StreamLayout, here: StreamLayout, names: Sequence[str]) -> None:

@@ -234,3 +234,22 @@ def test_augmented_copies_of_a_set(tmp_path, clips):
     ):
         with pytest.raises(ConfigError, match=message):
             PrepareConfig(**fields)
+
+
+def test_the_command(tmp_path, monkeypatch, clips):
+    from click.testing import CliRunner
+
+    from moshijax.cli.main import cli
+
+    monkeypatch.setattr("moshijax.data.encoder.CodecEncoder.load", lambda *_: LevelEncoder())
+    manifest = str(write_manifest(tmp_path / "in", [write_mono(tmp_path / "in", diarization=SEGMENTS)]))
+
+    def invoke(out, *options):
+        args = ["data", "prepare", manifest, str(tmp_path / out), "--codec", "c", *options]
+        return CliRunner().invoke(cli, args)
+
+    found = invoke("out", "--streams", "diarized", "--copies", "3", "--seed", "1", "--augment", "--noise", clips)
+    assert found.exit_code == 0 and "flagged word_without_speaker: 1 items" in found.output
+    assert len(records.RecordSource(tmp_path / "out")) == 3
+    assert "1 of 1 items usable" in invoke("mixed", "--streams", "mixed").output
+    assert isinstance(invoke("x", "--noise", clips).exception, ConfigError)

@@ -1,15 +1,17 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
-from moshijax import lm
+from moshijax import data, lm
 from moshijax.errors import ConfigError, DataError
 from moshijax.train import sharding
 from moshijax.train.checkpoint import Checkpointer, load_run
+from moshijax.train.experiment import MeshConfig, OptimizerConfig, ParameterGroup
 from moshijax.train.feed import put
 from moshijax.train.loop import train
 from moshijax.train.metrics import read_metrics
@@ -189,6 +191,42 @@ def test_a_model_that_does_not_fit_its_data_is_refused(folder, run_dir, change, 
     task = dataclasses.replace(experiment.task, model=dataclasses.replace(LM, **change))
     with pytest.raises(ConfigError, match=message):
         train(dataclasses.replace(experiment, task=task), run_dir)
+    assert not run_dir.exists()
+
+
+def bad_recipes(folder):
+    def grids(**fields):
+        return data.GridData(**{"paths": (str(folder / "grids"),), "batch_size": 8, "num_frames": 16, **fields})
+
+    task = lm_experiment(folder).task
+    five = dataclasses.replace(LM, layout=lm.layouts.dialogue(5, 1))
+    group = ParameterGroup("typo", "^dept/")
+    return {
+        "data": ({"data": grids(paths=("nowhere",))}, "nowhere holds no dataset.json"),
+        "held-out data": ({"eval_data": grids(paths=("nowhere",))}, "nowhere holds no dataset.json"),
+        "text": ({"text_data": data.TextData("nowhere.txt", 8, 16)}, "nowhere.txt cannot be read"),
+        "tokenizer": ({"task": dataclasses.replace(task, tokenizer="nowhere.model")}, "nowhere.model"),
+        "codebooks": ({"task": dataclasses.replace(task, model=five)}, "wants codebook 2, but the data has 2"),
+        "group": ({"optimizer": OptimizerConfig(groups=(group,))}, "pattern '\\^dept/' matches none of"),
+        "all frozen": (
+            {"optimizer": OptimizerConfig(groups=(ParameterGroup("all", ".", frozen=True),))},
+            "every parameter of the audio steps is frozen",
+        ),
+        "microbatches": ({"microbatches": 3}, "8 rows does not divide by microbatches = 3"),
+        "mesh": ({"mesh": MeshConfig(data=3)}, "needs 3 devices, but there"),
+        "start": ({"init_from": "nowhere"}, "nowhere"),
+    }
+
+
+@pytest.mark.parametrize("name", [*bad_recipes(Path("."))])
+def test_what_is_wrong_with_a_recipe_is_found_before_anything_is_compiled(folder, run_dir, monkeypatch, name):
+    def compile_step(*_):
+        raise AssertionError("compiled")
+
+    monkeypatch.setattr("moshijax.train.loop.compile_step", compile_step)
+    fields, message = bad_recipes(folder)[name]
+    with pytest.raises((ConfigError, DataError), match=message):
+        train(lm_experiment(folder, **fields), run_dir)
     assert not run_dir.exists()
 
 

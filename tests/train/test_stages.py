@@ -8,15 +8,33 @@ import re
 import jax
 import numpy as np
 import pytest
+from click.testing import CliRunner
+from flax.traverse_util import flatten_dict
 
-from moshijax import config
-from moshijax.train.checkpoint import load_run
+from moshijax import config, lm
+from moshijax.cli.main import cli
+from moshijax.errors import ConfigError
+from moshijax.train.checkpoint import Checkpointer, load_run
+from moshijax.train.init_from import released
 from moshijax.train.loop import train
 from moshijax.train.metrics import read_metrics
+from moshijax.train.run_dir import RunDir
+from moshijax.train.sharding import path_of
+from moshijax.weights.source import open_source
 from tests.train.grids import write_dialogues, write_text, write_tokenizer
 
 TWO = ("diarized", "fisher", "instruct", "calls", "calls_heldout")
-STAGES = ("helium", "pretraining", "post_training", "fisher", "instruct", "recognition", "synthesis", "finetuning")
+STAGES = (
+    "helium",
+    "pretraining",
+    "post_training",
+    "fisher",
+    "instruct",
+    "recognition",
+    "synthesis",
+    "finetuning",
+    "lora",
+)
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +83,7 @@ def test_each_twin_differs_from_its_recipe_in_size_alone():
                 assert dataclasses.replace(ours, batch_size=1, num_frames=1) == dataclasses.replace(
                     theirs, batch_size=1, num_frames=1
                 )
-        if stage != "finetuning":
+        if stage not in ("finetuning", "lora"):
             assert (small.init_from, small.init_transforms) == (full.init_from, full.init_transforms)
 
 
@@ -82,6 +100,40 @@ def test_what_came_before_is_where_a_stage_starts(runs):
     assert last["depth"]["heads"]["steps"]["kernel"].shape[0] == 2
     assert load_run(runs / "recognition")[1].depth is None
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(last))
+
+
+def test_updates_are_all_that_lora_trains(runs):
+    """The weights are those of the run it starts from, in bfloat16, without optimiser state; the updates moved."""
+    tree = load_run(runs / "lora")[2]
+    flat, before = flatten_dict(tree, sep="/"), flatten_dict(load_run(runs / "instruct")[2], sep="/")
+    updates = {path for path in flat if path.endswith(("lora_a", "lora_b"))}
+    assert len(updates) == 18 and all(np.abs(flat[path]).max() > 0 for path in updates)
+    same = [path for path in flat if path not in updates and flat[path].shape == before[path].shape]
+    assert "temporal/layers/mlp/up/kernel" in same
+    for path in same:
+        np.testing.assert_array_equal(flat[path], before[path].astype(flat[path].dtype))
+        assert flat[path].dtype == "bfloat16" or "norm" in path
+    run = Checkpointer(RunDir(runs / "lora"))
+    saved = run._manager.item_metadata(20)["optimizer"].tree
+    run.close()
+    moments = [path_of(keys) for keys, _ in jax.tree_util.tree_leaves_with_path(saved["opt_states"])]
+    assert sum("lora_" in path for path in moments) == 2 * len(updates)
+    assert not any("kernel" in path or "table" in path for path in moments)
+
+
+def test_a_run_is_published_in_its_released_form(runs, tmp_path):
+    args = ["weights", "export", str(runs / "instruct"), str(tmp_path / "moshi"), "--format", "kyutai-fused"]
+    CliRunner().invoke(cli, [*args, "--release"], catch_exceptions=False)
+    found = open_source(tmp_path / "moshi")
+    assert (found.config.layout.dep_q, found.config.layout.num_streams) == (2, 5)
+    _, config, whole, _ = load_run(runs / "instruct")
+    grid = np.random.default_rng(0).integers(4, 30, (1, 5, 6))
+    ours = lm.forward(config, whole, grid)
+    theirs = lm.forward(found.config.with_dtype("float32", "float32"), found.leaves(stacked=True).tree(), grid)
+    np.testing.assert_allclose(ours.text_logits, theirs.text_logits, atol=1e-5)
+    np.testing.assert_allclose(ours.logits[:, :2], theirs.logits, atol=1e-5)
+    with pytest.raises(ConfigError, match="release: that model has 2 depth steps and this one 2"):
+        released(found)
 
 
 def test_words_are_counted_before_the_first_step(runs, monkeypatch, caplog):
