@@ -193,6 +193,7 @@ TINY = LMConfig(
             positional_embedding="none",
         )
     ),
+    scan_layers=False,
 )
 
 _NANO_STACK = dict(gating="silu", norm="rms_norm_f32", num_heads=2)
