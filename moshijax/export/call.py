@@ -418,7 +418,7 @@ def run(
         raise ConfigError(f"the layout of {artifact} has no audio out; leave --out away")
     rate = manifest["audio"]["sample_rate"]
     waveform = None if user is None else audio.read_channel(user, rate, channel)
-    voice = None if voice_prompt is None else audio.read_mixed(voice_prompt, rate)
+    voice = None if voice_prompt is None else prompt.read_voice(voice_prompt, rate)
     values = condition_values.parse(manifest["conditions"], conditions)
     program = runtime.load(artifact, batch or min(manifest["batches"]), platform)
     words = None if text is None else script.words(program, text)

@@ -6,9 +6,12 @@ frame, a gap; meanwhile the user's rows carry a tone. Synthesis continues a reco
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 
 from moshijax.errors import ConfigError, DataError
+from moshijax.export import audio
 from moshijax.export.loudness import loudness
 from moshijax.export.runtime import UNGENERATED, ZERO, Program
 
@@ -51,6 +54,13 @@ def build(program: Program, voice: np.ndarray | None, text: str | None) -> tuple
         )
     codes = None if voice is None else program.encode(voice)
     return _continued(program, codes) if speaks else (_conversation(program, codes, pieces), 0)
+
+
+def read_voice(path: str | Path, rate: int) -> np.ndarray:
+    """A recording `[N]` at `rate`. Raises: as `audio.read_mixed`; DataError for embeddings that PersonaPlex saved."""
+    if Path(path).suffix == ".pt":
+        raise DataError(f"{path} holds embeddings of a voice, not its sound; give a recording of the voice (WAV)")
+    return audio.read_mixed(path, rate)
 
 
 def checked(voice: np.ndarray, rate: int) -> np.ndarray:

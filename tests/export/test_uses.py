@@ -111,6 +111,7 @@ def test_synthesis(speech, cli, tmp_path):
     for file, message in (
         (tmp_path / "none.wav", "none.wav"),
         (tmp_path / "words.txt", "cannot be read as audio"),
+        ("NATF0.pt", "holds embeddings of a voice, not its sound; give a recording"),
         (wav(tmp_path / "short.wav", seconds=0.2), "has 0.20 s, at least 0.4 s are needed"),
         (wav(tmp_path / "silent.wav", level=0.0), "the voice prompt is silent"),
         (wav(tmp_path / "long.wav", seconds=2), "half of what the model remembers; shorten it"),
