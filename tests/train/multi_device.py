@@ -185,3 +185,43 @@ def lm_restores(folder, run_dir):
         state, _ = checkpointer.restore(40, plan.abstract)
     assert not state.params["temporal"]["layers"]["mlp"]["up"]["kernel"].sharding.is_fully_replicated
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(state.params), jax.device_get(alone))
+
+
+def codebooks_agree_with_one_device(folder):
+    """20 steps of the whole quantiser training on 1 and on 8 devices: k-means, moving averages, replacements.
+
+    With a large eps of the optimiser: Adam's division turns rounding of tiny gradients into steps of full length, and
+    what the codebooks see would no longer be the same.
+    """
+    from moshijax.codec.quantizer_training import QuantizerTraining
+    from tests.train.models import codec_experiment
+
+    experiment = codec_experiment(Path(folder))
+    experiment = dataclasses.replace(experiment, optimizer=dataclasses.replace(experiment.optimizer, eps=1e-3))
+    settings = experiment.task.quantizer
+    assert settings.dropout and settings.quantization_rate == QuantizerTraining().quantization_rate == 0.5
+    one, eight = (
+        _state_after(experiment, 20, mesh, devices)
+        for mesh, devices in ((MeshConfig(), jax.devices()[:1]), (MeshConfig(data=8), jax.devices()))
+    )
+    books, others = (state.model_state["quantizer"] for state in (one, eight))
+    for name, book in books.items():
+        assert book["initialized"].all()
+        for leaf in ("embedding_sum", "cluster_usage"):
+            error = relative(others[name][leaf], book[leaf])
+            print(name, leaf, f"{error:.1e}")
+            assert error <= 1e-4, (name, leaf, error)
+
+
+def _state_after(experiment, steps, mesh_config, devices):
+    """State of a run after some steps on some devices, on the host."""
+    mesh = sharding.make_mesh(mesh_config, devices)
+    source = experiment.task.sources(experiment)["audio"]
+    with sharding.context(mesh):
+        plan = plan_state(experiment.task, experiment, mesh)
+        state = plan.create(experiment.seed)
+        where = batch_shardings(source.batch(0), mesh, 1)
+        step = lower_step(experiment.task, experiment, plan, "audio", source.batch(0), mesh)[0].compile()
+        for n in range(steps):
+            state, _ = step(state, put(source.batch(n), where))
+    return jax.device_get(state)

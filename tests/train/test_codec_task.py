@@ -12,6 +12,7 @@ from moshijax.train.loop import train
 from moshijax.train.metrics import read_metrics
 from moshijax.weights.source import open_source
 from moshijax.weights.transfer import export_weights
+from tests.train.devices import run_on_devices
 from tests.train.models import CODEC, codec_experiment, write_codec_data
 from tests.train.test_loop import Crash, assert_bit_equal, at_step, crash, numbers, state_at
 
@@ -74,6 +75,11 @@ def test_microbatches_change_only_rounding(folder, tmp_path):
             np.testing.assert_allclose(a[name], b[name], rtol=2e-3)
     for name in ("train/loss", "train/mel/loss", "train/grad_norm"):
         np.testing.assert_allclose(ours[0][name], theirs[0][name], rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_codebooks_are_the_same_on_8_devices(folder):
+    run_on_devices(8, "tests.train.multi_device:codebooks_agree_with_one_device", folder)
 
 
 @pytest.mark.parametrize(
