@@ -17,6 +17,7 @@ from moshijax import lm, weights
 from moshijax.errors import ConfigError, DataError
 from moshijax.lm import generation
 from moshijax.nn.layout import stack_layers
+from moshijax.testing import tiny
 from moshijax.weights.kyutai import LINEAR
 from moshijax.weights.lm_table import lm_table
 from moshijax.weights.source import open_source
@@ -134,7 +135,7 @@ def test_some_maps_only(tmp_path):
 
 
 def test_a_new_update_does_nothing_and_is_split_as_the_weights_are():
-    base = lm.configs.TINY
+    base = tiny.LM
     config = dataclasses.replace(base, lora=lm.LoRA(4, modules=("depth/*", "*/mlp/up", "text_head")))
     params, plain = lm.init(config, jax.random.key(0)), lm.abstract(base)
     specs = lm.partition_specs(config)
