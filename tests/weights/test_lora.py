@@ -148,7 +148,7 @@ def test_a_new_update_does_nothing_and_is_split_as_the_weights_are():
             assert not np.any(flat[path]) and tuple(specs[path]) == (*kernel[:-1], None)
         else:
             assert np.any(flat[path]) and tuple(specs[path]) == (*kernel[:-2], None, kernel[-1])
-    assert "temporal/layers_0/mlp/up/lora_a" in new and "temporal/layers_0/mlp/gate/lora_a" not in new
+    assert "temporal/layers/mlp/up/lora_a" in new and "temporal/layers/mlp/gate/lora_a" not in new
 
 
 def test_the_adapter_of_a_7b_model():
