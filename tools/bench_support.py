@@ -135,6 +135,13 @@ def processor() -> str:
     )
 
 
+def machine() -> str:
+    """The processor and the versions."""
+    import jax
+
+    return f"{processor()}, Python {sys.version.split()[0]}, jax {jax.__version__}"
+
+
 def environment(reference_version: str, options: argparse.Namespace) -> str:
     import jax
 

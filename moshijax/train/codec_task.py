@@ -16,6 +16,7 @@ from moshijax.codec import balancer, discriminators, filterbank, losses, trainin
 from moshijax.codec.balancer import Balancer
 from moshijax.codec.discriminators import DiscriminatorConfig
 from moshijax.codec.quantizer_training import QuantizerTraining
+from moshijax.data.teacher import RATE
 from moshijax.errors import ConfigError
 from moshijax.train.task import LossParts, Source
 
@@ -132,6 +133,20 @@ class CodecTask:
             if width != self.teacher_dim:
                 raise ConfigError(f"{name} data: features of width {width}, but teacher_dim is {self.teacher_dim}")
         return sources
+
+    def batch_shapes(self, experiment: ExperimentConfig) -> dict[str, dict[str, jax.ShapeDtypeStruct]]:
+        found = {}
+        for name, config in {"audio": experiment.data, "eval": experiment.eval_data}.items():
+            if config is not None:
+                shapes = {"audio": (config.batch_size, config.num_samples)}
+                if self.teacher_dim is not None:
+                    frames = round(config.num_samples * RATE / config.sample_rate)
+                    shapes["teacher"] = (config.batch_size, frames, self.teacher_dim)
+                found[name] = {key: jax.ShapeDtypeStruct(shape, jnp.float32) for key, shape in shapes.items()}
+        return found
+
+    def lighter(self) -> list[tuple[str, str, CodecTask]]:
+        return []
 
     def save_assets(self, experiment: ExperimentConfig, run_dir: Path) -> None:
         pass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -81,6 +82,29 @@ class LMTask:
             check_batch(self.model, source.batch(0))
         if "audio" in found:
             _tell_placement(found["audio"])
+        return found
+
+    def batch_shapes(self, experiment: ExperimentConfig) -> dict[str, dict[str, jax.ShapeDtypeStruct]]:
+        configs = {"audio": experiment.data, "text": experiment.text_data, "eval": experiment.eval_data}
+        wanted = {*experiment.programs, "eval"}
+        streams = self.model.layout.num_streams
+        return {
+            name: {"codes": jax.ShapeDtypeStruct((c.batch_size, streams, c.num_frames), np.dtype("int32"))}
+            for name, c in configs.items()
+            if name in wanted and c is not None
+        }
+
+    def lighter(self) -> list[tuple[str, str, LMTask]]:
+        model, found = self.model, []
+        cost = "layers are computed again in the backward pass, about a third more arithmetic"
+        temporal, depth = dataclasses.replace(model.temporal, remat_policy="full"), model.depth
+        if model.temporal != temporal:
+            lighter = dataclasses.replace(self, model=dataclasses.replace(model, temporal=temporal))
+            found.append(("model.temporal.remat_policy='full'", cost, lighter))
+        if depth is not None and depth.transformer.remat_policy != "full":
+            depth = dataclasses.replace(depth, transformer=dataclasses.replace(depth.transformer, remat_policy="full"))
+            lighter = dataclasses.replace(self, model=dataclasses.replace(model, depth=depth))
+            found.append(("model.depth.transformer.remat_policy='full'", cost, lighter))
         return found
 
     def save_assets(self, experiment: ExperimentConfig, run_dir: Path) -> None:

@@ -28,6 +28,7 @@ from moshijax.train.evaluate import Evaluator, HeldOutLoss, Interrupted, Snapsho
 from moshijax.train.experiment import ExperimentConfig
 from moshijax.train.feed import Fed, Feed
 from moshijax.train.flops import peak_flops
+from moshijax.train.footprint import is_out_of_memory, remedies
 from moshijax.train.init_from import starting_point
 from moshijax.train.metrics import Interval, Writer, readable
 from moshijax.train.profile import Profiler
@@ -227,6 +228,18 @@ def peak_memory() -> dict[str, float]:
     return {"memory/peak_gb": found["peak_bytes_in_use"] / 1e9} if "peak_bytes_in_use" in found else {}
 
 
+@contextlib.contextmanager
+def _out_of_memory(experiment: ExperimentConfig, mesh: jax.sharding.Mesh) -> Iterator[None]:
+    """What to change, when a device has no memory left."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        changes = remedies(experiment, mesh, experiment.programs)
+        raise MoshijaxError(f"a device has no memory left ({str(error).splitlines()[0]}); {changes}") from error
+
+
 class _NonFinite(Exception):
     """Too many non-finite steps in a row."""
 
@@ -259,7 +272,7 @@ def train(
       ConfigError: an impossible experiment, or a run directory of another one.
       DataError: data or a checkpoint that cannot be used.
       Stopped: SIGTERM or SIGINT; a checkpoint of the last step boundary is complete.
-      MoshijaxError: three non-finite steps in a row, or a full disk.
+      MoshijaxError: three non-finite steps in a row, a full disk, or no memory left on a device.
     """
     run = RunDir(Path(run_dir))
     with hosts.Line(lost_after) as line, StopSignal() as signals, contextlib.ExitStack() as stack:
@@ -286,8 +299,9 @@ def train(
         if latest >= experiment.steps and checkpointer.meta(latest)["evaluated"] == latest:
             log.info("%s is complete: %d steps done", run.path, experiment.steps)
             return
-        programs = {p: compile_step(task, experiment, plan, p, batch, mesh) for p, batch in batches.items()}
-        state, meta = _first_state(experiment, plan, checkpointer, latest, begin)
+        with _out_of_memory(experiment, mesh):
+            programs = {p: compile_step(task, experiment, plan, p, batch, mesh) for p, batch in batches.items()}
+            state, meta = _first_state(experiment, plan, checkpointer, latest, begin)
         for change in changes:
             log.warning("changed at step %d: %s", latest, change)
         if changes:
@@ -323,7 +337,7 @@ def train(
             evaluated=meta["evaluated"],
         )
         stack.push(line.end)
-        with jax.transfer_guard("disallow"):
+        with jax.transfer_guard("disallow"), _out_of_memory(experiment, mesh):
             _loop(whole, state, latest, feed)
 
 

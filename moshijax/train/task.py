@@ -49,6 +49,15 @@ class Task(Protocol):
         """Sources of the batches: "audio", and "text" and "eval" where the experiment uses them."""
         ...
 
+    def batch_shapes(self, experiment: ExperimentConfig) -> dict[str, dict[str, jax.ShapeDtypeStruct]]:
+        """Shapes and types of the batches of `sources`, by the same names, from the config alone."""
+        ...
+
+    def lighter(self) -> list[tuple[str, str, Task]]:
+        """The same training with less memory: (setting, such as "model.x='y'", what it costs, the task), cheapest
+        first."""
+        ...
+
     def save_assets(self, experiment: ExperimentConfig, run_dir: Path) -> None:
         """Put what the model needs besides its parameters (a tokenizer) into the run directory."""
         ...

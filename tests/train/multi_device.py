@@ -225,3 +225,10 @@ def _state_after(experiment, steps, mesh_config, devices):
         for n in range(steps):
             state, _ = step(state, put(source.batch(n), where))
     return jax.device_get(state)
+
+
+def lora_trains(folder, run_dir):
+    from tests.train.test_lora import lora_experiment
+
+    mesh = MeshConfig(data=2, fsdp=2, tensor=2)
+    train(lora_experiment(Path(folder), init_from=str(Path(folder) / "base"), mesh=mesh), Path(run_dir))

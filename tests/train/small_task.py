@@ -52,6 +52,15 @@ class SmallTask:
         found = {"audio": experiment.data, "text": experiment.text_data, "eval": experiment.eval_data}
         return {name: source for name, source in found.items() if source is not None}
 
+    def batch_shapes(self, experiment):
+        return {
+            name: {key: jax.ShapeDtypeStruct(x.shape, x.dtype) for key, x in source.batch(0).items()}
+            for name, source in self.sources(experiment).items()
+        }
+
+    def lighter(self):
+        return []
+
     def save_assets(self, experiment, run_dir):
         pass
 

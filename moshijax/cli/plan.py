@@ -1,0 +1,96 @@
+"""`moshijax plan`: what a recipe takes of its devices, before it runs."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+
+from moshijax.cli.train import overrides_of
+from moshijax.errors import ConfigError, MoshijaxError
+
+RECIPE_VARIABLE = "MOSHIJAX_PLAN_RECIPE"
+
+
+@click.command("plan", context_settings={"ignore_unknown_options": True})
+@click.argument("recipe")
+@click.option("--devices", type=click.IntRange(min=1), help="Number of devices. Default: those of the topology.")
+@click.option("--memory-gb", type=click.FloatRange(min=0, min_open=True), help="Memory of a device, in 10^9 bytes.")
+@click.option("--topology", help="A TPU slice to compile for, such as v5p-256 or v6e-64; needs libtpu.")
+@click.option("--device", "kind", help="Kind of device whose peak the times assume, such as h100; any of the table.")
+@click.option("--mfu", type=click.FloatRange(0, 1, min_open=True), default=0.4, show_default=True)
+@click.argument("overrides", nargs=-1, type=click.UNPROCESSED, metavar="[--gin.path.to.field=VALUE ...]")
+def command(
+    recipe: str,
+    devices: int | None,
+    memory_gb: float | None,
+    topology: str | None,
+    kind: str | None,
+    mfu: float,
+    overrides: tuple[str, ...],
+) -> None:
+    """Compile the steps of RECIPE for devices that need not be there, and print what they take.
+
+    Nothing is allocated and no data is read. The steps are compiled for the accelerators of this machine if it has
+    enough of them, for a described TPU slice with --topology, and else for as many CPU devices: there the parameters
+    and moments are exact, but bfloat16 activations are counted as the CPU holds them, larger than an accelerator would.
+    Exits with 1 if a step needs more than --memory-gb.
+
+    \b
+    Example:
+      moshijax plan quickstart_moshi.gin --devices 8 --memory-gb 80 --device h100 --gin.mesh.fsdp=8
+    """
+    bindings = overrides_of(overrides)
+    from moshijax import config
+    from moshijax.train import planning
+
+    experiment = config.load(recipe, bindings)
+    if topology is not None:
+        devices = planning.topology_devices(topology, devices)
+    if devices is None:
+        raise ConfigError("say how many devices: --devices N, or --topology with a TPU slice")
+    experiment.mesh.shape(devices)  # refuses what does not multiply
+    request = planning.Request(Path(recipe).name, devices, memory_gb, topology, kind, mfu)
+    # In a process of its own: the number of CPU devices is fixed when jax starts.
+    done = subprocess.run(
+        [sys.executable, "-m", "moshijax.cli.plan", request.to_text()],
+        env={**os.environ, RECIPE_VARIABLE: config.dump(experiment)},
+        capture_output=True,
+        text=True,
+    )
+    click.echo(done.stdout, nl=False)
+    if done.returncode:
+        message = done.stderr.strip().splitlines()[-1] if done.stderr.strip() else "planning failed"
+        error = ConfigError if done.returncode == ConfigError.exit_code else MoshijaxError
+        raise error(message.removeprefix("error: "))
+
+
+def child(text: str) -> int:
+    """Body of the process that plans; the recipe is in the environment."""
+    import tempfile
+
+    from moshijax import config
+    from moshijax.train import planning
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "recipe.gin"
+        path.write_text(os.environ.pop(RECIPE_VARIABLE), encoding="utf-8")
+        experiment = config.load(path)
+    try:
+        plan = planning.make(experiment, planning.Request.from_text(text))
+    except MoshijaxError as error:
+        click.echo(f"error: {' '.join(str(error).split())}", err=True)
+        return error.exit_code
+    for line in plan.lines:
+        click.echo(line)
+    if plan.verdict is not None:
+        click.echo(f"error: {plan.verdict}", err=True)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(child(sys.argv[1]))
