@@ -19,6 +19,7 @@ from moshijax.errors import ConfigError
 from moshijax.train import sharding
 from moshijax.train.checkpoint import load_run
 from moshijax.train.codec_task import CodecLoss, CodecTask
+from moshijax.train.experiment import OptimizerConfig
 from moshijax.train.loop import train
 from moshijax.train.metrics import read_metrics
 from moshijax.train.state import plan_state
@@ -183,6 +184,20 @@ def test_a_run_starts_from_a_codec_without_discriminators(folder, whole_run, run
     train(codec_experiment(folder, task=task, steps=2), plain)
     train(adversarial_experiment(folder, steps=1, log_every=1, init_from=str(plain)), run_dir)
     assert read_metrics(run_dir / "metrics.jsonl")[-1]["train/discriminator/loss"] > 0
+
+
+@pytest.mark.slow
+def test_microbatches_change_only_rounding(folder, tmp_path):
+    """Without a balancer; with one, every part brings its own norms."""
+    task = adversarial_task(mel=1.0, balancer=None)
+    # A large eps: the codec sees discriminators that have moved, and Adam's first step turns rounding into signs.
+    own = dict(task=task, discriminator_optimizer=OptimizerConfig(1e-2, weight_decay=0.0, eps=1e-3))
+    for count in (1, 2):
+        experiment = adversarial_experiment(folder, **own, microbatches=count, steps=1, log_every=1)
+        train(experiment, tmp_path / str(count))
+    ours, theirs = (read_metrics(tmp_path / n / "metrics.jsonl")[0] for n in ("1", "2"))
+    for name in ("train/loss", "train/grad_norm", "train/discriminator/loss", "train/discriminator/grad_norm"):
+        np.testing.assert_allclose(ours[name], theirs[name], rtol=1e-4)
 
 
 def test_refusals(folder, run_dir):
