@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import platform
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -19,8 +20,11 @@ import jax
 import numpy as np
 import psutil
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
 from moshijax.export import artifact, runtime
 from moshijax.testing.tiny import tiny_models
+from tools.scaling import fill
 
 COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
 
@@ -90,7 +94,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=100_000)
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--artifact", type=Path, help="use this artifact instead of a tiny random model")
-    parser.add_argument("--write", type=Path, help="write the figures into this Markdown file")
+    parser.add_argument("--write", type=Path, help="write the figures into this Markdown page")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         made = options.artifact or artifact.build(*tiny_models(), Path(folder) / "artifact", batches=(options.batch,))
@@ -100,7 +104,8 @@ def main() -> None:
     lines = table(figures, context)
     print(lines)
     if options.write:
-        options.write.write_text(PAGE.format(**vars(options), lines=lines, machine=machine()), encoding="utf-8")
+        section = SECTION.format(**vars(options), lines=lines, machine=machine())
+        options.write.write_text(fill(options.write.read_text(encoding="utf-8"), {"step": section}), encoding="utf-8")
 
 
 def machine() -> str:
@@ -110,13 +115,7 @@ def machine() -> str:
     )
 
 
-PAGE = """# Reliability
-
-What was run for a long time, and what came out. The figures of this page are written by the command above each table.
-
-## The exported step
-
-```
+SECTION = """```
 python tools/soak.py --steps {steps} --batch {batch} --write docs/reliability.md
 ```
 
@@ -126,10 +125,7 @@ Other work ran on the machine, so the step times only show that they do not grow
 
 | figure | value |
 |---|---|
-{lines}
-
-The test suite runs 10 000 steps of the same (`tests/export/test_long.py`).
-"""
+{lines}"""
 
 
 if __name__ == "__main__":

@@ -120,8 +120,9 @@ def denominators(
 def numerators(
     config: LMConfig, loss: LossConfig, scores: LMScores, codes_BKT: Int[Array, "B K T"], text_only: bool = False
 ) -> dict[str, Float[Array, ""]]:
-    """Weighted sums of cross entropies of a (micro)batch."""
-    rows = {"text": scores.nll[:, :1], "text_padding": scores.nll[:, :1], "audio": scores.nll[:, 1:]}
+    """Weighted sums of cross entropies of a (micro)batch; estimates of those over all where some were left out."""
+    nll = scores.nll if scores.counts is None else scores.nll * scores.counts
+    rows = {"text": nll[:, :1], "text_padding": nll[:, :1], "audio": nll[:, 1:]}
     parts = terms(config, loss, codes_BKT, text_only)
     return {name: jnp.sum(term.weights * rows[name]) for name, term in parts.items()}
 
@@ -153,6 +154,8 @@ def stream_statistics(
     Streams are "text_words", "text_padding" (PAD alone), and "<speaker>_<codebook>" for each scored audio row.
     """
     mask = target_mask(config, codes_BKT)
+    if scores.counts is not None:
+        mask = mask & (scores.counts > 0)
     out: dict[str, dict[str, Array]] = {}
 
     def add(name: str, row: int, valid: Array) -> None:

@@ -19,7 +19,7 @@ from moshijax.lm.conditioning import ConditionProjection, Conditions
 from moshijax.lm.config import LMConfig, LookupConditioner
 from moshijax.lm.depth import DepthTransformer
 from moshijax.lm.embedding import TokenTables
-from moshijax.lm.scoring import LMScores, score_in_pieces
+from moshijax.lm.scoring import LMScores, at_frames, into_frames, score_in_pieces
 from moshijax.lm.tokens import BOS, ZERO
 from moshijax.nn import lora, rope
 from moshijax.nn.layout import is_stacked, unstack_layers
@@ -169,6 +169,7 @@ class LanguageModel(nn.Module):
         text_only: bool,
         separate_documents: bool,
         frames: int | None,
+        depth_frames_BF: Array | None,
     ) -> LMScores:
         """Scores where the model predicts, in its own order; only they are moved back to the codes, not the logits."""
         sequence = self.inputs(codes_BKT)
@@ -186,13 +187,26 @@ class LanguageModel(nn.Module):
             return module.depth.heads(x.reshape(x.shape[0], -1, x.shape[-1])).reshape(*x.shape[:-1], -1)
 
         found = [score_in_pieces(self, text_head, z[None], targets_KBT[:1], frames)]
+        counts = None
         if self.config.depth is not None and not text_only:
             rows = slice(1, 1 + self.config.layout.dep_q)
-            hidden = self.depth.hidden(inputs, z)
-            found.append(score_in_pieces(self, depth_heads, hidden, targets_KBT[rows], frames))
+            if depth_frames_BF is None:
+                hidden = self.depth.hidden(inputs, z)
+                found.append(score_in_pieces(self, depth_heads, hidden, targets_KBT[rows], frames))
+            else:
+                T, F = z.shape[1], depth_frames_BF.shape[1]
+                some, at = at_frames(inputs, depth_frames_BF, 2), at_frames(z, depth_frames_BF, 1)
+                parts = score_in_pieces(
+                    self, depth_heads, self.depth.hidden(some, at), jnp.moveaxis(some, 1, 0)[rows], frames
+                )
+                found.append(tuple(into_frames(part, depth_frames_BF, T) for part in parts))
+                chosen = into_frames(jnp.full(parts[0].shape, T / F, jnp.float32), depth_frames_BF, T)
+                counts = jnp.concatenate([jnp.ones_like(chosen[:1]), chosen])
         shifts = self.config.layout.delays[: sum(len(nll) for nll, _ in found)]
         nll, correct = (jnp.moveaxis(jnp.concatenate(parts), 0, 1) for parts in zip(*found, strict=True))
-        return LMScores(delays.undelay(nll, shifts), delays.undelay(correct, shifts))
+        if counts is not None:
+            counts = delays.undelay(jnp.moveaxis(counts, 0, 1), shifts)
+        return LMScores(delays.undelay(nll, shifts), delays.undelay(correct, shifts), counts)
 
     def temporal_step(
         self, state: Any, column_BK: Array, active_B: Array | None, conditions: dict[str, Any] | None = None
@@ -293,13 +307,16 @@ def score(
     text_only: bool = False,
     separate_documents: bool = False,
     frames: int | None = None,
+    depth_frames_BF: Int[Array, "B F"] | None = None,
 ) -> LMScores:
     """Scores of every target, aligned with the codes; what `forward` would predict, without whole logits.
 
     `text_only`: the text row alone; the depth transformer does not run. `separate_documents`: what begins with BOS sees
     nothing of what comes before it. `frames`: logits of so many frames exist at once (they are computed again in the
-    backward pass); None = of all.
+    backward pass); None = of all. `depth_frames_BF`: numbers (0 to T - 1, none twice in a row) of the frames of the
+    temporal transformer that the depth transformer runs on, the same count F in each row; None = on all.
     """
     _check_codes(config, codes_BKT)
     model = LanguageModel.of(config, params)
-    return model.apply({"params": params}, codes_BKT, conditions, text_only, separate_documents, frames, method="score")
+    settings = text_only, separate_documents, frames, depth_frames_BF
+    return model.apply({"params": params}, codes_BKT, conditions, *settings, method="score")

@@ -18,10 +18,14 @@ class LMScores(NamedTuple):
 
     `nll`: negative log likelihood of each target in nats. `correct`: the target is the most likely token. Where there
     is no prediction or no target (see `lm.target_mask`) both are finite and mean nothing.
+
+    `counts`: how often each score counts in a sum over all targets, where only some were scored: 0 for those left out
+    and 1 / their share for the others. None: all were scored.
     """
 
     nll: Float[Array, "B R T"]
     correct: Bool[Array, "B R T"]
+    counts: Float[Array, "B R T"] | None = None
 
 
 def score_targets(
@@ -69,3 +73,17 @@ def score_in_pieces(
     _, found = scan(module, None, (split(x_RBTD), split(targets_RBT)))
     nll, correct = (jnp.moveaxis(a, 0, 2).reshape(*a.shape[1:3], -1)[:, :, :T] for a in found)
     return nll, correct
+
+
+def at_frames(x: Array, frames_BF: Int[Array, "B F"], axis: int) -> Array:
+    """The chosen frames of every row of `x` `[B, ...]`; `axis` is that of the frames."""
+    return jax.vmap(lambda row, chosen: jnp.take(row, chosen, axis=axis - 1))(x, frames_BF)
+
+
+def into_frames(x_RBF: Float[Array, "R B F"], frames_BF: Int[Array, "B F"], T: int) -> Float[Array, "R B T"]:
+    """Back among all T frames; 0 in those that were not chosen."""
+
+    def place(row_RF: Array, chosen: Array) -> Array:
+        return jnp.zeros((row_RF.shape[0], T), row_RF.dtype).at[:, chosen].set(row_RF)
+
+    return jax.vmap(place, in_axes=(1, 0), out_axes=1)(x_RBF, frames_BF)

@@ -57,6 +57,11 @@ class OptimizerConfig:
     steps, then falls to `final_scale * learning_rate` at the last step. It reads the global step of the run, not the
     count of this optimiser's updates. A parameter belongs to the first of `groups` that matches its path, else to the
     unnamed rest.
+
+    `moments_dtype`: what the two moments are kept in between steps; they are computed in float32. bfloat16 halves them
+    and has 8 bits of precision: a `b2` above 0.99 would change the second moment by less than that and stop it.
+    `moments_memory`: "host" keeps them in pinned memory of the host between steps, so that those of a kind of step that
+    is not running take no memory of the device; each step of their own kind moves them there and back.
     """
 
     learning_rate: float = 1e-3
@@ -70,8 +75,22 @@ class OptimizerConfig:
     weight_decay: float = 0.1
     clip_norm: float | None = 1.0
     groups: tuple[ParameterGroup, ...] = ()
+    moments_dtype: str = "float32"  # float32 | bfloat16
+    moments_memory: str = "device"  # device | host
 
     def __post_init__(self) -> None:
+        require(
+            self.moments_dtype in ("float32", "bfloat16"),
+            f"moments_dtype is {self.moments_dtype!r}, not float32 or bfloat16",
+        )
+        require(
+            self.moments_dtype == "float32" or self.b2 <= 0.99,
+            f"moments_dtype = 'bfloat16' with b2 = {self.b2}: changes of less than 1 % are lost in bfloat16; use a "
+            "b2 up to 0.99, or float32",
+        )
+        require(
+            self.moments_memory in ("device", "host"), f"moments_memory is {self.moments_memory!r}, not device or host"
+        )
         require(
             self.decay in ("cosine", "linear", "constant"), f"decay is {self.decay!r}, not cosine, linear or constant"
         )

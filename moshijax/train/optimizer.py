@@ -83,7 +83,28 @@ def make_optimizer(config: OptimizerConfig, paths: Sequence[str], steps: int) ->
     by_name = {group.name: adamw(group) for group in groups.values()}
     labels = {path: group.name for path, group in groups.items()}
     clip = clip_by_norm(config.clip_norm) if config.clip_norm is not None else optax.identity()
-    return optax.with_extra_args_support(optax.chain(clip, optax.partition(by_name, labels)))
+    whole = optax.with_extra_args_support(optax.chain(clip, optax.partition(by_name, labels)))
+    return whole if config.moments_dtype == "float32" else kept_in(whole, jnp.dtype(config.moments_dtype))
+
+
+def kept_in(
+    transform: optax.GradientTransformationExtraArgs, dtype: jnp.dtype
+) -> optax.GradientTransformationExtraArgs:
+    """The transformation, with the float32 arrays of its state kept in `dtype` between updates."""
+
+    def cast(state, old, new):
+        return jax.tree.map(lambda leaf: leaf.astype(new) if leaf.dtype == old else leaf, state)
+
+    def init(params):
+        return cast(transform.init(params), jnp.float32, dtype)
+
+    def update(updates, state, params=None, **extra):
+        updates, state = transform.update(updates, cast(state, dtype, jnp.float32), params, **extra)
+        return updates, cast(state, jnp.float32, dtype)
+
+    return optax.GradientTransformationExtraArgs(
+        lambda params: cast(transform.init(params), jnp.float32, dtype), update
+    )
 
 
 def clip_by_norm(limit: float) -> optax.GradientTransformation:

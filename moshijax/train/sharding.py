@@ -34,6 +34,9 @@ RULES: tuple[tuple[str, str | tuple[str, ...] | None], ...] = (
 )
 
 
+HOST = "pinned_host"
+
+
 def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Mesh:
     """Mesh over `devices` (default: all) with axes data, fsdp and tensor, of axis type Auto."""
     devices = devices or jax.devices()
@@ -135,6 +138,23 @@ def like_parameters(tree: Any, parameters: Mapping[str, NamedSharding], mesh: Me
         return NamedSharding(mesh, PartitionSpec())
 
     return jax.tree_util.tree_map_with_path(one, tree)
+
+
+def in_host_memory(tree: Any, shardings: Any) -> Any:
+    """The same shardings in pinned memory of the host, for the arrays of a tree; scalars stay on the devices.
+
+    Raises:
+      ConfigError: the devices have no such memory.
+    """
+
+    def one(leaf: Any, where: NamedSharding) -> NamedSharding:
+        return where.with_memory_kind(HOST) if leaf.ndim else where
+
+    mesh = jax.tree.leaves(shardings)[0].mesh
+    kinds = [memory.kind for memory in mesh.devices.flat[0].addressable_memories()]
+    if HOST not in kinds:
+        raise ConfigError(f"moments_memory = 'host': these devices have {', '.join(kinds)}, no {HOST}; use 'device'")
+    return jax.tree.map(one, tree, shardings)
 
 
 def batch_sharding(name: str, shape: tuple[int, ...], mesh: Mesh) -> NamedSharding:

@@ -43,10 +43,12 @@ class TrainState:
 
 @dataclass(frozen=True)
 class Optimizer:
-    """Optimiser of one update: the flat paths that it owns and the transformation over them."""
+    """Optimiser of one update: the flat paths that it owns, the transformation over them, and whether its moments are
+    in host memory between steps."""
 
     paths: tuple[str, ...]
     transform: optax.GradientTransformationExtraArgs
+    on_host: bool = False
 
 
 def make_optimizers(task: Task, experiment: ExperimentConfig) -> dict[str, Optimizer]:
@@ -66,7 +68,9 @@ def make_optimizers(task: Task, experiment: ExperimentConfig) -> dict[str, Optim
         owned = trainable(config, paths)
         if not owned:
             raise ConfigError(f"every parameter of the {update} steps is frozen; leave one group free")
-        found[update] = Optimizer(owned, make_optimizer(config, owned, experiment.steps))
+        found[update] = Optimizer(
+            owned, make_optimizer(config, owned, experiment.steps), config.moments_memory == "host"
+        )
     return found
 
 
@@ -95,16 +99,24 @@ def averaged(task: Task, params: Any) -> Any:
     return unflatten_dict({path: leaf for path, leaf in flat.items() if not task.auxiliary(path)}, sep="/")
 
 
-def state_shardings(task: Task, abstract: TrainState, mesh: Mesh) -> TrainState:
-    """Shardings of a boxed abstract state: parameters by the rule table, optimiser states and average like them."""
+def state_shardings(task: Task, abstract: TrainState, mesh: Mesh, optimizers: Mapping[str, Optimizer]) -> TrainState:
+    """Shardings of a boxed abstract state: parameters by the rule table, optimiser states and average like them.
+
+    Raises:
+      ConfigError: moments are to be in host memory, and the devices have no pinned host memory.
+    """
     params = sharding.shardings_of(abstract.params, mesh)
     flat = flatten_dict(params, sep="/")
     replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    opt_states = sharding.like_parameters(abstract.opt_states, flat, mesh)
+    for name, optimizer in optimizers.items():
+        if optimizer.on_host:
+            opt_states[name] = sharding.in_host_memory(abstract.opt_states[name], opt_states[name])
     return TrainState(
         step=replicated,
         params=params,
         model_state=sharding.shardings_of(abstract.model_state, mesh),
-        opt_states=sharding.like_parameters(abstract.opt_states, flat, mesh),
+        opt_states=opt_states,
         ema=averaged(task, params) if abstract.ema else {},
         nonfinite=replicated,
     )
@@ -143,6 +155,6 @@ def plan_state(task: Task, experiment: ExperimentConfig, mesh: Mesh) -> StatePla
     abstract = jax.tree.map(
         lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
         sharding.unboxed(boxed),
-        state_shardings(task, boxed, mesh),
+        state_shardings(task, boxed, mesh, optimizers),
     )
     return StatePlan(init, abstract, optimizers)

@@ -112,7 +112,9 @@ def make_step(task: Task, experiment: ExperimentConfig, plan: StatePlan, program
         key = program_key(experiment.seed, program, state.step)
         loss_key, update_key = jax.random.split(key)
         old = flatten_dict(state.params, sep="/")
-        flat, opt_states, sums, finite = dict(old), dict(state.opt_states), {}, jnp.array(True)
+        flat, opt_states, sums, finite = dict(old), {}, {}, jnp.array(True)
+        # Only those of this step's updates; the others pass through, wherever they are.
+        before = {name: _on_device(state.opt_states[name], plan.optimizers[name].on_host) for name in updates}
 
         def keep(new: Any, old: Any) -> Any:
             """What a step changed, unless one of its updates was not finite: then nothing."""
@@ -130,7 +132,7 @@ def make_step(task: Task, experiment: ExperimentConfig, plan: StatePlan, program
             )
             grad_norm = optax.tree.norm(grads)
             finite &= jnp.isfinite(parts.loss) & jnp.isfinite(grad_norm)
-            changes, opt_states[update] = optimizer.transform.update(grads, opt_states[update], owned, step=state.step)
+            changes, opt_states[update] = optimizer.transform.update(grads, before[update], owned, step=state.step)
             flat = {**flat, **optax.apply_updates(owned, changes)}
             rate = learning_rate(experiment.optimizer_of(update), state.step, experiment.steps)
             own = {LOSS: (parts.loss, 1.0), GRAD_NORM: (grad_norm, 1.0), RATE: (rate, 1.0), **parts.sums}
@@ -150,7 +152,7 @@ def make_step(task: Task, experiment: ExperimentConfig, plan: StatePlan, program
             step=state.step + 1,
             params=params,
             model_state=keep(model_state, state.model_state),
-            opt_states={name: keep(new, state.opt_states[name]) for name, new in opt_states.items()},
+            opt_states={**state.opt_states, **{name: keep(new, before[name]) for name, new in opt_states.items()}},
             ema=ema,
             nonfinite=nonfinite,
         )
@@ -172,6 +174,10 @@ def _of_groups(config: OptimizerConfig, grads: Mapping[str, jax.Array], rate: ja
         found[f"{GRAD_NORM}/{name}"] = (optax.tree.norm(leaves), 1.0)
         found[f"{RATE}/{name}"] = (scales[name] * rate, 1.0)
     return found
+
+
+def _on_device(tree: Any, on_host: bool) -> Any:
+    return jax.tree.map(lambda leaf: jax.device_put(leaf, jax.memory.Space.Device), tree) if on_host else tree
 
 
 def batch_shardings(batch: Mapping[str, np.ndarray], mesh: Mesh, microbatches: int) -> dict[str, NamedSharding]:

@@ -11,6 +11,7 @@ import pytest
 
 from moshijax import lm
 from moshijax.errors import ConfigError
+from moshijax.lm import losses
 from moshijax.lm.tokens import BOS, EOS, ZERO
 from moshijax.nn.layout import stack_layers, unstack_layers
 from tests.lm.models import codes, params, small
@@ -129,6 +130,30 @@ def test_whole_logits_do_not_exist_when_scored_in_pieces():
     text, audio = f"f32[1,2,64,{CONFIG.text_card}]", f"f32[{CONFIG.layout.dep_q},128,{CONFIG.card}]"
     assert text in shapes(None) and audio in shapes(None)
     assert text not in shapes(4) and audio not in shapes(4)
+
+
+def test_scores_of_some_frames_of_the_depth_transformer_add_up_to_those_of_all():
+    grid = codes(CONFIG, 2, 8).at[1, 2:, 5:].set(ZERO)
+    some = jnp.array([[0, 2, 5, 7], [1, 2, 3, 6]])
+    rest = jnp.array([[1, 3, 4, 6], [0, 4, 5, 7]])
+
+    def value(tree, chosen, pieces):
+        scores = lm.score(CONFIG, tree, grid, depth_frames_BF=chosen, frames=pieces)
+        sums = losses.numerators(CONFIG, losses.LossConfig(), scores, grid)
+        return sums["text"] + sums["audio"], (sums, scores)
+
+    run = jax.jit(jax.grad(value, has_aux=True), static_argnums=2)
+    grads, (sums, whole) = run(params(CONFIG), None, None)
+    halves = [run(params(CONFIG), chosen, 3) for chosen in (some, rest)]
+    mask = np.asarray(lm.target_mask(CONFIG, grid))
+    for _, (_, scores) in halves:
+        seen = mask & (np.asarray(scores.counts) > 0)
+        assert 0 < seen[:, 1:].sum() < mask[:, 1:].sum() and seen[:, 0].sum() == mask[:, 0].sum()
+        np.testing.assert_allclose(np.asarray(scores.nll)[seen], np.asarray(whole.nll)[seen], rtol=1e-5)
+        np.testing.assert_array_equal(np.asarray(scores.correct)[seen], np.asarray(whole.correct)[seen])
+    mean = jax.tree.map(lambda a, b: (a + b) / 2, *((grads, sums) for grads, (sums, _) in halves))
+    for ours, theirs in zip(jax.tree.leaves(mean), jax.tree.leaves((grads, sums)), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5 * np.abs(theirs).max())
 
 
 def test_text_scores_are_the_text_part():

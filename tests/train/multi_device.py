@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from itertools import product
+from math import prod
 from pathlib import Path
 
 import jax
@@ -19,6 +21,7 @@ from moshijax.train.metrics import read_metrics
 from moshijax.train.run_dir import RunDir
 from moshijax.train.state import plan_state
 from moshijax.train.steps import batch_shardings, loss_and_gradients, lower_step, program_key
+from tests.train.models import lm_experiment
 from tests.train.small_task import SmallData, SmallTask
 
 MESHES = (
@@ -70,13 +73,20 @@ def compare_meshes(experiment, programs, meshes=MESHES, tolerance=1e-5):
     for program in programs:
         one = loss_and_gradients_on(experiment, program, MeshConfig(), jax.devices()[:1])
         for mesh in meshes:
-            error = relative(loss_and_gradients_on(experiment, program, mesh, jax.devices()), one)
+            devices = jax.devices()[: prod(dataclasses.astuple(mesh))]
+            error = relative(loss_and_gradients_on(experiment, program, mesh, devices), one)
             print(program, mesh, f"{error:.1e}")
             assert error <= tolerance, (program, mesh, error)
 
 
+def every_mesh() -> list[MeshConfig]:
+    """All ways to lay 2, 4 or 8 devices over data, fsdp and tensor."""
+    sizes = (1, 2, 4, 8)
+    return [MeshConfig(*shape) for shape in product(sizes, sizes, sizes) if prod(shape) in sizes[1:]]
+
+
 def small_agrees_with_one_device():
-    compare_meshes(SMALL, ("audio", "text"))
+    compare_meshes(SMALL, ("audio", "text"), every_mesh())
     compare_meshes(dataclasses.replace(SMALL, data=SmallData(rows=16), microbatches=2), ("audio",), MESHES[:1])
 
 
@@ -149,16 +159,41 @@ def refuses_what_does_not_divide():
 
 
 def lm_agrees_with_one_device(folder):
-    from tests.train.models import lm_experiment
-
-    meshes = (MeshConfig(data=1, fsdp=8), MeshConfig(data=2, fsdp=2, tensor=2))
-    compare_meshes(lm_experiment(Path(folder)), ("audio", "text"), meshes)
+    """Every combination of axes on 2, 4 and 8 devices, and each axis over 8. A step of this size is all compilation."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    experiment = lm_experiment(Path(folder))
+    alone = [MeshConfig(8, 1, 1), MeshConfig(1, 8, 1), MeshConfig(1, 1, 8)]
+    combined = [mesh for mesh in every_mesh() if max(dataclasses.astuple(mesh)) == 2]
+    compare_meshes(experiment, ("audio",), [*combined, *alone])
+    compare_meshes(experiment, ("text",), (*alone[1:], MeshConfig(2, 2, 2)))
     # Two in the temporal layer, which is scanned, and one in the depth transformer; forward and backward.
-    assert constraints_of_the_model(lm_experiment(Path(folder))) == 6
+    assert constraints_of_the_model(experiment) == 6
+
+
+def lm_options_agree_with_one_device(folder):
+    """Logits in pieces, the depth transformer on some frames, layers computed twice, microbatches."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    experiment = lm_experiment(Path(folder), microbatches=2)
+    model = experiment.task.model
+    temporal = dataclasses.replace(model.temporal, remat_policy="full")
+    task = dataclasses.replace(
+        experiment.task,
+        model=dataclasses.replace(model, temporal=temporal),
+        loss=dataclasses.replace(experiment.task.loss, frames_at_once=3),
+        depth_share=0.5,
+    )
+    several = dataclasses.replace(experiment, task=task)
+    compare_meshes(several, ("audio",), (MeshConfig(2, 2, 1), MeshConfig(1, 2, 2)))
+    # All but the choice of frames change nothing at all on one device.
+    plain = dataclasses.replace(several, task=dataclasses.replace(task, depth_share=1.0))
+    one, two = (
+        loss_and_gradients_on(e, "audio", MeshConfig(), jax.devices()[:1]) for e in (plain, lm_experiment(Path(folder)))
+    )
+    assert relative(one, two) <= 1e-5
 
 
 def lm_refuses_indivisible(folder):
-    from tests.train.models import LM, lm_experiment
+    from tests.train.models import LM
 
     experiment = lm_experiment(Path(folder), mesh=MeshConfig(data=1, tensor=8))
     task = dataclasses.replace(experiment.task, model=dataclasses.replace(LM, text_card=44))
@@ -174,8 +209,6 @@ def lm_refuses_indivisible(folder):
 
 
 def lm_restores(folder, run_dir):
-    from tests.train.models import lm_experiment
-
     experiment = lm_experiment(Path(folder), steps=40)
     checkpointer = Checkpointer(RunDir(Path(run_dir)))
     alone = checkpointer.restore_model(40)["params"]

@@ -235,6 +235,11 @@ def test_8_devices_agree_with_one(folder):
     run_on_devices(8, "tests.train.multi_device:lm_agrees_with_one_device", folder)
 
 
+@pytest.mark.slow
+def test_options_of_the_loss_agree_with_one_device(folder):
+    run_on_devices(8, "tests.train.multi_device:lm_options_agree_with_one_device", folder)
+
+
 def test_a_size_that_does_not_divide_is_refused_before_anything_is_made(folder):
     out = run_on_devices(8, "tests.train.multi_device:lm_refuses_indivisible", folder)
     assert "text_head/kernel: dimension 'vocab' of size 44 does not divide by the 8 devices" in out

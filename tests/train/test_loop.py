@@ -7,6 +7,7 @@ import shutil
 import signal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -137,6 +138,41 @@ def test_text_steps_leave_other_parameters_bit_equal(run_dir):
     assert end.params["second"]["kernel"].tobytes() == start.params["second"]["kernel"].tobytes()
     assert not np.array_equal(end.params["first"]["kernel"], start.params["first"]["kernel"])
     assert list(end.opt_states) == ["text"]
+
+
+@pytest.fixture(scope="module")
+def short_run(tmp_path_factory):
+    """Twelve steps, and what they were of."""
+    run_dir = tmp_path_factory.mktemp("short") / "run"
+    experiment = dataclasses.replace(EXPERIMENT, steps=12, checkpoint_every=3, log_every=1)
+    train(experiment, run_dir)
+    return run_dir, experiment
+
+
+def test_moments_in_host_memory_change_nothing(short_run, run_dir):
+    whole, experiment = short_run
+    optimizer = dataclasses.replace(experiment.optimizer, moments_memory="host")
+    experiment = dataclasses.replace(experiment, optimizer=optimizer)
+    plan = plan_state(experiment.task, experiment, sharding.make_mesh(experiment.mesh))
+    kinds = {leaf.sharding.memory_kind for leaf in jax.tree.leaves(plan.abstract.opt_states) if leaf.ndim}
+    assert kinds == {"pinned_host"} and plan.abstract.params["first"]["kernel"].sharding.memory_kind == "device"
+    with pytest.raises(Crash):
+        train(experiment, run_dir, progress=at_step(7, crash))
+    train(experiment, run_dir)
+    assert_bit_equal(state_at(run_dir, 12, experiment), state_at(whole, 12, experiment))
+
+
+def test_moments_in_bfloat16_are_half_as_large_and_train_alike(short_run, run_dir):
+    whole, experiment = short_run
+    optimizer = dataclasses.replace(experiment.optimizer, moments_dtype="bfloat16")
+    experiment = dataclasses.replace(experiment, optimizer=optimizer)
+    train(experiment, run_dir)
+    moments = [leaf for leaf in jax.tree.leaves(state_at(run_dir, 12, experiment).opt_states) if leaf.ndim]
+    assert {leaf.dtype for leaf in moments} == {jnp.dtype("bfloat16")}
+    ours, theirs = numbers(run_dir)[-2]["train/loss"], numbers(whole)[-2]["train/loss"]
+    assert ours != theirs and ours == pytest.approx(theirs, rel=5e-3)
+    with pytest.raises(ConfigError, match="moments_dtype = 'bfloat16' with b2 = 0.999"):
+        OptimizerConfig(b2=0.999, moments_dtype="bfloat16")
 
 
 def test_frozen_groups_stay_and_have_no_moments(run_dir):
