@@ -217,7 +217,7 @@ WAVE = 0.3 * np.sin(np.arange(6400) / 10 + np.arange(6400) ** 2 / 3e5).astype(np
 
 @pytest.fixture(scope="module")
 def published(whole_run, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("published")
+    folder = tmp_path_factory.mktemp("export") / "published"
     export_weights(open_source(whole_run), folder, "kyutai")
     return folder
 
