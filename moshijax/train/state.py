@@ -57,7 +57,7 @@ def make_optimizers(task: Task, experiment: ExperimentConfig) -> dict[str, Optim
     Raises:
       ConfigError: a parameter group matches nothing, or an update trains nothing.
     """
-    everything = list(flatten_dict(sharding.unboxed(jax.eval_shape(task.init, jax.random.key(0))[0]), sep="/"))
+    everything = list(flatten_dict(sharding.unboxed(jax.eval_shape(task.init, jax.eval_shape(jax.random.key, 0))[0]), sep="/"))
     found = {}
     for update in (update for program in experiment.programs for update in task.updates(program)):
         config = experiment.optimizer_of(update)
@@ -151,7 +151,7 @@ def plan_state(task: Task, experiment: ExperimentConfig, mesh: Mesh) -> StatePla
     """
     optimizers = make_optimizers(task, experiment)
     init = make_init(task, experiment, optimizers)
-    boxed = jax.eval_shape(init, jax.random.key(0))
+    boxed = jax.eval_shape(init, jax.eval_shape(jax.random.key, 0))
     abstract = jax.tree.map(
         lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
         sharding.unboxed(boxed),
