@@ -57,7 +57,8 @@ def make_optimizers(task: Task, experiment: ExperimentConfig) -> dict[str, Optim
     Raises:
       ConfigError: a parameter group matches nothing, or an update trains nothing.
     """
-    everything = list(flatten_dict(sharding.unboxed(jax.eval_shape(task.init, jax.eval_shape(jax.random.key, 0))[0]), sep="/"))
+    boxed, _ = jax.eval_shape(task.init, jax.eval_shape(jax.random.key, 0))
+    everything = list(flatten_dict(sharding.unboxed(boxed), sep="/"))
     found = {}
     for update in (update for program in experiment.programs for update in task.updates(program)):
         config = experiment.optimizer_of(update)
