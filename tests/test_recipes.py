@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import os
+import re
 from pathlib import Path
 
 import pytest
 
 from moshijax import config, shipped
 from moshijax.eval.codec import CodecEvaluation
-from moshijax.train.experiment import ExperimentConfig
+from moshijax.train.experiment import ExperimentConfig, MeshConfig
 
 GOLDEN = Path(__file__).parent / "golden"
 RECIPES = sorted(shipped.folder("experiments").rglob("*.gin"))
@@ -55,3 +57,20 @@ def test_a_recipe_opens_with_its_command_hardware_time_and_result(name) -> None:
 
 def test_no_record_outlives_its_recipe() -> None:
     assert sorted(str(path.relative_to(GOLDEN)) for path in GOLDEN.rglob("*.gin")) == NAMES
+
+
+MESH = re.compile(r"--gin\.mesh\.(\w+)=(-?\d+)")
+HARDWARE = re.compile(r"^# Hardware: (?:(\d+)|one) H100", re.MULTILINE)
+
+
+@pytest.mark.parametrize("path", [path for path in RECIPES if HARDWARE.search(path.read_text())], ids=lambda p: p.stem)
+def test_batches_divide_by_the_mesh_and_the_hardware_that_a_recipe_names(path) -> None:
+    header = path.read_text().split("from __gin__")[0]
+    devices = int(HARDWARE.search(header)[1] or 1)
+    mesh = MeshConfig(**{axis: int(size) for axis, size in MESH.findall(header)}).shape(devices)
+    assert math.prod(mesh.values()) == devices
+    experiment = config.load(path.name)
+    for data in (experiment.data, experiment.text_data):
+        if data is not None:
+            rows, rest = divmod(data.batch_size, experiment.microbatches)
+            assert rest == 0 and rows % (mesh["data"] * mesh["fsdp"]) == 0
