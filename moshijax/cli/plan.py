@@ -21,7 +21,13 @@ RECIPE_VARIABLE = "MOSHIJAX_PLAN_RECIPE"
 @click.option("--memory-gb", type=click.FloatRange(min=0, min_open=True), help="Memory of a device, in 10^9 bytes.")
 @click.option("--topology", help="A TPU slice to compile for, such as v5p-256 or v6e-64; needs libtpu.")
 @click.option("--device", "kind", help="Kind of device whose peak the times assume, such as h100; any of the table.")
-@click.option("--mfu", type=click.FloatRange(0, 1, min_open=True), default=0.4, show_default=True)
+@click.option(
+    "--mfu",
+    type=click.FloatRange(0, 1, min_open=True),
+    default=0.4,
+    show_default=True,
+    help="Share of the peak that the times assume.",
+)
 @click.argument("overrides", nargs=-1, type=click.UNPROCESSED, metavar="[--gin.path.to.field=VALUE ...]")
 def command(
     recipe: str,
