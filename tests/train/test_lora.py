@@ -35,8 +35,8 @@ def lora_experiment(folder, **fields) -> ExperimentConfig:
     return dataclasses.replace(
         plain,
         task=dataclasses.replace(plain.task, model=model),
-        # Adam's steps do not depend on the size of a gradient, only its eps makes that of a vanishing one vanish: with a
-        # tiny eps the sign of its rounding, which differs between meshes, would decide.
+        # Adam's steps do not depend on the size of a gradient; only its eps makes that of a vanishing one vanish. With
+        # a tiny eps the sign of its rounding, which differs between meshes, would decide.
         optimizer=OptimizerConfig(learning_rate=3e-2, decay="constant", eps=1e-3, groups=(BASE,)),
         **fields,
     )
