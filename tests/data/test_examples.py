@@ -21,7 +21,7 @@ from tests.lm.models import small
 #: 5 s are 62.5 frames of 80 ms: the codec makes 63.
 FRAMES = 63
 PIECES = {"hello": [11], "goodbye": [12, 13, 14], "yes": [15], "late": [16, 17, 18], "what": [19, 20]}
-TOKENIZER = SimpleNamespace(encode=PIECES.__getitem__)
+TOKENIZER = SimpleNamespace(encode=PIECES.__getitem__, sha256="of words")
 WORDS = [
     ["hello", 0.00, 0.40, "model"],  # frame 0: there is no frame before it for the EPAD
     ["goodbye", 1.00, 1.30, "model"],  # 1.00 x 12.5 = 12.5, so frame 12; three pieces

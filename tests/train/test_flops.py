@@ -31,7 +31,7 @@ def test_contractions_convolutions_and_loops_are_counted():
 
 
 def loss_of(params, codes):
-    return losses.loss_fn(LM, losses.LossConfig(), lm.forward(LM, params, codes), codes)
+    return losses.loss_fn(LM, losses.LossConfig(), lm.score(LM, params, codes), codes)
 
 
 def frozen_front(params, codes):
@@ -48,7 +48,9 @@ def test_a_gradient_counts_what_it_computes():
     assert set(parts) == {"temporal", "depth", "other"}
     whole = training_flops(loss_of, *inputs, parts=("temporal", "depth"))
     assert parts["temporal"] == whole["temporal"] / 3 and parts["depth"] == whole["depth"]
-    text_only = training_flops(lambda p, codes: jnp.sum(lm.forward_text(LM, p, codes)), *inputs, parts=("depth",))
+    text_only = training_flops(
+        lambda p, codes: jnp.sum(lm.score(LM, p, codes, text_only=True).nll), *inputs, parts=("depth",)
+    )
     assert set(text_only) == {"other"}
 
 
