@@ -178,7 +178,7 @@ class LanguageModel(nn.Module):
             begins = (sequence[:, 0, :-1] == BOS).at[:, :2].set(False)
             documents = jnp.cumsum(begins, axis=1, dtype=jnp.int32)
         z = self._temporal(sequence[:, :, :-1], conditions, documents)
-        inputs, targets_KBT = sequence[:, :, 1:], jnp.moveaxis(sequence[:, :, 1:], 1, 0)
+        inputs = sequence[:, :, 1:]
 
         def text_head(module: LanguageModel, x: Array) -> Array:
             return module.text_head(x)
@@ -186,22 +186,21 @@ class LanguageModel(nn.Module):
         def depth_heads(module: LanguageModel, x: Array) -> Array:
             return module.depth.heads(x.reshape(x.shape[0], -1, x.shape[-1])).reshape(*x.shape[:-1], -1)
 
-        found = [score_in_pieces(self, text_head, z[None], targets_KBT[:1], frames)]
+        found = [score_in_pieces(self, text_head, z[None], jnp.moveaxis(inputs[:, :1], 1, 0), frames)]
         counts = None
         if self.config.depth is not None and not text_only:
             rows = slice(1, 1 + self.config.layout.dep_q)
-            if depth_frames_BF is None:
-                hidden = self.depth.hidden(inputs, z)
-                found.append(score_in_pieces(self, depth_heads, hidden, targets_KBT[rows], frames))
-            else:
-                T, F = z.shape[1], depth_frames_BF.shape[1]
+            some, at = inputs, z
+            if depth_frames_BF is not None:
                 some, at = at_frames(inputs, depth_frames_BF, 2), at_frames(z, depth_frames_BF, 1)
-                parts = score_in_pieces(
-                    self, depth_heads, self.depth.hidden(some, at), jnp.moveaxis(some, 1, 0)[rows], frames
-                )
-                found.append(tuple(into_frames(part, depth_frames_BF, T) for part in parts))
+            targets = jnp.moveaxis(some, 1, 0)[rows]
+            parts = score_in_pieces(self, depth_heads, self.depth.hidden(some, at), targets, frames)
+            if depth_frames_BF is not None:
+                T, F = z.shape[1], depth_frames_BF.shape[1]
                 chosen = into_frames(jnp.full(parts[0].shape, T / F, jnp.float32), depth_frames_BF, T)
+                parts = tuple(into_frames(part, depth_frames_BF, T) for part in parts)
                 counts = jnp.concatenate([jnp.ones_like(chosen[:1]), chosen])
+            found.append(parts)
         shifts = self.config.layout.delays[: sum(len(nll) for nll, _ in found)]
         nll, correct = (jnp.moveaxis(jnp.concatenate(parts), 0, 1) for parts in zip(*found, strict=True))
         if counts is not None:
