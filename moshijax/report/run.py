@@ -16,8 +16,9 @@ METRICS, CONFIG, RECIPE = "metrics.jsonl", "config.json", "config.gin"
 
 # Title of a panel -> what the names of its curves match; group 1 is the label.
 PANELS = {
-    "Loss": r"^(train|train_text|eval)/loss$",
+    "Loss": r"^(train|train_text|eval|eval_text)/loss$",
     "Text": r"^((?:train|train_text|eval)/text_(?:words|padding))/loss$",
+    "Perplexity of held-out text": r"^eval_text/(perplexity)$",
     "Audio, by codebook": r"^train/(\w+_\d+)/loss$",
     "Parts of the loss": r"^train/([a-z_]+[a-z])/loss$",
     "Accuracy": r"^train/(\w+)/accuracy$",
@@ -108,6 +109,7 @@ def _cards(done: int, steps: int, last: Mapping[str, float]) -> list[tuple[str, 
     for name, label, form in (
         ("train/loss", "loss", "{:.4g}"),
         ("eval/loss", "held-out loss", "{:.4g}"),
+        ("eval_text/perplexity", "perplexity of held-out text", "{:.4g}"),
         ("throughput/frames", "frames per second", "{:.0f}"),
         ("throughput/audio_seconds", "seconds of audio per second", "{:.0f}"),
     ):

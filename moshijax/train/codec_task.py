@@ -110,6 +110,8 @@ class CodecTask:
     def sources(self, experiment: ExperimentConfig) -> dict[str, Source]:
         if experiment.text_ratio:
             raise ConfigError(f"text_ratio is {experiment.text_ratio}, but a codec has no text steps; set it to 0")
+        if experiment.eval_text_data is not None:
+            raise ConfigError("eval_text_data is set, but a codec has no text; leave it out")
         found = {"audio": experiment.data} | ({"eval": experiment.eval_data} if experiment.eval_data else {})
         longest = max((*(self.discriminators.windows if self.discriminators else ()), *self.loss.mel_windows))
         for name, config in found.items():

@@ -30,6 +30,9 @@ class Snapshot:
     model_state: Any
 
 
+#: Kinds of held-out batches, as a task names them.
+EVAL, EVAL_TEXT = "eval", "eval_text"
+
 Evaluator = Callable[[Snapshot], Mapping[str, float]]
 
 
@@ -38,7 +41,8 @@ class Interrupted(Exception):
 
 
 class HeldOutLoss:
-    """Evaluator: the losses of the audio steps on held-out batches 0, 1, ..., without gradients.
+    """Evaluator: losses on held-out batches 0, 1, ..., without gradients; reported under the name of their kind, "eval"
+    (the losses of audio steps) or "eval_text" (of text alone, with its perplexity).
 
     Raises when called:
       Interrupted: a signal asked the run to stop.
@@ -49,23 +53,25 @@ class HeldOutLoss:
         task: Task,
         experiment: ExperimentConfig,
         plan: StatePlan,
+        kind: str,
         source: Source,
         mesh: Mesh,
         stop: Agreement | None = None,
     ) -> None:
-        self._source, self._count, self._stop = source, experiment.eval_batches, stop
+        self._kind, self._source, self._count, self._stop = kind, source, experiment.eval_batches, stop
         first = source.batch(0)
         self._rows = len(next(iter(first.values())))
         self._where = batch_shardings(first, mesh, 1)
         names: list[str] = []
 
         def held_out_loss(params: Any, model_state: Any, batch: Mapping[str, jax.Array]) -> jax.Array:
-            denominators = task.denominators("eval", batch)
-            parts = task.loss_parts("eval", params, model_state, with_rows(batch), denominators, jax.random.key(0))
+            denominators = task.denominators(kind, batch)
+            parts = task.loss_parts(kind, params, model_state, with_rows(batch), denominators, jax.random.key(0))
             sums = {LOSS: (parts.loss, 1.0), **parts.sums}
             names[:] = list(sums)
             return jnp.stack([jnp.stack([jnp.asarray(x, jnp.float32) for x in pair]) for pair in sums.values()])
 
+        held_out_loss.__name__ = held_out_loss.__qualname__ = f"{kind}_loss"
         replicated = NamedSharding(mesh, PartitionSpec())
         where = plan.shardings
         params = (plan.abstract.ema, where.ema) if plan.abstract.ema else (plan.abstract.params, where.params)
@@ -83,5 +89,8 @@ class HeldOutLoss:
             batch = fetch(self._source, n, self._where, self._rows)
             packed = self._run(snapshot.params, snapshot.model_state, batch)
             pairs = zip(self._names, jax.device_get(packed), strict=True)
-            interval.add("eval", {name: (float(a), float(b)) for name, (a, b) in pairs})
-        return interval.means()
+            interval.add(self._kind, {name: (float(a), float(b)) for name, (a, b) in pairs})
+        found = interval.means()
+        if self._kind == EVAL_TEXT:
+            found[f"{EVAL_TEXT}/perplexity"] = float(np.exp(found.get(f"{EVAL_TEXT}/{LOSS}", np.nan)))
+        return found

@@ -173,7 +173,8 @@ class ExperimentConfig:
       seed: of the initial parameters, the order of the data and the randomness inside the steps.
       ema_decay: of the running average of the parameters that evaluation and export use; None: no average.
       microbatches: parts of a batch that go through the model one after the other.
-      eval_data: held-out batches of the audio steps' kind.
+      eval_data, eval_text_data: held-out batches of the audio steps' kind, and of text alone, whatever the steps of the
+        run are: a text model is measured by the second, and what speech makes a model forget of its text too.
       init_from: a run, or published or imported weights, whose parameters are the first of this run.
       init_transforms: names of `moshijax.train.init_from.TRANSFORMS`, in order, that make the parameters of this model
         of those; without any it must be the same model.
@@ -195,6 +196,7 @@ class ExperimentConfig:
     microbatches: int = 1
     mesh: MeshConfig = MeshConfig()
     eval_data: Any = None
+    eval_text_data: Any = None
     eval_batches: int = 8
     eval_every: int = 1000
     log_every: int = 20

@@ -27,6 +27,9 @@ log = logging.getLogger(__name__)
 
 _COUNTED = 256  # recordings of a data set whose words are counted at the start
 # What a text step trains; everything else has no gradient from text alone.
+TEXT_ONLY = ("text", "eval_text")  # updates that run on the text row alone
+# Of held-out text every token counts the same, so that its loss is the logarithm of a perplexity.
+EVEN = LossConfig("paper", text_padding_weight=1.0)
 TEXT_OWNS = ("temporal/", "out_norm/", "text_embedding/", "text_head/")
 
 
@@ -86,6 +89,8 @@ class LMTask:
             found["text"] = data.text_batches(experiment.text_data, layout, tokenizer, seed)
         if experiment.eval_data is not None:
             found["eval"] = data.grid_batches(experiment.eval_data, layout, tokenizer, seed)
+        if experiment.eval_text_data is not None:
+            found["eval_text"] = data.text_batches(experiment.eval_text_data, layout, tokenizer, seed)
         for source in found.values():
             check_batch(self.model, source.batch(0))
         if "audio" in found:
@@ -93,13 +98,14 @@ class LMTask:
         return found
 
     def batch_shapes(self, experiment: ExperimentConfig) -> dict[str, dict[str, jax.ShapeDtypeStruct]]:
-        configs = {"audio": experiment.data, "text": experiment.text_data, "eval": experiment.eval_data}
-        wanted = {*experiment.programs, "eval"}
+        trained = {"audio": experiment.data, "text": experiment.text_data}
+        configs = {name: trained[name] for name in experiment.programs}
+        configs |= {"eval": experiment.eval_data, "eval_text": experiment.eval_text_data}
         streams = self.model.layout.num_streams
         return {
             name: {"codes": jax.ShapeDtypeStruct((c.batch_size, streams, c.num_frames), np.dtype("int32"))}
             for name, c in configs.items()
-            if name in wanted and c is not None
+            if c is not None
         }
 
     def lighter(self) -> list[tuple[str, str, LMTask]]:
@@ -140,13 +146,16 @@ class LMTask:
         return False
 
     def denominators(self, update: str, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-        return losses.denominators(self.model, self.loss, batch["codes"], text_only=update == "text")
+        return losses.denominators(self.model, self._loss(update), batch["codes"], text_only=update in TEXT_ONLY)
+
+    def _loss(self, update: str) -> LossConfig:
+        return EVEN if update == "eval_text" else self.loss
 
     def loss_parts(
         self, update: str, params: Any, model_state: Any, batch: Mapping[str, jax.Array], denominators: Any, key: Any
     ) -> LossParts:
-        codes, text_only = batch["codes"], update == "text"
-        sampled = self.depth_share < 1 and update not in ("text", "eval")
+        codes, text_only, loss = batch["codes"], update in TEXT_ONLY, self._loss(update)
+        sampled = self.depth_share < 1 and update == "audio"
         scores = lm.score(
             self.model,
             params,
@@ -156,14 +165,16 @@ class LMTask:
             frames=self.loss.frames_at_once,
             depth_frames_BF=draw_frames(key, batch["row"], codes.shape[2], self.depth_share) if sampled else None,
         )
-        numerators = losses.numerators(self.model, self.loss, scores, codes, text_only)
+        numerators = losses.numerators(self.model, loss, scores, codes, text_only)
         streams = {} if text_only else losses.stream_statistics(self.model, scores, codes)
-        own = losses.denominators(self.model, self.loss, codes, text_only)
+        own = losses.denominators(self.model, loss, codes, text_only)
         sums = {f"{group}/loss": (numerator, own[group]) for group, numerator in numerators.items()}
+        if update == "eval_text":
+            sums = {"loss": sums["text/loss"]}  # weighted by the tokens of each batch
         for stream, found in streams.items():
             sums[f"{stream}/loss"] = (found["nll"], found["count"])
             sums[f"{stream}/accuracy"] = (found["correct"], found["count"])
-        return LossParts(losses.total(self.loss, numerators, denominators), sums, {})
+        return LossParts(losses.total(loss, numerators, denominators), sums, {})
 
     def update_model_state(self, model_state: Any, statistics: Any, key: Any, step: Any) -> tuple[Any, dict[str, Any]]:
         return model_state, {}

@@ -24,7 +24,7 @@ from moshijax.train import hosts, sharding
 from moshijax.train import run_dir as files
 from moshijax.train.checkpoint import Checkpointer, quiet_orbax
 from moshijax.train.compilations import Compilations
-from moshijax.train.evaluate import Evaluator, HeldOutLoss, Interrupted, Snapshot
+from moshijax.train.evaluate import EVAL, EVAL_TEXT, Evaluator, HeldOutLoss, Interrupted, Snapshot
 from moshijax.train.experiment import ExperimentConfig
 from moshijax.train.feed import Fed, Feed
 from moshijax.train.flops import peak_flops
@@ -261,7 +261,7 @@ def train(
     that all of them see. A process that fails, or learns that another one is lost, then ends at once: see `hosts.Line`.
 
     Args:
-      evaluators: run every `eval_every` steps and at the end, besides the loss on `eval_data`.
+      evaluators: run every `eval_every` steps and at the end, besides the losses on `eval_data` and `eval_text_data`.
       recipe: gin text of the whole experiment, kept in the run directory.
       report: writes a page into the run directory from what is there (`moshijax.report.run.write_run_page`); called in
         a thread every `report_every` steps, and at the end.
@@ -307,8 +307,9 @@ def train(
         if changes:
             run.accept(what, changes, latest)
         stop = Agreement(signals, mesh)
-        if "eval" in sources:
-            evaluators = [HeldOutLoss(task, experiment, plan, sources["eval"], mesh, stop), *evaluators]
+        kinds = [kind for kind in (EVAL, EVAL_TEXT) if kind in sources]
+        losses = [HeldOutLoss(task, experiment, plan, kind, sources[kind], mesh, stop) for kind in kinds]
+        evaluators = [*losses, *evaluators]
         page = stack.enter_context(contextlib.closing(_Report(report, run.path)))
         others = [WandbLog(experiment.wandb, run.path, to_json(experiment))] if logs_to_wandb(experiment) else []
         writer = Writer(run.metrics, run.path / files.TENSORBOARD, latest, meta["lines"], others)

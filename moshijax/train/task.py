@@ -46,7 +46,11 @@ class Task(Protocol):
         ...
 
     def sources(self, experiment: ExperimentConfig) -> dict[str, Source]:
-        """Sources of the batches: "audio", and "text" and "eval" where the experiment uses them."""
+        """Sources of the batches: those of "audio", "text", "eval" and "eval_text" that the experiment uses.
+
+        Raises:
+          ConfigError: the task cannot use one of them.
+        """
         ...
 
     def batch_shapes(self, experiment: ExperimentConfig) -> dict[str, dict[str, jax.ShapeDtypeStruct]]:
@@ -95,9 +99,10 @@ class Task(Protocol):
     def loss_parts(
         self, update: str, params: Any, model_state: Any, batch: Batch, denominators: Mapping[str, jax.Array], key: Any
     ) -> LossParts:
-        """Loss of a microbatch; the update is "eval" on held-out batches. `batch["row"]` [B] holds the row numbers in
-        the whole batch: randomness that is drawn per row from `key` and these is the same for every number of
-        microbatches. `key` is the same for all updates of a step."""
+        """Loss of a microbatch; the update is "eval" or "eval_text" on held-out batches, and there the loss of the
+        second is that of a token, in nats and unweighted. `batch["row"]` [B] holds the row numbers in the whole batch:
+        randomness that is drawn per row from `key` and these is the same for every number of microbatches. `key` is the
+        same for all updates of a step."""
         ...
 
     def update_model_state(

@@ -21,23 +21,25 @@ def write_tokenizer(path: Path) -> Tokenizer:
 def write_dialogues(
     folder: Path,
     count: int = 24,
-    frames: int = 40,
+    frames: int | tuple[int, ...] = 40,
     codebooks: int = 4,
     card: int = 32,
     channels: tuple[str, ...] = ("model", "user"),
 ) -> None:
-    """Codes that are easy to predict (each follows from the one before) and words at even times."""
+    """Codes that are easy to predict (each follows from the one before) and words at even times; `frames` of every
+    recording, or of each."""
     folder.mkdir(parents=True)
     random = np.random.default_rng(0)
+    lengths = [frames] * count if isinstance(frames, int) else list(frames)
 
-    def dialogue(number: int) -> dict:
+    def dialogue(number: int, frames: int) -> dict:
         first = random.integers(0, card, (len(channels), codebooks, 1))
         codes = ((first + 3 * np.arange(frames)) % card).astype(np.int16)
         starts = np.arange(0.5, frames * 0.08 - 0.5, 0.6)
         words = [[WORDS[random.integers(len(WORDS))], float(t), float(t) + 0.3, "model"] for t in starts]
         return {"id": str(number), "codes": codes, "words": words, "duration": frames * 0.08, "provenance": {}}
 
-    found = [dialogue(number) for number in range(count)]
+    found = [dialogue(number, length) for number, length in enumerate(lengths)]
     name = records.shard_name(0, 1)
     records.write_shard(folder / name, found)
     index = {
@@ -45,7 +47,7 @@ def write_dialogues(
         "kind": "dialogue",
         "channels": list(channels),
         "codec": {"sha256": "0" * 64, "sample_rate": 24000, "frame_size": 1920, "num_codebooks": codebooks},
-        "shards": [{"file": name, "records": count, "frames": [frames] * count}],
+        "shards": [{"file": name, "records": len(found), "frames": lengths}],
         "sha256": records.digest("made up", count, frames, codebooks, card),
     }
     records.write_json(folder / records.INDEX, index)

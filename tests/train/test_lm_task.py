@@ -11,6 +11,7 @@ from moshijax import data, lm
 from moshijax.errors import ConfigError, DataError
 from moshijax.train import sharding
 from moshijax.train.checkpoint import Checkpointer, load_run
+from moshijax.train.compilations import Compilations
 from moshijax.train.experiment import MeshConfig, OptimizerConfig, ParameterGroup
 from moshijax.train.feed import put
 from moshijax.train.loop import train
@@ -21,6 +22,7 @@ from moshijax.train.steps import batch_shardings, compile_step
 from moshijax.weights.source import open_source
 from moshijax.weights.transfer import export_weights, import_weights
 from tests.train.devices import run_on_devices
+from tests.train.grids import write_dialogues
 from tests.train.models import LM, lm_experiment, write_lm_data
 from tests.train.test_loop import Crash, assert_bit_equal, at_step, crash, numbers, state_at
 
@@ -90,6 +92,45 @@ def test_a_batch_without_targets_has_loss_0_and_is_no_fault(folder):
     sums = program.unpack(packed)
     assert sums["loss"] == (0.0, 1.0) and sums["nonfinite"][0] == 0 and sums["text_words/loss"] == (0.0, 0.0)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(jax.device_get(state)))
+
+
+def test_an_item_longer_than_all_others_changes_nothing(folder, run_dir):
+    """Nor one shorter than a window: no compilation after the first step, and as much memory at every step."""
+    lengths = (5, *[40] * 6, 4000)
+    write_dialogues(folder / "uneven", frames=lengths, codebooks=2)
+    grids = data.GridData((str(folder / "uneven"),), batch_size=8, num_frames=16)
+    experiment = lm_experiment(folder, data=grids, text_ratio=0.0, steps=12, log_every=1, checkpoint_every=100)
+    source, shape = experiment.task.sources(experiment)["audio"], (8, LM.layout.num_streams, 16)
+    assert source.items > 100  # windows, nearly all of the long item
+    assert {source.batch(n)["codes"].shape for n in range(60)} == {shape}
+    compiled, held = [], []
+
+    def progress(done, steps, values):
+        compiled.append(values["time/compilations"])
+        held.append(sum(x.nbytes for x in jax.live_arrays()))
+
+    with Compilations() as compilations:
+        train(experiment, run_dir, progress=progress)
+    assert [name for name in compilations.names if name.endswith("_step)")] == ["jit(audio_step)"]
+    assert len(compiled) == 12 and compiled[0] > 0 and not any(compiled[1:])
+    assert max(held) - min(held) <= 4 * 4 * np.prod(shape)  # batches made ahead, or not yet
+
+
+def test_held_out_text_has_the_perplexity_of_the_model_alone(folder, whole_run, run_dir):
+    """Of a run that takes no text step: what its text model is worth after speech."""
+    held_out = data.TextData(str(folder / "text.txt"), batch_size=4, num_frames=16)
+    fields = dict(text_ratio=0.0, eval_text_data=held_out, eval_batches=3, init_from=str(whole_run))
+    frozen = OptimizerConfig(learning_rate=0.0)
+    train(lm_experiment(folder, steps=1, optimizer=frozen, **fields), run_dir)
+    line = next(x for x in read_metrics(run_dir / "metrics.jsonl") if "eval_text/loss" in x)
+    experiment = lm_experiment(folder, **fields)
+    batches = [experiment.task.sources(experiment)["eval_text"].batch(n)["codes"] for n in range(3)]
+    codes = np.concatenate(batches)
+    nll = lm.score(LM, load_run(whole_run)[2], codes, text_only=True).nll[:, 0]
+    valid = codes[:, 0] != lm.tokens.ZERO
+    assert line["eval_text/loss"] == pytest.approx(float((nll * valid).sum() / valid.sum()), rel=1e-5)
+    assert line["eval_text/perplexity"] == pytest.approx(np.exp(line["eval_text/loss"]), rel=1e-5)
+    assert "eval/loss" not in line and not any("audio" in name for name in line)
 
 
 def test_golden_first_step(whole_run):
@@ -204,6 +245,7 @@ def bad_recipes(folder):
     return {
         "data": ({"data": grids(paths=("nowhere",))}, "nowhere holds no dataset.json"),
         "held-out data": ({"eval_data": grids(paths=("nowhere",))}, "nowhere holds no dataset.json"),
+        "held-out text": ({"eval_text_data": data.TextData("nowhere.txt", 8, 16)}, "nowhere.txt cannot be read"),
         "text": ({"text_data": data.TextData("nowhere.txt", 8, 16)}, "nowhere.txt cannot be read"),
         "tokenizer": ({"task": dataclasses.replace(task, tokenizer="nowhere.model")}, "nowhere.model"),
         "codebooks": ({"task": dataclasses.replace(task, model=five)}, "wants codebook 2, but the data has 2"),

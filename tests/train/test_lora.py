@@ -11,6 +11,7 @@ from flax.traverse_util import flatten_dict
 
 from moshijax import lm, weights
 from moshijax.export.artifact import build
+from moshijax.nn.layout import unstack_layers
 from moshijax.testing.tiny import CODEC, PIECES, tiny_models
 from moshijax.train import sharding
 from moshijax.train.checkpoint import load_run
@@ -110,6 +111,41 @@ def test_merged_and_apart_and_published_are_one_function(folder, tuned):
     assert {path for path in flat if "lora_" in path} == {path for path in pairs if "lora_" in path}
     for path, leaf in pairs.items():
         np.testing.assert_array_equal(leaf, flat[path], err_msg=path)
+
+
+def test_single_layers_are_frozen_or_trained_whole(folder, tuned, tmp_path):
+    """With layers of their own (`scan_layers` off): nothing of the first is trained, all of the last one's MLP is."""
+    groups = (
+        ParameterGroup("first", "^temporal/layers_0/", frozen=True),
+        ParameterGroup("last", "^temporal/layers_1/mlp/"),
+        BASE,
+    )
+    experiment = lora_experiment(folder, init_from=str(folder / "base"), text_ratio=0.0)
+    model = dataclasses.replace(experiment.task.model, scan_layers=False)
+    experiment = dataclasses.replace(
+        experiment,
+        task=dataclasses.replace(experiment.task, model=model),
+        optimizer=dataclasses.replace(experiment.optimizer, groups=groups),
+    )
+    train(experiment, tmp_path / "run")
+    _, config, params, _ = load_run(tmp_path / "run")
+    trained = flatten_dict(params, sep="/")
+    base = flatten_dict(unstack_layers(load_run(folder / "base")[2], ("layers",)), sep="/")
+    changed = {path for path in base if np.any(trained[path] != base[path])}
+    assert changed == {path for path in base if path.startswith("temporal/layers_1/mlp/")}
+    moved = {path for path in trained if path.endswith("lora_b") and np.any(trained[path])}
+    still = {path for path in trained if path.endswith("lora_b")} - moved
+    assert still and all(path.startswith("temporal/layers_0/") for path in still)
+    assert any(path.startswith("temporal/layers_1/attention/") for path in moved) and "text_head/lora_b" in moved
+    plan = plan_state(experiment.task, experiment, sharding.make_mesh(experiment.mesh))
+    assert not any(path.startswith("temporal/layers_0/") for path in plan.optimizers["audio"].paths)
+    export_weights(open_source(tmp_path / "run"), tmp_path / "published", "kyutai")
+    codes = np.random.RandomState(0).randint(4, 30, (2, LM.layout.num_streams, 12)).astype(np.int32)
+    want = jax.jit(lm.forward, static_argnums=0)(config, params, codes)
+    merged, whole = weights.load_lm(tmp_path / "published", stacked=True)
+    got = jax.jit(lm.forward, static_argnums=0)(merged, whole, codes)
+    np.testing.assert_allclose(got.logits, want.logits, atol=1e-4)
+    np.testing.assert_allclose(got.text_logits, want.text_logits, atol=1e-4)
 
 
 def test_an_artifact_of_a_run_of_updates(tuned, tmp_path):

@@ -48,7 +48,8 @@ def runs(tmp_path_factory):
             write_dialogues(folder / "prepared" / name, count=12, codebooks=2)
         write_dialogues(folder / "prepared" / "mixed", count=12, codebooks=2, channels=("mixed",))
         write_tokenizer(folder / "tokenizer.model")
-        write_text(folder / "prepared" / "text")
+        for name in ("text", "text_heldout"):
+            write_text(folder / "prepared" / name)
         for stage in STAGES:
             train(config.load(recipe_of(stage)), folder / "runs" / stage)
     return folder / "runs"
@@ -70,13 +71,22 @@ def test_every_stage_learns(runs, stage):
     assert any("train/loss" in line for line in lines) == (made.text_ratio < 1)
 
 
+def test_held_out_text_is_measured_from_the_text_model_on(runs):
+    """What each stage with text steps leaves of the text: the perplexity at its end."""
+    for stage in ("helium", "pretraining", "post_training"):
+        lines = [line for line in read_metrics(runs / stage / "metrics.jsonl") if "eval_text/loss" in line]
+        assert [line["step"] for line in lines] == [20]
+        assert np.exp(lines[0]["eval_text/loss"]) == pytest.approx(lines[0]["eval_text/perplexity"], rel=1e-5)
+        assert lines[0]["eval_text/perplexity"] < 0.8 * config.load(recipe_of(stage)).task.model.text_card
+
+
 def test_each_twin_differs_from_its_recipe_in_size_alone():
     for stage in STAGES:
         small = config.load(recipe_of(stage))
         full = config.load(recipe_of(stage).removeprefix("nano_"))
         assert small.task.loss == full.task.loss and small.text_ratio == full.text_ratio
         assert small.task.model.layout.delays[:2] == full.task.model.layout.delays[:2]
-        for kind in ("data", "eval_data"):
+        for kind in ("data", "eval_data", "eval_text_data"):
             ours, theirs = getattr(small, kind), getattr(full, kind)
             assert (ours is None) == (theirs is None)
             if ours is not None:

@@ -88,7 +88,7 @@ def test_exactly_the_planned_programs_are_compiled(run_dir):
 
     with Compilations() as compilations:
         train(EXPERIMENT, run_dir, progress=progress)
-    planned = ["jit(audio_step)", "jit(text_step)", "jit(init_state)", "jit(held_out_loss)"]
+    planned = ["jit(audio_step)", "jit(text_step)", "jit(init_state)", "jit(eval_loss)"]
     # Beside them a seed becomes a key, and the peak of a CPU is measured.
     assert [name for name in compilations.names if name not in BESIDE] == planned
     assert counts[0] >= 4 and counts[1:] == [0.0] * 5
