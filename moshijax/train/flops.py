@@ -23,6 +23,7 @@ PEAK_FLOPS = (
     ("v5p", 459e12),
     ("v5e", 197e12),
     ("v5 lite", 197e12),
+    ("tpu v5", 459e12),  # v5p, as it calls itself
     ("v4", 275e12),
 )
 

@@ -12,11 +12,11 @@ from typing import Any
 
 import jax
 
-from moshijax.errors import ConfigError
+from moshijax.errors import ConfigError, MoshijaxError
 from moshijax.train import sharding
 from moshijax.train.experiment import ExperimentConfig
 from moshijax.train.flops import PEAK_FLOPS
-from moshijax.train.footprint import Footprint, footprints, remedies
+from moshijax.train.footprint import Footprint, footprints, is_out_of_memory, remedies
 
 # TPU generation -> dimensions of its torus, and TensorCores per chip in the name of a slice ("v5p-256" has 128 chips).
 TPUS = {"v4": (3, 2), "v5p": (3, 2), "v5e": (2, 1), "v6e": (2, 1)}
@@ -71,12 +71,39 @@ def topology_devices(topology: str, devices: int | None = None) -> int:
 
 def torus(topology: str) -> str:
     """The name by which libtpu knows a slice: "v5p-256" is "v5p:4x4x8"."""
+    return f"{topology.split('-')[0]}:{'x'.join(map(str, _sides(topology)))}"
+
+
+def _sides(topology: str) -> list[int]:
+    """Chips along each dimension of a slice, shortest first; up to a host's 2 x 2 chips, longest first."""
     kind, chips = topology.split("-")[0], topology_devices(topology)
-    dimensions = TPUS[kind][0]
-    sizes = [1] * dimensions
+    sizes = [1] * TPUS[kind][0]
     for _ in range(int(math.log2(chips))):
         sizes[sizes.index(min(sizes))] *= 2
-    return f"{kind}:{'x'.join(map(str, sorted(sizes)))}"
+    return sorted(sizes, reverse=chips < 8)
+
+
+def describe(topology: str) -> list[Any]:
+    """The chips of a slice that need not be there, as libtpu describes them: one device each.
+
+    Raises:
+      ConfigError: libtpu is not installed, or knows no such slice.
+    """
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # no question to Google's cloud about this machine
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # no chip is used, so other processes may use libtpu
+    from jax.experimental import topologies
+
+    sides, kind = _sides(topology), topology.split("-")[0]
+    options: dict[str, Any] = {"chips_per_host_bounds": [*(min(2, side) for side in sides[:2]), 1]}
+    if TPUS[kind][1] == 2:
+        options["chip_config_name"] = "megacore"  # the two cores of a chip are one device
+    try:
+        return list(topologies.get_topology_desc(torus(topology), platform="tpu", **options).devices)
+    except Exception as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(
+            f"no description of {topology} here ({reason}); if libtpu is missing: pip install 'moshijax[tpu]'"
+        ) from error
 
 
 def devices_for(request: Request) -> list[Any]:
@@ -84,19 +111,10 @@ def devices_for(request: Request) -> list[Any]:
     before jax has looked for devices.
 
     Raises:
-      ConfigError: a slice without libtpu.
+      ConfigError: see `describe`.
     """
     if request.topology is not None:
-        os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-        from jax.experimental import topologies
-
-        try:
-            return list(topologies.get_topology_desc(torus(request.topology), platform="tpu").devices)
-        except Exception as error:
-            reason = str(error).splitlines()[0]
-            raise ConfigError(
-                f"no description of {request.topology} here ({reason}): pip install 'moshijax[tpu]'"
-            ) from error
+        return describe(request.topology)
     jax.config.update("jax_num_cpu_devices", request.devices)
     own = jax.devices()
     if own[0].platform != "cpu" and len(own) >= request.devices:
@@ -109,10 +127,17 @@ def make(experiment: ExperimentConfig, request: Request) -> Plan:
 
     Raises:
       ConfigError: an experiment, mesh or topology that cannot be.
+      MoshijaxError: the compiler itself found no room, as that of TPUs does.
     """
     devices = devices_for(request)
     mesh = sharding.make_mesh(experiment.mesh, devices)
-    found = footprints(experiment, mesh)
+    try:
+        found = footprints(experiment, mesh)
+    except jax.errors.JaxRuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        changes = remedies(experiment, mesh, experiment.programs)
+        raise MoshijaxError(f"does not fit a {devices[0].device_kind}: {_used(str(error))}; {changes}") from error
     kind = devices[0].device_kind if devices[0].platform != "cpu" else "CPU"
     shape = " x ".join(f"{name} {size}" for name, size in mesh.shape.items())
     lines = [f"{request.recipe} on {request.devices} devices ({shape}), compiled for {kind}", ""]
@@ -134,6 +159,12 @@ def make(experiment: ExperimentConfig, request: Request) -> Plan:
             )
             verdict += changes
     return Plan(lines, verdict, found)
+
+
+def _used(message: str) -> str:
+    """What the compiler says of the memory, in one line: "Used 120.00G of 95.74G hbm." where it says so."""
+    used = re.search(r"Used [\d.]+\w? of [\d.]+\w? \w+", message)
+    return used[0] if used else message.splitlines()[0]
 
 
 def _gb(size: float) -> str:

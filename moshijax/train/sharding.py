@@ -9,6 +9,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 from flax.core import meta
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from moshijax.errors import ConfigError
@@ -38,10 +39,15 @@ HOST = "pinned_host"
 
 
 def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Mesh:
-    """Mesh over `devices` (default: all) with axes data, fsdp and tensor, of axis type Auto."""
+    """Mesh over `devices` (default: all) with axes data, fsdp and tensor, of axis type Auto.
+
+    An axis may take a part of a dimension of a TPU slice (2 of the 4 x 4 x 8 chips of v5p-256 for `tensor`), which
+    `jax.make_mesh` refuses.
+    """
     devices = devices or jax.devices()
     shape = config.shape(len(devices))
-    return jax.make_mesh(tuple(shape.values()), tuple(shape), axis_types=(AxisType.Auto,) * len(shape), devices=devices)
+    placed = mesh_utils.create_device_mesh(tuple(shape.values()), devices, allow_split_physical_axes=True)
+    return Mesh(placed, tuple(shape), axis_types=(AxisType.Auto,) * len(shape))
 
 
 def _axes(logical: str | None, rules: Mapping[str, Any], name: str) -> tuple[str, ...]:

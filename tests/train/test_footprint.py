@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
+import re
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from moshijax.errors import ConfigError, MoshijaxError
-from moshijax.train import loop, planning, sharding
+from moshijax.train import planning, sharding
+from moshijax.train.experiment import ExperimentConfig
 from moshijax.train.footprint import cheaper, footprints
 from moshijax.train.loop import train
 from tests.train.devices import run_on_devices
 from tests.train.models import codec_experiment, lm_experiment, write_codec_data, write_lm_data
+from tests.train.small_task import SmallData, SmallTask
 
 
 def shapes_of(batch):
@@ -24,8 +29,13 @@ def test_shapes_of_batches_are_known_without_data(tmp_path):
     write_lm_data(tmp_path / "lm")
     write_codec_data(tmp_path / "codec")
     experiment = lm_experiment(tmp_path / "lm")
+    held_out = dict(
+        eval_data=dataclasses.replace(experiment.data, batch_size=2),
+        eval_text_data=dataclasses.replace(experiment.text_data, num_frames=9),
+    )
     for made in (
-        dataclasses.replace(experiment, eval_data=dataclasses.replace(experiment.data, batch_size=2)),
+        dataclasses.replace(experiment, **held_out),
+        dataclasses.replace(experiment, text_ratio=0.0, **held_out),
         codec_experiment(tmp_path / "codec"),
     ):
         sources, shapes = made.task.sources(made), made.task.batch_shapes(made)
@@ -67,19 +77,35 @@ def changed_task(task):
     return task
 
 
-def test_out_of_memory_names_the_cheapest_changes(tmp_path, monkeypatch):
-    """The error is the runtime's own, raised where a step would be: no test can fill the memory of a machine."""
-    write_lm_data(tmp_path)
+@dataclasses.dataclass(frozen=True)
+class Hungry(SmallTask):
+    """Sorts more numbers than any address space holds: 2 PB."""
 
-    def full(*_):
-        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 9 bytes.\nmore")
+    share: float = 1.0
 
-    monkeypatch.setattr(loop, "compile_step", full)
+    def lighter(self):
+        changed = [dataclasses.replace(self, share=self.share / n) for n in (2, 4)]
+        return [(f"share={task.share}", "sorts less", task) for task in changed]
+
+    def loss_parts(self, update, params, model_state, batch, denominators, key):
+        parts = super().loss_parts(update, params, model_state, batch, denominators, key)
+        x = jnp.tile(batch["x"] * params["first"]["kernel"].sum(), (1, 1 << 25))
+        offsets = jnp.arange(int(self.share * (1 << 14)), dtype=jnp.float32)
+        much = jnp.sort(jnp.exp(x[:, None] + offsets[:, None]), axis=1)
+        return parts._replace(loss=parts.loss + much[:, 7].sum())
+
+
+def test_out_of_memory_names_the_cheapest_changes(tmp_path):
+    """A step that runs, and asks the machine for what it cannot have."""
     with pytest.raises(MoshijaxError) as error:
-        train(lm_experiment(tmp_path), tmp_path / "run")
+        train(ExperimentConfig(task=Hungry(), data=SmallData(), steps=2), tmp_path / "run")
+    assert isinstance(error.value.__cause__, jax.errors.JaxRuntimeError)
     message = str(error.value)
-    assert "no memory left (RESOURCE_EXHAUSTED: Out of memory while trying to allocate 9 bytes.)" in message
-    assert "cheapest changes: 1. microbatches=2 (saves about" in message and "; 3. " in message
+    assert re.match(
+        r"a device has no memory left \(RESOURCE_EXHAUSTED: Out of memory allocating \d{15,} bytes", message
+    )
+    assert "cheapest changes: 1. microbatches=2 (saves about" in message
+    assert "; 2. task.share=0.5 (saves" in message and "; 3. task.share=0.25 (saves" in message
 
 
 RECIPE = """
@@ -129,6 +155,7 @@ def test_7b_on_8_devices_is_planned_without_its_parameters(cli):
 
 def test_slices_by_name():
     assert planning.torus("v5p-256") == "v5p:4x4x8" and planning.topology_devices("v5p-256") == 128
+    assert planning.torus("v5p-8") == "v5p:2x2x1" and planning.torus("v5p-16") == "v5p:2x2x2"
     assert planning.torus("v6e-64") == "v6e:8x8" and planning.topology_devices("v6e-64") == 64
     for name, devices, message in (
         ("h100-8", None, "is none that is known"),
@@ -137,3 +164,24 @@ def test_slices_by_name():
     ):
         with pytest.raises(ConfigError, match=message):
             planning.topology_devices(name, devices)
+
+
+def test_a_slice_without_its_compiler_is_refused(tmp_path, cli):
+    if importlib.util.find_spec("libtpu"):
+        pytest.skip("libtpu is here")
+    recipe = tmp_path / "tiny.gin"
+    recipe.write_text(RECIPE)
+    code, _, err = cli("plan", recipe, "--topology", "v5p-8")
+    assert code == 2 and "v5p-8" in err and "pip install 'moshijax[tpu]'" in err and "Traceback" not in err
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("libtpu"), reason="needs libtpu, which compiles for TPUs without one")
+def test_a_described_slice(tmp_path, cli):
+    recipe = tmp_path / "tiny.gin"
+    recipe.write_text(RECIPE)
+    code, out, err = cli("plan", recipe, "--topology", "v5p-8")
+    assert code == 0, err
+    assert "tiny.gin on 4 devices (data 2 x fsdp 2 x tensor 1), compiled for TPU v5" in out
+    assert "4 x 459 TFLOP/s" in out and "peak" in out
+    code, _, err = cli("plan", recipe, "--topology", "v5p-8", "--gin.data.batch_size=4000000")
+    assert code == 1 and "does not fit a TPU v5: Used " in err and "cheapest changes: 1. microbatches=2" in err

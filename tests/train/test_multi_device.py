@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import dataclass
 
 import jax
 import pytest
@@ -8,6 +9,7 @@ from jax.sharding import AbstractMesh, PartitionSpec
 
 from moshijax.errors import ConfigError
 from moshijax.train import sharding
+from moshijax.train.experiment import MeshConfig
 from moshijax.train.loop import train
 from moshijax.train.metrics import read_metrics
 from tests.train.devices import run_on_devices
@@ -42,6 +44,29 @@ def test_a_run_of_8_devices_goes_on_with_one(tmp_path):
 
 def test_rows_that_do_not_divide_are_refused():
     run_on_devices(8, f"{HERE}:refuses_what_does_not_divide")
+
+
+@dataclass(frozen=True)
+class Chip:
+    """What `jax` asks of a chip when it lays a mesh over a slice."""
+
+    coords: tuple[int, int, int]
+    id: int
+    device_kind: str = "TPU v5"
+    platform: str = "tpu"
+    process_index: int = 0
+    core_on_chip: int = 0
+
+
+def test_an_axis_may_take_a_part_of_a_dimension_of_a_slice():
+    """v5p-256 has 4 x 4 x 8 chips: 64 x 2 of them splits one."""
+    chips = [Chip((x, y, z), x + 4 * y + 16 * z) for z in range(8) for y in range(4) for x in range(4)]
+    for config in (MeshConfig(1, 64, 2), MeshConfig(16, 4, 2), MeshConfig(2, 32, 2), MeshConfig()):
+        mesh = sharding.make_mesh(config, chips)
+        assert dict(mesh.shape) == config.shape(128) and set(mesh.devices.flat) == set(chips)
+        if mesh.shape["tensor"] == 2:  # neighbours
+            pairs = mesh.devices.reshape(-1, 2)
+            assert all(sum(abs(a - b) for a, b in zip(p.coords, q.coords, strict=True)) == 1 for p, q in pairs)
 
 
 def test_rules_map_and_refuse():
