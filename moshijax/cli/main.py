@@ -119,7 +119,8 @@ def is_out_of_space(error: BaseException) -> bool:
 
 
 def drop_unwritable_cache() -> None:
-    """Say once, at the start, that compiled programs will not be kept; jax says it at every compilation."""
+    """Say once, at the start, that compiled programs will not be kept; jax says it at a compilation, as a Python
+    warning from its own files."""
     folder = os.environ.get("JAX_COMPILATION_CACHE_DIR", "")
     if folder and "://" not in folder and not writable(Path(folder)):
         del os.environ["JAX_COMPILATION_CACHE_DIR"]

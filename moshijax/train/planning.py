@@ -136,8 +136,8 @@ def make(experiment: ExperimentConfig, request: Request) -> Plan:
     except jax.errors.JaxRuntimeError as error:
         if not is_out_of_memory(error):
             raise
-        changes = remedies(experiment, mesh, experiment.programs)
-        raise MoshijaxError(f"does not fit a {devices[0].device_kind}: {_used(str(error))}; {changes}") from error
+        changes, said = remedies(experiment, mesh, experiment.programs), str(error).splitlines()[0]
+        raise MoshijaxError(f"does not fit a {devices[0].device_kind}: {said}; {changes}") from error
     kind = devices[0].device_kind if devices[0].platform != "cpu" else "CPU"
     shape = " x ".join(f"{name} {size}" for name, size in mesh.shape.items())
     lines = [f"{request.recipe} on {request.devices} devices ({shape}), compiled for {kind}", ""]
@@ -159,12 +159,6 @@ def make(experiment: ExperimentConfig, request: Request) -> Plan:
             )
             verdict += changes
     return Plan(lines, verdict, found)
-
-
-def _used(message: str) -> str:
-    """What the compiler says of the memory, in one line: "Used 120.00G of 95.74G hbm." where it says so."""
-    used = re.search(r"Used [\d.]+\w? of [\d.]+\w? \w+", message)
-    return used[0] if used else message.splitlines()[0]
 
 
 def _gb(size: float) -> str:

@@ -154,6 +154,26 @@ def test_a_cache_folder_that_is_not_writable_is_said_once_and_not_used(tmp_path)
     assert done.stderr.count("not writable") == 1
 
 
+def test_what_is_compiled_without_a_writable_cache_says_nothing_more(tmp_path) -> None:
+    """jax itself would warn when it compiles."""
+    (tmp_path / "file").write_text("")
+    begin = "import jax\n"
+    programs = "for n in (2, 3): print(jax.jit(lambda x: x * n)(1.0))"
+    environment = {
+        **os.environ,
+        "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "file" / "cache"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+    said = []
+    for setup in ("", "from moshijax.cli.main import drop_unwritable_cache as drop; drop()\n"):
+        command = [sys.executable, "-W", "always", "-c", setup + begin + programs]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment)
+        assert done.stdout == "2.0\n3.0\n", done.stderr
+        said.append(done.stderr)
+    assert "UserWarning" in said[0] and "persistent compilation cache" in said[0]
+    assert "Warning" not in said[1] and said[1].count(environment["JAX_COMPILATION_CACHE_DIR"]) == 1
+
+
 def test_help_imports_no_jax() -> None:
     code = (
         "import sys; from moshijax.cli.main import run; run(['--help']); "

@@ -89,6 +89,7 @@ def test_codebooks_are_the_same_on_8_devices(folder):
         ({"data": {"sample_rate": 24000, "num_samples": 6400}}, "sample_rate is 24000, the codec's is 8000"),
         ({"data": {"teacher": None}}, "features of width None, but teacher_dim is"),
         ({"text_ratio": 0.5, "text_data": 1}, "a codec has no text steps"),
+        ({"eval_text_data": 1}, "eval_text_data is set, but a codec has no text"),
     ],
 )
 def test_data_that_do_not_fit_are_refused(folder, run_dir, change, message):
