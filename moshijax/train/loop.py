@@ -286,6 +286,9 @@ def train(
         sources = task.sources(experiment)
         batches = {program: sources[program].batch(0) for program in experiment.programs}
         where = {program: batch_shardings(batch, mesh, experiment.microbatches) for program, batch in batches.items()}
+        held_out = [kind for kind in (EVAL, EVAL_TEXT) if kind in sources]
+        for kind in held_out:
+            batch_shardings(sources[kind].batch(0), mesh, 1)  # refuses rows that do not divide
         begin = None if run.has_checkpoint() else starting_point(experiment, task, plan, mesh)
         identity = {name: dict(source.identity) for name, source in sources.items()}
         what = Claim(experiment, (task.kind, task.model_config()), identity, recipe)
@@ -307,8 +310,7 @@ def train(
         if changes:
             run.accept(what, changes, latest)
         stop = Agreement(signals, mesh)
-        kinds = [kind for kind in (EVAL, EVAL_TEXT) if kind in sources]
-        losses = [HeldOutLoss(task, experiment, plan, kind, sources[kind], mesh, stop) for kind in kinds]
+        losses = [HeldOutLoss(task, experiment, plan, kind, sources[kind], mesh, stop) for kind in held_out]
         evaluators = [*losses, *evaluators]
         page = stack.enter_context(contextlib.closing(_Report(report, run.path)))
         others = [WandbLog(experiment.wandb, run.path, to_json(experiment))] if logs_to_wandb(experiment) else []

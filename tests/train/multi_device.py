@@ -195,15 +195,19 @@ def lm_refuses_indivisible(folder):
 
     experiment = lm_experiment(Path(folder), mesh=MeshConfig(data=1, tensor=8))
     task = dataclasses.replace(experiment.task, model=dataclasses.replace(LM, text_card=44))
-    experiment = dataclasses.replace(experiment, task=task)
+    rows = dataclasses.replace(experiment.text_data, batch_size=6)
     run_dir = Path(folder) / "indivisible"
-    try:
-        train(experiment, run_dir)
-    except ConfigError as error:
-        assert not run_dir.exists()
-        print(error)
-    else:
-        raise AssertionError("the mesh was accepted")
+    for bad in (
+        dataclasses.replace(experiment, task=task),
+        dataclasses.replace(experiment, mesh=MeshConfig(data=8), eval_text_data=rows),
+    ):
+        try:
+            train(bad, run_dir)
+        except ConfigError as error:
+            assert not run_dir.exists()
+            print(error)
+        else:
+            raise AssertionError("the mesh was accepted")
 
 
 def lm_restores(folder, run_dir):

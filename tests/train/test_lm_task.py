@@ -285,6 +285,7 @@ def test_options_of_the_loss_agree_with_one_device(folder):
 def test_a_size_that_does_not_divide_is_refused_before_anything_is_made(folder):
     out = run_on_devices(8, "tests.train.multi_device:lm_refuses_indivisible", folder)
     assert "text_head/kernel: dimension 'vocab' of size 44 does not divide by the 8 devices" in out
+    assert "batch['codes']: dimension 'batch' of size 6 does not divide by the 8 devices" in out
 
 
 @pytest.mark.slow
