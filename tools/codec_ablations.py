@@ -4,7 +4,8 @@ python tools/codec_ablations.py ablations            # 20 to 40 minutes on two c
 python tools/codec_ablations.py ablations --heldout recordings
 
 Everything goes through `moshijax`: speech of espeak-ng, its phonetic teacher, `train`, `eval`. What is done already is
-kept, so that the same command goes on. It prints the tables and writes OUT/usage.png and OUT/codebooks.png.
+kept, so that the same command goes on. It prints the table and writes OUT/usage.png, OUT/codebooks.png,
+OUT/adversarial.png and OUT/with_reconstruction.png.
 """
 
 from __future__ import annotations
@@ -22,17 +23,33 @@ from moshijax.train.metrics import read_metrics
 PLAIN = "ablation_codec.gin"
 ADVERSARIAL = "ablation_adversarial.gin"
 WITHOUT_DROPOUT = "--gin.task.quantizer.dropout=False"
-# Name -> recipe and overrides.
+ADVERSARIAL_NAMES = ("adversarial", "with reconstruction")
+# Name -> recipe and overrides; {runs} is the folder of the runs.
 VARIANTS = {
     "full": [PLAIN],
     "no teacher": [PLAIN, "--gin.task.loss.distillation=0.0", "--gin.task.loss.latent_distillation=0.0"],
     "no dropout": [PLAIN, WITHOUT_DROPOUT],
     # Seven of the eight levels are one residual quantiser, whose first hears the teacher.
     "first level taught": [PLAIN, WITHOUT_DROPOUT, "--gin.task.model.quantizer.semantic=7"],
-    "adversarial": [ADVERSARIAL],
+    # Goes on from a codec that can speak: minutes are too short for discriminators alone to teach that.
+    "adversarial": [ADVERSARIAL, "--gin.init_from={runs}/full"],
     "with reconstruction": [ADVERSARIAL, "--gin.task.loss.mel=2.0", "--gin.task.loss.waveform=0.1"],
 }
 COUNTS = (2, 4, 8)
+# Panel -> metric -> label.
+ADVERSARIAL_CURVES = {
+    "hinge loss of the discriminators": {"train/discriminator/loss": "2 is not to know"},
+    "share of right calls": {
+        "train/discriminator/right_on_real": "on recordings",
+        "train/discriminator/right_on_fake": "on the codec",
+    },
+    "losses of the codec": {
+        "train/feature/loss": "feature",
+        "train/mel/loss": "mel",
+        "train/distillation/loss": "distillation",
+        "train/commitment/loss": "commitment",
+    },
+}
 
 
 def moshijax(*words: object) -> None:
@@ -62,7 +79,7 @@ def run(out: Path, name: str, heldout: Path) -> dict[str, float]:
     """Train and measure a variant; its figures."""
     run_dir, report = folder(out, "runs", name), folder(out, f"reports_{heldout.name}", name)
     if not (report / "metrics.json").exists():
-        recipe, *overrides = VARIANTS[name]
+        recipe, *overrides = (word.format(runs=out / "runs") for word in VARIANTS[name])
         data = [f"--gin.data.manifest={out / 'speech'}", f"--gin.data.teacher={out / 'speech' / 'teacher'}"]
         moshijax("train", recipe, "--run-dir", run_dir, *data, *overrides)
         where = [f"--gin.codec={run_dir}", f"--gin.speech={heldout}", "--gin.seconds=4.0"]
@@ -100,6 +117,13 @@ def draw(out: Path, found: dict[str, dict[str, float]]) -> None:
     figure.savefig(out / "codebooks.png", dpi=100)
 
 
+def draw_adversarial(out: Path) -> None:
+    """What discriminators and codec make of one another."""
+    for name in ADVERSARIAL_NAMES:
+        lines = read_metrics(folder(out, "runs", name) / "metrics.jsonl")
+        plots.loss_curves(lines, ADVERSARIAL_CURVES).savefig(out / f"{name.replace(' ', '_')}.png", dpi=100)
+
+
 def table(out: Path, found: dict[str, dict[str, float]]) -> None:
     mels = " | ".join(f"mel {n}" for n in COUNTS)
     stois = " | ".join(f"STOI {n}" for n in COUNTS)
@@ -123,6 +147,7 @@ def main() -> None:
     make_speech(out)
     found = {name: run(out, name, arguments.heldout or out / "heldout") for name in VARIANTS}
     draw(out, found)
+    draw_adversarial(out)
     table(out, found)
 
 

@@ -43,7 +43,7 @@ class Balanced(NamedTuple):
     """What `balance` returns.
 
     Attributes:
-        gradient: of one row's balanced loss with respect to its output.
+        gradient: of one row's weighted losses with respect to its output.
         rows: the losses themselves, per row.
         norms: of the gradient of each loss, per row.
     """
@@ -58,38 +58,53 @@ def init(names: tuple[str, ...]) -> dict[str, Any]:
     return {"norms": {name: jnp.zeros(()) for name in names}, "weight": jnp.zeros(())}
 
 
+def slopes(
+    function: Callable[[Array], dict[str, Array]], x: Float[Array, "B ..."]
+) -> tuple[dict[str, Float[Array, " B"]], dict[str, Float[Array, "B ..."]]]:
+    """Losses per row of ``x``, and the gradient of each with respect to it; one forward pass, constants for whoever
+    differentiates further."""
+    rows, pullback = jax.vjp(function, jax.lax.stop_gradient(x))
+    each = {name: pullback({n: jnp.full_like(v, n == name) for n, v in rows.items()})[0] for name in rows}
+    return rows, jax.lax.stop_gradient(each)
+
+
+def row_norms(x: Float[Array, "B ..."]) -> Float[Array, " B"]:
+    """Norm of every row."""
+    return jnp.sqrt(jnp.sum(jnp.square(x), axis=tuple(range(1, x.ndim))))
+
+
 def balance(
-    settings: Balancer,
+    settings: Balancer | None,
     weights: Mapping[str, float],
-    state: dict[str, Any],
+    state: dict[str, Any] | None,
     losses: Sequence[Callable[[Array], dict[str, Array]]],
     output: Float[Array, "B N"],
 ) -> Balanced:
-    """The balanced gradient of losses of ``output``.
+    """The weighted gradient of losses of ``output``, balanced if there are settings.
 
     Averages include these rows: with one part per batch this is the reference's balancer; with several parts each
     brings its own norms besides the common past.
 
     Args:
-        settings: see `Balancer`.
+        settings: see `Balancer`; None: weights are plain factors.
         weights: of every loss, above 0.
-        state: before the step.
+        state: before the step; None without settings.
         losses: functions from the output to losses per row, by name; those of one function share its computation.
         output: of the decoder.
     """
-    output = jax.lax.stop_gradient(output)
-    past = jax.lax.stop_gradient(state)
     total, gradient = sum(weights.values()), jnp.zeros_like(output)
     rows, norms = {}, {}
     for function in losses:
-        found, pullback = jax.vjp(function, output)
+        found, each = slopes(function, output)
         rows |= found
-        for name in found:
-            (slope,) = pullback({other: jnp.full_like(value, other == name) for other, value in found.items()})
-            norms[name] = jnp.sqrt(jnp.sum(jnp.square(slope), axis=1))
-            average = past["norms"][name] * settings.decay + jnp.mean(norms[name])
-            average = average / (past["weight"] * settings.decay + 1)
-            gradient += slope * (weights[name] / total * settings.total_norm / (average + EPSILON))
+        for name, slope in each.items():
+            norms[name], scale = row_norms(slope), weights[name]
+            if settings is not None:
+                past = jax.lax.stop_gradient(state)
+                average = past["norms"][name] * settings.decay + jnp.mean(norms[name])
+                average = average / (past["weight"] * settings.decay + 1)
+                scale = scale / total * settings.total_norm / (average + EPSILON)
+            gradient += slope * scale
     return Balanced(gradient, rows, norms)
 
 

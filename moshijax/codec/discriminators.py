@@ -114,7 +114,9 @@ class _Conv(nn.Module):
         shape = (*self.kernel_size, self.in_features, self.features)
         fan_in = self.kernel_size[0] * self.kernel_size[1] * self.in_features
         kernel = self.param("kernel", uniform(fan_in), shape, jnp.float32)
-        bias = self.param("bias", uniform(fan_in), (self.features,), jnp.float32)
+        # Not uniform, as PyTorch would: biases above the level of speech keep leaky ReLUs on one side, where they are
+        # linear, and then recordings and codec look alike for hundreds of steps.
+        bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
         return convolve(x, kernel, self.stride, self.dilation) + bias
 
 

@@ -34,6 +34,8 @@ class QuantizerTraining:
         quantization_rate: probability that a sequence is decoded from the quantised latent; otherwise its projected
             latent passes unquantised (drawn for the semantic and the acoustic part apart).
         dropout: draw the number of acoustic levels of a batch uniformly from 1 to all.
+        dropped_levels_learn: codebooks of dropped levels follow their residuals all the same. In the reference they
+            rest, so that the last of 7 learns in a seventh of the steps; a thousand steps are too few for that.
         kmeans_iterations: of the initialisation of a level.
         samples_per_code: vectors kept per step and level, per code, for k-means and for replacements.
         replace_every: steps between replacements of dead codes.
@@ -43,6 +45,7 @@ class QuantizerTraining:
     decay: float = 0.99
     quantization_rate: float = 0.5
     dropout: bool = True
+    dropped_levels_learn: bool = False
     kmeans_iterations: int = 50
     samples_per_code: int = 4
     replace_every: int = 5
@@ -141,7 +144,8 @@ def quantize(
         # The level's input carries a gradient only here: z minus the (constant) levels before.
         distance = jnp.mean(jnp.square(z - total - chosen), axis=(1, 2))
         commitment = commitment + jnp.where(active, distance, 0.0)
-        one_hot = jax.nn.one_hot(code, bins, dtype=z.dtype) * active
+        learns = codebook["initialized"][q] if settings.dropped_levels_learn else active
+        one_hot = jax.nn.one_hot(code, bins, dtype=z.dtype) * learns
         counts.append(jnp.sum(one_hot, axis=(0, 1)))
         sums.append(jnp.einsum("btv,btc->vc", one_hot, residual, precision=HIGHEST))
         samples.append(jnp.where(owned[:, None], residual[here, sample_time], 0.0))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import flax.linen as nn
@@ -21,12 +23,11 @@ if TYPE_CHECKING:
 SIDES = ("encoder", "decoder")
 
 
-class TrainingOutput(NamedTuple):
-    """What the losses need.
+class Bottleneck(NamedTuple):
+    """What lies between encoder and decoder.
 
     Attributes:
-        reconstruction: decoded waveform.
-        latent: before quantisation.
+        decoder_input: quantised, or as it was in rows that pass through.
         semantic: the first semantic level, after its output projection (straight-through); the teacher's side of the
             distillation reads it through `teacher_estimate`.
         semantic_latent: the same of the latent itself, unquantised.
@@ -35,13 +36,26 @@ class TrainingOutput(NamedTuple):
         statistics: of the ``semantic`` and the ``acoustic`` quantiser, for `update_codebooks`.
     """
 
-    reconstruction: Float[Array, "B N"]
-    latent: Float[Array, "B T D"]
+    decoder_input: Float[Array, "B T D"]
     semantic: Float[Array, "B T D"]
     semantic_latent: Float[Array, "B T D"]
     commitment: Float[Array, " B"]
     codes: Int[Array, "B Q T"]
     statistics: dict[str, Statistics]
+
+
+class TrainingOutput(NamedTuple):
+    """What the losses need.
+
+    Attributes:
+        reconstruction: decoded waveform.
+        latent: before quantisation.
+        bottleneck: what `quantize` makes of the latent.
+    """
+
+    reconstruction: Float[Array, "B N"]
+    latent: Float[Array, "B T D"]
+    bottleneck: Bottleneck
 
 
 def init(config: MimiConfig, key: Array, teacher_dim: int | None = None) -> dict[str, Any]:
@@ -60,8 +74,16 @@ def init(config: MimiConfig, key: Array, teacher_dim: int | None = None) -> dict
 
 def normalise_weights(params: dict[str, Any]) -> dict[str, Any]:
     """Parameters with weight norm on the convolutions of both SEANets, where the reference has it in training."""
-    sides = {side: {**params[side], "seanet": weight_norm.split(params[side]["seanet"])} for side in SIDES}
-    return {**params, **sides}
+    return _with_seanets(params, weight_norm.split)
+
+
+def plain_weights(params: dict[str, Any]) -> dict[str, Any]:
+    """Inverse of `normalise_weights`; parameters without weight norm are returned as they are."""
+    return _with_seanets(params, weight_norm.fold)
+
+
+def _with_seanets(params: dict[str, Any], change: Callable[[dict[str, Any]], dict[str, Any]]) -> dict[str, Any]:
+    return {**params, **{side: {**params[side], "seanet": change(params[side]["seanet"])} for side in SIDES}}
 
 
 def codec_variables(variables: dict[str, Any]) -> dict[str, Any]:
@@ -95,18 +117,32 @@ def forward(
         rows: numbers of these rows in the whole batch (default 0 .. B - 1).
         total_rows: rows of the whole batch (default B).
     """
-    rows = jnp.arange(waveform.shape[0]) if rows is None else rows
-    total_rows = waveform.shape[0] if total_rows is None else total_rows
+    plain = codec_variables(variables)
+    latent = nn.apply(lambda mimi: mimi.encoder(waveform), Mimi(config))(plain)
+    bottleneck = quantize(config, settings, variables, latent, key, rows, total_rows)
+    reconstruction = nn.apply(lambda mimi: mimi.decoder(bottleneck.decoder_input), Mimi(config))(plain)
+    return TrainingOutput(reconstruction, latent, bottleneck)
+
+
+def quantize(
+    config: MimiConfig,
+    settings: QuantizerTraining,
+    variables: dict[str, Any],
+    latent: Float[Array, "B T D"],
+    key: Array,
+    rows: Int[Array, " B"] | None = None,
+    total_rows: Int[Array, ""] | int | None = None,
+) -> Bottleneck:
+    """The middle of `forward`, with the same arguments: from the latent to what the decoder gets."""
+    rows = jnp.arange(latent.shape[0]) if rows is None else rows
+    total_rows = latent.shape[0] if total_rows is None else total_rows
     variables = codec_variables(variables)
-
-    def run(mimi: Mimi) -> TrainingOutput:
-        return _forward(mimi, settings, variables["codebooks"]["quantizer"], waveform, key, rows, total_rows)
-
-    return nn.apply(run, Mimi(config))(variables)
+    codebooks = variables["codebooks"]["quantizer"]
+    run = partial(_quantize, settings=settings, codebooks=codebooks, key=key, rows=rows, total_rows=total_rows)
+    return nn.apply(lambda mimi: run(mimi, latent), Mimi(config))(variables)
 
 
-def _forward(mimi: Mimi, settings, codebooks, waveform, key, rows, total_rows) -> TrainingOutput:
-    latent = mimi.encoder(waveform)
+def _quantize(mimi: Mimi, latent, settings, codebooks, key, rows, total_rows) -> Bottleneck:
     level_key, *keys = jax.random.split(key, 5)
     results, projected = {}, {}
     for name, pass_key, sample_key in (("semantic", keys[0], keys[1]), ("acoustic", keys[2], keys[3])):
@@ -120,12 +156,10 @@ def _forward(mimi: Mimi, settings, codebooks, waveform, key, rows, total_rows) -
         results[name], projected[name] = result, part.output_proj(result.values)
         if name == "semantic":  # the teacher always sees codes, whatever the decoder sees
             semantic, semantic_latent = part.output_proj(result.first), part.output_proj(z)
-    reconstruction = mimi.decoder(projected["semantic"] + projected["acoustic"])
     active = {name: result.active_levels for name, result in results.items()}
     weighted = sum(active[name] * result.commitment for name, result in results.items())
-    return TrainingOutput(
-        reconstruction=reconstruction,
-        latent=latent,
+    return Bottleneck(
+        decoder_input=projected["semantic"] + projected["acoustic"],
         semantic=semantic,
         semantic_latent=semantic_latent,
         commitment=weighted / jnp.maximum(sum(active.values()), 1.0),

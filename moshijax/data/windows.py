@@ -31,7 +31,9 @@ class AudioData:
         teacher: folder made by `moshijax data teacher`, or None for batches without features.
         batch_size: rows of the global batch.
         num_samples: length of a window at `sample_rate`.
-        speech_share: probability that a window without sound is drawn again (up to 8 times).
+        speech_share: probability that a window without sound is drawn again, up to 8 times; then the one with most
+            sound is taken.
+        least_sound: a window counts as without sound unless this share of its 20 ms frames has sound (and one of them).
         level_db: windows with sound are brought to this RMS of their 20 ms frames with sound, in dB of full scale, or
             as near to it as their peak allows; None: levels stay as recorded.
         gain_db: a window's level is changed by a number drawn from this range.
@@ -44,6 +46,7 @@ class AudioData:
     num_samples: int = 24_000
     sample_rate: int = 24_000
     speech_share: float = 0.9
+    least_sound: float = 0.0
     level_db: float | None = None
     gain_db: tuple[float, float] = (0.0, 0.0)
     threads: int = 1
@@ -58,6 +61,8 @@ class AudioData:
             raise ConfigError(f"sample_rate is {self.sample_rate}: features at {RATE} Hz need a multiple of {RATE}")
         if not 0 <= self.speech_share <= 1:
             raise ConfigError(f"speech_share is {self.speech_share}: it is a probability from 0 to 1")
+        if not 0 <= self.least_sound <= 1:
+            raise ConfigError(f"least_sound is {self.least_sound}: it is a share of a window, from 0 to 1")
         if self.level_db is not None and not self.level_db < 0:
             raise ConfigError(f"level_db is {self.level_db}: give dB below full scale, such as -24.0")
         if self.gain_db[0] > self.gain_db[1]:
@@ -133,11 +138,14 @@ class AudioWindows:
         # Starts lie on the features' grid, so that window and features begin together.
         steps = max(0, int((info.duration - seconds) * RATE))
         insist = rng.random() < config.speech_share
+        most = 0.0
         for _ in range(_TRIES):
-            channel = int(rng.integers(info.channels))
-            step = int(rng.integers(steps + 1))
-            window = self._window(item, step / RATE, channel)
-            if not insist or _sounds(window):
+            tried = int(rng.integers(info.channels)), int(rng.integers(steps + 1))
+            drawn = self._window(item, tried[1] / RATE, tried[0])
+            sound = _sound(drawn)
+            if sound >= most or not insist:
+                (channel, step), window, most = tried, drawn, sound
+            if not insist or sound > 0 and sound >= config.least_sound:
                 break
         if config.level_db is not None:
             window = _levelled(window, config.level_db)
@@ -155,9 +163,10 @@ def _powers(window: np.ndarray) -> np.ndarray:
     return np.square(window[: len(window) // 480 * 480].reshape(-1, 480)).mean(axis=1)
 
 
-def _sounds(window: np.ndarray) -> bool:
+def _sound(window: np.ndarray) -> float:
+    """Share of its 20 ms frames that have sound; 0 if it is shorter than one."""
     powers = _powers(window)
-    return bool(len(powers)) and float(powers.max()) > _SPEECH**2
+    return float((powers > _SPEECH**2).mean()) if len(powers) else 0.0
 
 
 def _levelled(window: np.ndarray, level_db: float) -> np.ndarray:

@@ -216,6 +216,7 @@ def _add_abx(measured: Measured, result: AbxResult) -> None:
         measured.values["abx"] = result.error
 
 
+DIGITS = {"si_sdr": 1, "pesq": 2}
 LABELS = {"si_sdr": "SI-SDR, dB", "mel": "mel distance", "stoi": "STOI", "pesq": "PESQ"}
 
 
@@ -228,7 +229,7 @@ def write_page(path: Path, title: str, config: MimiConfig, measured: Measured) -
     counts = sorted({int(name.split("_")[0]) for name in values if "_codebooks/" in name})
     names = [name for name in LABELS if f"{counts[-1]}_codebooks/{name}" in values] if counts else []
     page.section("Distance from the recordings", "Means over the clips.")
-    rows = [[n, *(f"{values.get(f'{n}_codebooks/{name}', math.nan):.3f}" for name in names)] for n in counts]
+    rows = [[n, *(f"{values.get(f'{n}_codebooks/{x}', math.nan):.{DIGITS.get(x, 3)}f}" for x in names)] for n in counts]
     page.table(["codebooks", *(LABELS[name] for name in names)], rows)
     page.section("Stability of the codes", "Share of codes that stay after decoding and encoding again.")
     kinds = [kind for kind in ("stability", "stability_shifted") if f"{kind}/codebook_0" in values]
@@ -239,6 +240,8 @@ def write_page(path: Path, title: str, config: MimiConfig, measured: Measured) -
     )
     if "abx" in values:
         page.section("Phonemes", f"ABX error of the semantic level: {100 * values['abx']:.1f} % (chance is 50 %).")
+    if measured.notes:
+        page.section("Notes")
     for note in measured.notes:
         page.text(note)
     for number, (clip, decoded) in enumerate(measured.examples):

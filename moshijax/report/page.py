@@ -46,7 +46,7 @@ th{font-weight:600;color:var(--soft);font-size:14px}
 tr.good td:first-child{box-shadow:inset 3px 0 var(--good);padding-left:12px}
 tr.bad td:first-child{box-shadow:inset 3px 0 var(--bad);padding-left:12px}
 tr.good td:first-child,tr.bad td:first-child{width:1%;white-space:nowrap}
-.clips{display:grid;grid-template-columns:repeat(auto-fit,minmax(270px,1fr));gap:14px;margin-top:16px}
+.clips{display:grid;grid-template-columns:repeat(auto-fit,minmax(220px,1fr));gap:14px;margin-top:16px}
 .clip{border:1px solid var(--line);border-radius:10px;padding:12px 14px;font-size:14px}
 .clip audio{width:100%;height:36px;margin-top:8px;display:block}
 .clip div{color:var(--soft)}

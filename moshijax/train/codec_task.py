@@ -170,7 +170,8 @@ class CodecTask:
         return params, state
 
     def training_form(self, params: Any) -> Any:
-        return training.normalise_weights(params) if self.weight_norm else params
+        plain = training.plain_weights(params)
+        return training.normalise_weights(plain) if self.weight_norm else plain
 
     def updates(self, program: str) -> tuple[str, ...]:
         return (program,) if self.discriminators is None else (DISCRIMINATOR, program)
@@ -197,35 +198,51 @@ class CodecTask:
         out = training.forward(self.model, settings, variables, audio, key, batch["row"], total_rows)
         if update == DISCRIMINATOR:
             return self._discriminator_parts(params["discriminators"], audio, out.reconstruction, rows_of_all)
-        statistics: dict[str, Any] = dict(out.statistics)
         functions, weights = self._output_losses(update, params, audio)
-        rows = {"commitment": out.commitment}
-        balanced = None
-        # Without a loss of its output nothing of the decoder is compiled: such steps are several times cheaper.
-        if update == "eval" or self.loss.balancer is None:
+        rows, norms = self._latent_losses(variables, batch, out.bottleneck), {}
+        statistics: dict[str, Any] = dict(out.bottleneck.statistics)
+        if update == "eval":
             for function in functions:
                 rows |= function(out.reconstruction)
-        else:
-            state = model_state["balancer"]
+        loss = sum(getattr(self.loss, name) * value.sum() for name, value in rows.items())
+        if update != "eval":
+            fixed = jax.lax.stop_gradient(variables)
+
+            def at_latent(latent: jax.Array) -> dict[str, jax.Array]:
+                again = training.quantize(self.model, settings, fixed, latent, key, batch["row"], total_rows)
+                return self._latent_losses(fixed, batch, again)
+
+            norms = {
+                name: balancer.row_norms(slope) for name, slope in balancer.slopes(at_latent, out.latent)[1].items()
+            }
+        # Without a loss of its output nothing of the decoder is compiled: such steps are several times cheaper.
+        if update != "eval" and functions:
+            state = model_state.get("balancer")
             balanced = balancer.balance(self.loss.balancer, weights, state, functions, out.reconstruction)
-            rows |= balanced.rows
-            statistics["balancer"] = {name: norm.sum() / rows_of_all for name, norm in balanced.norms.items()}
-        if self.teacher_dim is not None:
-            target = losses.pool_teacher(batch["teacher"], out.semantic.shape[1])
-            for name, semantic in (("distillation", out.semantic), ("latent_distillation", out.semantic_latent)):
-                if getattr(self.loss, name) > 0:
-                    rows[name] = losses.cosine_distance(training.teacher_estimate(variables, semantic), target)
+            if state is not None:
+                statistics["balancer"] = {name: norm.sum() / rows_of_all for name, norm in balanced.norms.items()}
+            # Its value is that of the weighted losses, its gradient the balanced one.
+            value = sum(weights[name] * balanced.rows[name].sum() for name in weights)
+            pull = jnp.sum(balanced.gradient * out.reconstruction)
+            loss += jax.lax.stop_gradient(value - pull) + pull
+            rows, norms = rows | balanced.rows, norms | balanced.norms
         count = jnp.float32(audio.shape[0])
         sums = {f"{name}/loss": (value.sum(), count) for name, value in rows.items()}
-        shares = {name: getattr(self.loss, name) * value.sum() for name, value in rows.items()}
-        if balanced is None:
-            loss = sum(shares.values()) / rows_of_all
-        else:  # its value is that of the weighted losses, its gradient the balanced one
-            sums |= {f"{name}/grad_norm": (norm.sum(), count) for name, norm in balanced.norms.items()}
-            value = sum(shares.pop(name) for name in weights)
-            pull = jnp.sum(balanced.gradient * out.reconstruction)
-            loss = (sum(shares.values()) + jax.lax.stop_gradient(value - pull) + pull) / rows_of_all
-        return LossParts(loss, sums, statistics)
+        sums |= {f"{name}/grad_norm": (norm.sum(), count) for name, norm in norms.items()}
+        return LossParts(loss / rows_of_all, sums, statistics)
+
+    def _latent_losses(
+        self, variables: Any, batch: Mapping[str, jax.Array], bottleneck: training.Bottleneck
+    ) -> dict[str, jax.Array]:
+        """The losses that do not reach the decoder's output, per row; commitment is always measured."""
+        rows = {"commitment": bottleneck.commitment}
+        if self.teacher_dim is not None:
+            target = losses.pool_teacher(batch["teacher"], bottleneck.semantic.shape[1])
+            sides = {"distillation": bottleneck.semantic, "latent_distillation": bottleneck.semantic_latent}
+            for name, semantic in sides.items():
+                if getattr(self.loss, name) > 0:
+                    rows[name] = losses.cosine_distance(training.teacher_estimate(variables, semantic), target)
+        return rows
 
     def _output_losses(
         self, update: str, params: Any, audio: jax.Array

@@ -380,8 +380,9 @@ def _codec_start(path: str, task: Task, plan: StatePlan) -> Callable[[TrainState
 
 
 def _of_codec_run(path: str, state: TrainState, task: Task, plan: StatePlan) -> tuple[Any, Any]:
+    """Its parameters in the form that this task trains, with weight norm or without, whatever that run had."""
     _, _, model, _ = read_model(path)
-    found = {}
+    model, found = {**model, "params": task.training_form(model["params"])}, {}
     for kind, tree in model.items():
         own, there = flatten_dict(getattr(state, kind), sep="/"), flatten_dict(tree, sep="/")
         for name in filter(task.auxiliary, {*own, *there}):

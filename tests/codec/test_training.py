@@ -36,10 +36,10 @@ def test_without_randomness_training_is_the_codec(variables, forward):
     waveform = noise(0, 3, 5 * FRAME)
     out = forward(SMALL, PLAIN, variables, waveform, KEY)
     codes = codec.encode(SMALL, variables, waveform)
-    np.testing.assert_array_equal(out.codes, codes)
+    np.testing.assert_array_equal(out.bottleneck.codes, codes)
     np.testing.assert_allclose(out.reconstruction, codec.decode(SMALL, variables, codes), atol=1e-5)
     np.testing.assert_allclose(out.latent, codec.encode_latent(SMALL, variables, waveform), atol=1e-5)
-    counts = out.statistics["semantic"].counts[0]
+    counts = out.bottleneck.statistics["semantic"].counts[0]
     np.testing.assert_array_equal(counts, np.bincount(np.asarray(codes[:, 0]).ravel(), minlength=16))
 
 
@@ -55,13 +55,13 @@ def test_quantization_rate_and_dropout(variables, forward):
 
     want = codec.Mimi(SMALL).apply(variables, waveform, method=project)
     np.testing.assert_allclose(out.reconstruction, want, atol=1e-5)
-    np.testing.assert_array_equal(out.codes, codec.encode(SMALL, variables, waveform))  # still counted
+    np.testing.assert_array_equal(out.bottleneck.codes, codec.encode(SMALL, variables, waveform))  # still counted
 
     dropout = QuantizerTraining(quantization_rate=1.0, dropout=True)
     levels = set()
     for i in range(20):
         out = forward(SMALL, dropout, variables, waveform, jax.random.key(i))
-        used = (np.asarray(out.codes) >= 0).all(axis=(0, 2))
+        used = (np.asarray(out.bottleneck.codes) >= 0).all(axis=(0, 2))
         count = int(used.sum())
         assert used[:count].all() and count >= 2  # the semantic level and one acoustic level always take part
         levels.add(count)
@@ -78,10 +78,10 @@ def test_rows_draw_the_same_in_every_microbatch(variables, forward):
     ]
     order = [2, 0, 1, 3]
     for name in ("reconstruction", "commitment", "codes"):
-        joined = np.concatenate([getattr(part, name) for part in parts])
-        np.testing.assert_allclose(joined, np.asarray(getattr(whole, name))[order], atol=1e-5, err_msg=name)
-    added = jax.tree.map(jnp.add, parts[0].statistics, parts[1].statistics)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), added, whole.statistics)
+        *several, one = (getattr(x if name == "reconstruction" else x.bottleneck, name) for x in (*parts, whole))
+        np.testing.assert_allclose(np.concatenate(several), np.asarray(one)[order], atol=1e-5, err_msg=name)
+    added = jax.tree.map(jnp.add, *(part.bottleneck.statistics for part in parts))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), added, whole.bottleneck.statistics)
 
 
 def test_gradients(variables):
@@ -89,7 +89,7 @@ def test_gradients(variables):
 
     def loss(params):
         out = training.forward(SMALL, PLAIN, {**variables, "params": params}, waveform, KEY)
-        return jnp.square(out.reconstruction - waveform).mean() + out.commitment.mean(), out.codes
+        return jnp.square(out.reconstruction - waveform).mean() + out.bottleneck.commitment.mean(), out.bottleneck.codes
 
     grads, _ = jax.jit(jax.grad(loss, has_aux=True))(variables["params"])
     for path, grad in jax.tree_util.tree_leaves_with_path(grads):
@@ -178,7 +178,7 @@ def test_teacher_head(variables):
 def test_codebooks_keep_their_structure(variables, forward):
     out = forward(SMALL, PLAIN, variables, noise(7, 2, 4 * FRAME), KEY)
     new, metrics = jax.jit(training.update_codebooks, static_argnums=0)(
-        PLAIN, variables["codebooks"], out.statistics, KEY, 0
+        PLAIN, variables["codebooks"], out.bottleneck.statistics, KEY, 0
     )
     assert jax.tree.map(jnp.shape, new) == jax.tree.map(jnp.shape, variables["codebooks"])
     assert metrics["usage_entropy"].shape == metrics["replaced"].shape == (4,)
@@ -199,3 +199,34 @@ def test_dropped_levels_do_not_spoil_the_start_of_the_next_codebook(variables):
     np.testing.assert_array_equal(one.statistics.samples, all_of_them.statistics.samples)
     assert (one.statistics.counts[1:] == 0).all() and (one.codes[:, 1:] == -1).all()
     np.testing.assert_allclose(one.quantized, quantize(PLAIN, book, z, 1, no, KEY, rows, 2).quantized)
+
+
+def test_dropped_levels_may_learn_on(variables):
+    """Their codebooks move as if no level had been dropped; what is decoded and committed to is the same."""
+    book, z = acoustic(variables), jnp.asarray(noise(9, 2, 50, 4))
+    settings = QuantizerTraining(quantization_rate=1.0, dropped_levels_learn=True)
+    no, rows = jnp.zeros(2, bool), jnp.arange(2)
+    learning, resting, whole = (
+        quantize(s, book, z, levels, no, KEY, rows, 2) for s, levels in ((settings, 1), (PLAIN, 1), (PLAIN, 3))
+    )
+    jax.tree.map(np.testing.assert_array_equal, learning.statistics, whole.statistics)
+    jax.tree.map(np.testing.assert_array_equal, learning[:-1], resting[:-1])
+    new, _ = update(settings, book, learning.statistics, KEY, 0)
+    assert (new["cluster_usage"] != book["cluster_usage"]).any(axis=1).all()
+    assert (update(PLAIN, book, resting.statistics, KEY, 0)[0]["cluster_usage"][1:] == book["cluster_usage"][1:]).all()
+
+
+def test_the_latent_is_all_that_the_middle_needs(variables, forward):
+    settings = QuantizerTraining(quantization_rate=0.5)
+    out = forward(SMALL, settings, variables, noise(10, 3, 4 * FRAME), KEY)
+    again = training.quantize(SMALL, settings, variables, out.latent, KEY)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), again, out.bottleneck)
+
+
+def test_weight_norm_is_put_on_and_taken_off(variables):
+    params = variables["params"]
+    normalised = training.normalise_weights(params)
+    assert jax.tree.structure(normalised) != jax.tree.structure(params)
+    for given in (params, normalised):
+        plain = training.plain_weights(given)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), plain, params)

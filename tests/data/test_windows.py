@@ -73,6 +73,21 @@ def test_silent_windows_are_drawn_again(manifest):
     assert share(1.0) > 0.6 > 0.4 > share(0.0)
 
 
+def test_windows_with_too_little_sound_are_drawn_again(manifest):
+    def sounding(least_sound):
+        config = AudioData(str(manifest), None, 64, 4800, RATE, speech_share=1.0, least_sound=least_sound)
+        frames = audio_batches(config, 0).batch(0)["audio"].reshape(64, 10, 480)
+        return (np.sqrt(np.square(frames).mean(-1)) > 0.05).mean(-1)
+
+    any_sound, half, most = map(sounding, (0.0, 0.5, 0.8))
+    assert (half >= 0.5).mean() > (any_sound >= 0.5).mean() + 0.05
+    # Where 8 tries find no window that is good enough, the best of them is taken.
+    assert any_sound.mean() < min(half.mean(), most.mean())
+    assert (most > 0).sum() >= 0.95 * (any_sound > 0).sum()
+    with pytest.raises(ConfigError, match="least_sound is 1.5"):
+        AudioData(str(manifest), least_sound=1.5)
+
+
 def test_short_recordings_are_filled_with_silence(manifest):
     compute_features(read_manifest(manifest))
     config = AudioData(str(manifest), str(manifest.parent / "teacher"), 4, 10 * RATE, RATE)

@@ -69,7 +69,7 @@ def test_both_networks_learn_and_the_losses_have_curves(whole_run):
     last = train_lines[-1]
     judged = [line["train/discriminator/loss"] for line in train_lines]
     assert min(judged[1:]) < 0.95 * judged[0]  # until the codec answers
-    for name in ("adversarial", "feature"):
+    for name in ("adversarial", "feature", "commitment", "distillation"):
         assert np.isfinite(last[f"train/{name}/loss"]) and last[f"train/{name}/grad_norm"] > 0
     for name in ("discriminator/grad_norm", "discriminator/learning_rate", "discriminator/right_on_real"):
         assert np.isfinite(last[f"train/{name}"])
@@ -178,12 +178,15 @@ def test_degenerate_clips_give_finite_steps(one_step, clip):
         assert np.isfinite(packed[:, 0]).all(), [n for n, p in zip(names, packed, strict=True) if not np.isfinite(p[0])]
 
 
-def test_a_run_starts_from_a_codec_without_discriminators(folder, whole_run, run_dir):
+def test_a_run_starts_from_a_codec_without_discriminators_and_weight_norm(folder, run_dir):
     plain = folder / "plain"
-    task = dataclasses.replace(adversarial_task(), loss=CodecLoss(), discriminators=None)
+    task = dataclasses.replace(adversarial_task(), loss=CodecLoss(), discriminators=None, weight_norm=False)
     train(codec_experiment(folder, task=task, steps=2), plain)
-    train(adversarial_experiment(folder, steps=1, log_every=1, init_from=str(plain)), run_dir)
+    still = OptimizerConfig(learning_rate=0.0)
+    train(adversarial_experiment(folder, steps=1, log_every=1, init_from=str(plain), optimizer=still), run_dir)
     assert read_metrics(run_dir / "metrics.jsonl")[-1]["train/discriminator/loss"] > 0
+    before, after = (load_run(path)[2]["params"] for path in (plain, run_dir))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), before, after)
 
 
 @pytest.mark.slow

@@ -2,12 +2,18 @@ from __future__ import annotations
 
 import dataclasses
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from moshijax import codec
+from moshijax.codec import losses, training
+from moshijax.codec.quantizer_training import QuantizerTraining
 from moshijax.errors import ConfigError
+from moshijax.nn.vq import codebook_tables
 from moshijax.train.checkpoint import load_run
+from moshijax.train.codec_task import CodecLoss
 from moshijax.train.loop import train
 from moshijax.train.metrics import read_metrics
 from moshijax.weights.source import open_source
@@ -63,6 +69,47 @@ def test_init_from_a_published_codec(folder, whole_run, run_dir, tmp_path):
     # The codec goes on where it was; the head that estimates the teacher starts afresh.
     assert first["train/mel/loss"] < 1.1 * late["train/mel/loss"]
     assert first["train/distillation/loss"] > 1.1 * late["train/distillation/loss"]
+
+
+def test_every_loss_has_its_gradient_norm(folder, whole_run):
+    """By hand: what reaches the decoder's output there, commitment and distillation at the encoder's latent."""
+    experiment = codec_experiment(folder, steps=40)
+    settings = QuantizerTraining(dropout=False, quantization_rate=1.0)
+    task = dataclasses.replace(experiment.task, quantizer=settings, loss=CodecLoss(latent_distillation=2.0))
+    state, batch = state_at(whole_run, 40, experiment), task.sources(experiment)["audio"].batch(0)
+    key, rows = jax.random.key(0), jnp.arange(8)
+    denominators = task.denominators("audio", batch)
+    parts = jax.jit(lambda p: task.loss_parts("audio", p, state.model_state, {**batch, "row": rows}, denominators, key))
+    sums = parts(state.params).sums
+    variables = {"params": state.params, "codebooks": state.model_state}
+    out = training.forward(CODEC, settings, variables, batch["audio"], key)
+    latent, middle = np.asarray(out.latent), out.bottleneck
+    at_output = {
+        "mel": lambda y: losses.multi_scale_mel(y, batch["audio"], 8000).sum(),
+        "waveform": lambda y: losses.waveform_l1(y, batch["audio"]).sum(),
+    }
+    want = {name: jax.grad(loss)(out.reconstruction) for name, loss in at_output.items()}
+    slope, at = 0.0, 0
+    for name in ("semantic", "acoustic"):
+        book = state.model_state["quantizer"][name]
+        inputs = state.params["quantizer"][name]["input_proj"]["kernel"]
+        residual = latent @ inputs.T
+        for table in np.asarray(codebook_tables(book)):
+            residual = residual - table[np.asarray(middle.codes[:, at])]
+            slope, at = slope + 2 / residual[0].size / 3 * residual @ inputs, at + 1
+    want["commitment"] = slope
+    teacher, semantic = losses.pool_teacher(batch["teacher"], 10), state.params["quantizer"]["semantic"]
+    for name, estimated in (("distillation", middle.semantic), ("latent_distillation", middle.semantic_latent)):
+        distance = lambda x: losses.cosine_distance(training.teacher_estimate(variables, x), teacher).sum()  # noqa: E731
+        at_level = np.asarray(jax.grad(distance)(estimated))
+        want[name] = at_level @ semantic["output_proj"]["kernel"] @ semantic["input_proj"]["kernel"]
+    for name, gradient in want.items():
+        total, count = sums[f"{name}/grad_norm"]
+        expected = np.sqrt((np.asarray(gradient) ** 2).sum(axis=tuple(range(1, gradient.ndim)))).sum()
+        assert expected > 0 and count == 8
+        np.testing.assert_allclose(total, expected, rtol=2e-3, err_msg=name)
+    written = read_metrics(whole_run / "metrics.jsonl")[-1]
+    assert all(written[f"train/{name}/grad_norm"] > 0 for name in ("mel", "waveform", "commitment", "distillation"))
 
 
 @pytest.mark.slow
