@@ -111,7 +111,8 @@ def training_step(config, params, clock: Callable[[], float]):
 
         def loss(learnt):
             out = training.forward(config, settings, {"params": learnt, "codebooks": codebooks}, waveform, key)
-            return jnp.abs(out.reconstruction - waveform).mean() + 0.25 * out.commitment.mean(), out.statistics
+            distance = jnp.abs(out.reconstruction - waveform).mean()
+            return distance + 0.25 * out.bottleneck.commitment.mean(), out.bottleneck.statistics
 
         (value, statistics), gradients = jax.value_and_grad(loss, has_aux=True)(learnt)
         updates, moments = optimizer.update(gradients, moments, learnt)
