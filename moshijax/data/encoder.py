@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,9 @@ import numpy as np
 from moshijax.data.records import digest, tree_digest
 from moshijax.errors import ConfigError
 
-_ROWS_AT_ONCE = 8
-_FRAMES_AT_ONCE = 3000  # of all rows of one call together
+_CALLS_AT_ONCE = 2  # one leaves cores idle: a small codec is encoded 1.7 times as fast on two cores
+_ROWS_AT_ONCE = 4
+_FRAMES_AT_ONCE = 1500  # of all rows of one call together
 _BLOCK_FRAMES = 50  # of a long recording per step
 
 
@@ -55,12 +57,18 @@ class CodecEncoder:
             codes.append(self._silent(frames) if not waveform.any() else np.zeros(0))
             if waveform.any():
                 groups.setdefault(self._listed(frames), []).append(number)
+        calls: list[tuple[list[int], int, int]] = []
         for length, members in sorted(groups.items()):
             rows = max(1, min(_ROWS_AT_ONCE, _FRAMES_AT_ONCE // length))
-            for first in range(0, len(members), rows):
-                chosen = members[first : first + rows]
-                found = self._encode_rows([waveforms[number] for number in chosen], length, rows)
-                for number, row in zip(chosen, found, strict=True):
+            calls += [(members[first : first + rows], length, rows) for first in range(0, len(members), rows)]
+
+        def encode(call: tuple[list[int], int, int]) -> list[np.ndarray]:
+            members, length, rows = call
+            return self._encode_rows([waveforms[number] for number in members], length, rows)
+
+        with ThreadPoolExecutor(_CALLS_AT_ONCE) as pool:
+            for (members, _, _), found in zip(calls, pool.map(encode, calls), strict=True):
+                for number, row in zip(members, found, strict=True):
                     codes[number] = row
         return codes
 
