@@ -26,10 +26,10 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _COUNTED = 256  # recordings of a data set whose words are counted at the start
-# What a text step trains; everything else has no gradient from text alone.
 TEXT_ONLY = ("text", "eval_text")  # updates that run on the text row alone
 # Of held-out text every token counts the same, so that its loss is the logarithm of a perplexity.
 EVEN = LossConfig("paper", text_padding_weight=1.0)
+# What a text step trains; everything else has no gradient from text alone.
 TEXT_OWNS = ("temporal/", "out_norm/", "text_embedding/", "text_head/")
 
 
