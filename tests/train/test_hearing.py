@@ -40,7 +40,7 @@ def test_hearing_leaves_the_decoder_out():
     whole, sums, flops = gradient_and_flops(CodecLoss(mel_windows=(128,)))
     assert {"mel/loss", "waveform/loss", "commitment/loss", "distillation/loss"} <= set(sums)
     ear, sums, fewer = gradient_and_flops(CodecLoss(mel=0.0, waveform=0.0))
-    assert {"commitment/loss", "distillation/loss"} == set(sums)
+    assert {"commitment/loss", "distillation/loss"} == {name for name in sums if name.endswith("/loss")}
     assert fewer < 0.6 * flops
     assert all(np.abs(leaf).max() == 0 for leaf in jax.tree.leaves(ear["decoder"]))
     assert any(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(ear["encoder"]))
