@@ -19,6 +19,7 @@ import bench_support  # noqa: E402
 CODEBOOKS = 8
 SECONDS = 10
 TRAIN_ROWS, TRAIN_FRAMES = 8, 24
+ADVERSARIAL = "small_codec_adversarial.gin"
 
 
 def small_config(config) -> dict:
@@ -134,50 +135,104 @@ def training_step(config, params, clock: Callable[[], float]):
     return run
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    bench_support.add_options(parser)
-    parser.add_argument("--frames", type=int, default=25, help="streaming frames per round")
-    options = parser.parse_args()
-    bench_support.limit_threads(options.threads)
+def adversarial_step(recipe: str, codec_directory: Path, tensors: Path, clock: Callable[[], float]):
+    """The trainer's own step of an adversarial recipe, without randomness, on one batch of noise.
 
+    Returns:
+      A function that takes two steps and returns seconds; the losses of every step so far, by name; and the settings
+      of the discriminators. Weights that a published codec has not, and the batch, are written to `tensors`.
+    """
+    import dataclasses
+
+    import jax
+    import numpy as np
+    from flax.traverse_util import flatten_dict
+    from safetensors.numpy import save_file
+
+    from moshijax import config
+    from moshijax.train import sharding
+    from moshijax.train.init_from import starting_point
+    from moshijax.train.state import plan_state
+    from moshijax.train.steps import compile_step
+
+    experiment = config.load(recipe)
+    quantizer = dataclasses.replace(experiment.task.quantizer, dropout=False, quantization_rate=1.0)
+    experiment = dataclasses.replace(
+        experiment,
+        task=dataclasses.replace(experiment.task, quantizer=quantizer),
+        optimizer=dataclasses.replace(experiment.optimizer, warmup_steps=0, decay="constant"),
+        init_from=str(codec_directory),
+    )
+    task, rows, samples = experiment.task, experiment.data.batch_size, experiment.data.num_samples
+    shapes = task.batch_shapes(experiment)["audio"]
+    rng = np.random.default_rng(0)
+    batch = {name: (0.2 * rng.standard_normal(shape.shape)).astype(np.float32) for name, shape in shapes.items()}
+    mesh = sharding.make_mesh(experiment.mesh)
+    with sharding.context(mesh):
+        plan = plan_state(task, experiment, mesh)
+        state = starting_point(experiment, task, plan, mesh)(plan.create(experiment.seed))
+        program = compile_step(task, experiment, plan, "audio", batch, mesh)
+    others = flatten_dict({"discriminators": state.params["discriminators"]}, sep="/")
+    others["teacher_projection"] = state.params["teacher_projection"]["kernel"]
+    save_file({**jax.device_get(others), "waveform": batch["audio"], "teacher": batch["teacher"]}, tensors)
+    held, losses = [state], []
+
+    def run():
+        seconds = []
+        for _ in range(2):
+            started = clock()
+            held[0], packed = program.run(held[0], batch)
+            found = program.unpack(packed)
+            seconds.append(clock() - started)
+            losses.append({name: a / b for name, (a, b) in found.items() if name.endswith("/loss")})
+        return {"step": seconds}
+
+    return run, losses, task.discriminators, f"{rows} x {samples / task.model.sample_rate:.2f} s"
+
+
+def largest_difference(ours: list[dict[str, float]], theirs: list[dict[str, float]]) -> float:
+    """Of the losses of the first two steps, relative; later ones differ by what replaces dead codes."""
+    steps = zip(ours, theirs, strict=True)
+    pairs = [(one[f"{name}/loss"], value) for one, two in steps for name, value in two.items()]
+    return max(abs(a - b) / abs(b) for a, b in pairs)
+
+
+def speed(options: argparse.Namespace, reference: bench_support.Reference, scratch: Path) -> None:
+    """Frames, whole files and a training step without discriminators."""
     from moshijax import codec, weights
     from tests.parity import weights_by_name
 
-    reference = bench_support.Reference(options)
     ms, clock = bench_support.fastest_ms, bench_support.CLOCKS[options.clock]
-    with tempfile.TemporaryDirectory() as scratch:
-        description, _ = weights_by_name.load_fixture("mimi_full_long")
-        directory = weights_by_name.write_checkpoint(Path(scratch) / "full", description)
-        config, params = weights.load_mimi(directory)
-        params = codec.inference_layout(config, params)
-        samples = SECONDS * config.sample_rate
-        reference("load_mimi", directory=str(directory), codebooks=CODEBOOKS)
-        reference("load_rust", directory=str(directory), codebooks=CODEBOOKS)
-        stream, whole_file = contestants(config, params, samples, options.frames, clock)
-        in_turn = partial(bench_support.in_turn, options.rounds)
-        streams = in_turn(
-            {
-                "ours": stream,
-                "PyTorch": lambda: reference("mimi_stream", frames=options.frames),
-                "Rust": lambda: reference("rust_stream", frames=min(options.frames, 10)),
-            }
-        )
-        files = in_turn({"ours": whole_file, "PyTorch": lambda: reference("mimi_file", samples=samples)})
-        files |= bench_support.in_turn(1, {"Rust": lambda: reference("rust_file", samples=samples)})
-        published = small_config(codec.configs.TINY)
-        directory = bench_support.write_model(reference, Path(scratch) / "small", "mimi", published)
-        tiny, tiny_params = weights.load_mimi(directory)
-        reference("load_mimi", directory=str(directory), codebooks=tiny.num_codebooks)
-        train = in_turn(
-            {
-                "ours": training_step(tiny, tiny_params, clock),
-                "PyTorch": lambda: reference(
-                    "codec_train", rows=TRAIN_ROWS, samples=TRAIN_FRAMES * tiny.frame_size, steps=2
-                ),
-            }
-        )
-    reference.close()
+    description, _ = weights_by_name.load_fixture("mimi_full_long")
+    directory = weights_by_name.write_checkpoint(scratch / "full", description)
+    config, params = weights.load_mimi(directory)
+    params = codec.inference_layout(config, params)
+    samples = SECONDS * config.sample_rate
+    reference("load_mimi", directory=str(directory), codebooks=CODEBOOKS)
+    reference("load_rust", directory=str(directory), codebooks=CODEBOOKS)
+    stream, whole_file = contestants(config, params, samples, options.frames, clock)
+    in_turn = partial(bench_support.in_turn, options.rounds)
+    streams = in_turn(
+        {
+            "ours": stream,
+            "PyTorch": lambda: reference("mimi_stream", frames=options.frames),
+            "Rust": lambda: reference("rust_stream", frames=min(options.frames, 10)),
+        }
+    )
+    files = in_turn({"ours": whole_file, "PyTorch": lambda: reference("mimi_file", samples=samples)})
+    files |= bench_support.in_turn(1, {"Rust": lambda: reference("rust_file", samples=samples)})
+    published = small_config(codec.configs.TINY)
+    directory = bench_support.write_model(reference, scratch / "small", "mimi", published)
+    tiny, tiny_params = weights.load_mimi(directory)
+    reference("load_mimi", directory=str(directory), codebooks=tiny.num_codebooks)
+    train = in_turn(
+        {
+            "ours": training_step(tiny, tiny_params, clock),
+            "PyTorch": lambda: reference(
+                "codec_train", rows=TRAIN_ROWS, samples=TRAIN_FRAMES * tiny.frame_size, steps=2
+            ),
+        }
+    )
     table = [["", "ours", "PyTorch", "ratio", "Rust", "ratio"]]
 
     def row(name: str, times, quantities: tuple[str, ...]) -> None:
@@ -202,6 +257,59 @@ def main() -> None:
         ],
         table,
     )
+
+
+def adversarial(options: argparse.Namespace, reference: bench_support.Reference, scratch: Path) -> None:
+    """A step of discriminators and codec: the small adversarial recipe against the same networks and losses there."""
+    from moshijax import config
+
+    clock = bench_support.CLOCKS[options.clock]
+    published = small_config(config.load(ADVERSARIAL).task.model)
+    directory = bench_support.write_model(reference, scratch / "adversarial", "mimi", published)
+    tensors = scratch / "adversarial.safetensors"
+    ours, losses, judges, amount = adversarial_step(ADVERSARIAL, directory, tensors, clock)
+    reference("load_mimi", directory=str(directory), codebooks=published["quantizer"]["n_q"])
+    reference("load_adversarial", tensors=str(tensors), windows=list(judges.windows), filters=judges.filters)
+    their_losses: list[dict[str, float]] = []
+
+    def theirs():
+        found = reference("adversarial_train", steps=2)
+        their_losses.extend(found["losses"])
+        return {"step": found["step"]}
+
+    times = bench_support.in_turn(options.rounds, {"ours": ours, "PyTorch": theirs})
+    difference = largest_difference(losses[:2], their_losses[:2])
+    here, there = (bench_support.fastest_ms(times[who]["step"]) for who in ("ours", "PyTorch"))
+    bench_support.write_section(
+        "Codec: a step of discriminators and codec",
+        bench_support.command(options),
+        [
+            bench_support.environment(reference.version, options),
+            f"Networks and losses of `{ADVERSARIAL}` without its randomness: a step of the discriminators, then one of "
+            "the codec with adversarial, feature, commitment and distillation losses, balancer, codebooks, averages "
+            "of parameters. Ours is the trainer's own compiled step with all of its metrics. On the first two steps, "
+            f"from the same weights, the losses of both differ by {difference:.0e} at most, relative.",
+        ],
+        [["", "ours", "PyTorch", "times faster"], [amount, f"{here:.0f} ms", f"{there:.0f} ms", f"{there / here:.2f}"]],
+    )
+
+
+PARTS = {"speed": speed, "adversarial": adversarial}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    bench_support.add_options(parser)
+    parser.add_argument("--frames", type=int, default=25, help="streaming frames per round")
+    parser.add_argument("--only", choices=tuple(PARTS), help="one section of the page; both without")
+    options = parser.parse_args()
+    bench_support.limit_threads(options.threads)
+    reference = bench_support.Reference(options)
+    for name, part in PARTS.items():
+        if options.only in (None, name):
+            with tempfile.TemporaryDirectory() as scratch:
+                part(options, reference, Path(scratch))
+    reference.close()
 
 
 if __name__ == "__main__":

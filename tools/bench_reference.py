@@ -168,12 +168,26 @@ def codec_train(rows: int, samples: int, steps: int) -> dict:
     return {"step": [timed(step)[0] for _ in range(steps)]}
 
 
+def load_adversarial(tensors: str, windows: list[int], filters: int) -> dict:
+    """Everything beside the codec that an adversarial step needs; weights and inputs come from a file."""
+    import reference_adversarial
+
+    loaded["adversarial"] = reference_adversarial.Training(loaded["mimi"], load_file(tensors), windows, filters)
+    return {}
+
+
+def adversarial_train(steps: int) -> dict:
+    """Seconds per step, and the losses of every step."""
+    seconds, values = zip(*(timed(loaded["adversarial"].step) for _ in range(steps)), strict=True)
+    return {"step": seconds, "losses": values}
+
+
 def main() -> None:
     operations = {
         function.__name__: function
         for function in (
             *(setup, published_shapes, load_mimi, mimi_stream, mimi_file, load_rust, rust_file, rust_stream),
-            *(load_lm, lm_step, lm_train, codec_train),
+            *(load_lm, lm_step, lm_train, codec_train, load_adversarial, adversarial_train),
         )
     }
     for line in sys.stdin:
