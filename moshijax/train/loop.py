@@ -287,8 +287,9 @@ def train(
         batches = {program: sources[program].batch(0) for program in experiment.programs}
         where = {program: batch_shardings(batch, mesh, experiment.microbatches) for program, batch in batches.items()}
         held_out = [kind for kind in (EVAL, EVAL_TEXT) if kind in sources]
+        shapes = task.batch_shapes(experiment)
         for kind in held_out:
-            batch_shardings(sources[kind].batch(0), mesh, 1)  # refuses rows that do not divide
+            batch_shardings(shapes[kind], mesh, 1)  # refuses rows that do not divide
         begin = None if run.has_checkpoint() else starting_point(experiment, task, plan, mesh)
         identity = {name: dict(source.identity) for name, source in sources.items()}
         what = Claim(experiment, (task.kind, task.model_config()), identity, recipe)

@@ -180,8 +180,10 @@ def _on_device(tree: Any, on_host: bool) -> Any:
     return jax.tree.map(lambda leaf: jax.device_put(leaf, jax.memory.Space.Device), tree) if on_host else tree
 
 
-def batch_shardings(batch: Mapping[str, np.ndarray], mesh: Mesh, microbatches: int) -> dict[str, NamedSharding]:
-    """Shardings of a batch over the mesh.
+def batch_shardings(
+    batch: Mapping[str, np.ndarray | jax.ShapeDtypeStruct], mesh: Mesh, microbatches: int
+) -> dict[str, NamedSharding]:
+    """Shardings of a batch, or of one that has these shapes, over the mesh.
 
     Raises:
       ConfigError: the rows do not divide by the microbatches, or those of a microbatch not by the devices.
