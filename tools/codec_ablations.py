@@ -33,8 +33,17 @@ VARIANTS = {
     "first level taught": [PLAIN, WITHOUT_DROPOUT, "--gin.task.model.quantizer.semantic=7"],
     # Goes on from a codec that can speak: minutes are too short for discriminators alone to teach that.
     "adversarial": [ADVERSARIAL, "--gin.init_from={runs}/full"],
+    # What as many steps more give without discriminators.
+    "full, continued": [
+        PLAIN,
+        "--gin.init_from={runs}/full",
+        "--gin.steps=200",
+        "--gin.data.batch_size=4",
+        "--gin.optimizer.learning_rate=8e-4",
+    ],
     "with reconstruction": [ADVERSARIAL, "--gin.task.loss.mel=2.0", "--gin.task.loss.waveform=0.1"],
 }
+FROM_SCRATCH = ("full", "no teacher", "no dropout", "first level taught")
 COUNTS = (2, 4, 8)
 # Panel -> metric -> label.
 ADVERSARIAL_CURVES = {
@@ -72,7 +81,7 @@ def make_speech(out: Path) -> None:
 
 
 def folder(out: Path, kind: str, name: str) -> Path:
-    return out / kind / name.replace(" ", "_")
+    return out / kind / name.replace(",", "").replace(" ", "_")
 
 
 def run(out: Path, name: str, heldout: Path) -> dict[str, float]:
@@ -95,8 +104,8 @@ def usage_of(lines: list[dict]) -> list[tuple[int, list[float]]]:
 
 
 def draw(out: Path, found: dict[str, dict[str, float]]) -> None:
-    metrics = {name: read_metrics(folder(out, "runs", name) / "metrics.jsonl") for name in found}
-    figure, axes = plots.new_figure(11, 3.2, 1, len(found), sharey=True)
+    metrics = {name: read_metrics(folder(out, "runs", name) / "metrics.jsonl") for name in FROM_SCRATCH}
+    figure, axes = plots.new_figure(11, 3.2, 1, len(metrics), sharey=True)
     for ax, (name, lines) in zip(axes.flat, metrics.items(), strict=True):
         steps, usage = zip(*usage_of(lines), strict=True)
         for q, colour in zip(range(COUNTS[-1]), plots.COLOURS, strict=True):
@@ -135,6 +144,7 @@ def table(out: Path, found: dict[str, dict[str, float]]) -> None:
         cells = [values[f"{n}_codebooks/{figure}"] for figure in ("mel", "stoi") for n in COUNTS]
         row = [f"{100 * values['abx']:.1f} %", *(f"{x:.3f}" for x in cells), f"{min(usage):.2f} to {max(usage):.2f}"]
         print(f"| {name} | {' | '.join(row)} | {skipped:g} |")
+    print(f"STOI of noise: {found['full']['noise/stoi']:.3f}")
 
 
 def main() -> None:

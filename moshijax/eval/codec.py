@@ -96,7 +96,8 @@ def measure_distances(
 ) -> Measured:
     """SI-SDR, mel distance, STOI and PESQ of decoded clips, and the stability of their codes.
 
-    Means are over the clips for which a figure is defined. ``stability`` is the share of codes that stay after decoding
+    Means are over the clips for which a figure is defined. ``noise`` is white noise as loud as the clip in place of
+    what the codec decoded, because STOI of it is not 0. ``stability`` is the share of codes that stay after decoding
     and encoding again, ``stability_shifted`` with 40 ms of the decoded audio cut off between.
 
     Args:
@@ -118,10 +119,12 @@ def measure_distances(
     for number, clip in enumerate(clips):
         codes = np.asarray(codec.encode(config, params, clip[None]))
         decoded = {n: np.asarray(codec.decode(config, params, codes[:, :n]))[0, : len(clip)] for n in counts}
-        for n, y in decoded.items():
+        heard = {f"{n}_codebooks": y for n, y in decoded.items()}
+        heard["noise"] = np.random.default_rng(number).normal(0.0, clip.std(), len(clip)).astype(np.float32)
+        for what, y in heard.items():
             for name in list(metrics):
                 try:
-                    found.setdefault(f"{n}_codebooks/{name}", []).append(metrics[name](y, clip))
+                    found.setdefault(f"{what}/{name}", []).append(metrics[name](y, clip))
                 except MissingPackage as error:
                     measured.notes.append(f"{name} is not measured: {error}")
                     del metrics[name]
@@ -228,8 +231,12 @@ def write_page(path: Path, title: str, config: MimiConfig, measured: Measured) -
     page = Page(title, f"{config.num_codebooks} codebooks of {config.bins}, {config.frame_rate:g} frames per second.")
     counts = sorted({int(name.split("_")[0]) for name in values if "_codebooks/" in name})
     names = [name for name in LABELS if f"{counts[-1]}_codebooks/{name}" in values] if counts else []
-    page.section("Distance from the recordings", "Means over the clips.")
-    rows = [[n, *(f"{values.get(f'{n}_codebooks/{x}', math.nan):.{DIGITS.get(x, 3)}f}" for x in names)] for n in counts]
+    page.section("Distance from the recordings", "Means over the clips; noise of their level shows what says nothing.")
+    heard = {**{f"{n}_codebooks": n for n in counts}, "noise": "noise"}
+    rows = [
+        [label, *(f"{values.get(f'{what}/{x}', math.nan):.{DIGITS.get(x, 3)}f}" for x in names)]
+        for what, label in heard.items()
+    ]
     page.table(["codebooks", *(LABELS[name] for name in names)], rows)
     page.section("Stability of the codes", "Share of codes that stay after decoding and encoding again.")
     kinds = [kind for kind in ("stability", "stability_shifted") if f"{kind}/codebook_0" in values]

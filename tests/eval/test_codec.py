@@ -57,9 +57,9 @@ def test_training_reports_how_the_codec_sounds(run):
     assert "Step 5" in page and page.count("<audio") == 2 * 3 and "data:image/png" in page
     panels = panels_of(read_metrics(run / "metrics.jsonl"))
     assert {"mel", "waveform", "commitment", "distillation"} <= set(panels["Parts of the loss"].values())
-    for title in ("Use of codebooks, entropy over log of the size", "Codes replaced, share"):
+    for title in ("Use of codebooks, as entropy", "Codes replaced, share"):
         assert list(panels[title].values()) == ["0", "1", "2"]
-    assert list(panels["Held-out STOI"].values()) == ["2", "3"]
+    assert list(panels["Held-out STOI"].values()) == ["2", "3", "noise"]
 
 
 def test_a_command_measures_a_run(run, folder, tmp_path, cli):
@@ -69,6 +69,15 @@ def test_a_command_measures_a_run(run, folder, tmp_path, cli):
     values = json.loads((tmp_path / "report" / "metrics.json").read_text())
     assert "2_codebooks/si_sdr" in values and "wrote" in out
     assert "<audio" in (tmp_path / "report" / "report.html").read_text()
+
+
+def test_noise_is_the_anchor_of_every_figure():
+    time = np.arange(24_000, dtype=np.float32)
+    clip = 0.3 * np.sin(time / 8) * (1 + np.sin(time / 700))
+    values = measure_distances(CODEC, filled(CODEC), clip[None], (3,)).values
+    assert {"noise/si_sdr", "noise/mel", "noise/stoi"} <= values.keys()
+    assert values["noise/si_sdr"] < -20 and 0 < values["noise/stoi"] < 0.8
+    assert values == measure_distances(CODEC, filled(CODEC), clip[None], (3,)).values
 
 
 def test_abx_of_a_run(run, folder, tmp_path):
