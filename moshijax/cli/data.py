@@ -250,16 +250,17 @@ def validate(manifest, against, tokenizer, strict, speaker, channels, min_score)
     Example:
       moshijax data validate calls/manifest.jsonl --against heldout/manifest.jsonl
     """
-    from moshijax.data.checks import overlap
+    from moshijax.data.checks import check_item, overlap
     from moshijax.data.checks import validate as check
+    from moshijax.data.isolation import Isolated
     from moshijax.data.manifest import read_manifest
 
     content = read_manifest(manifest)
     rules = _rules(strict, speaker, channels, min_score)
     report: Report
-    with _bar("checking", len(content.items)) as update:
+    with _bar("checking", len(content.items)) as update, Isolated(check_item) as check_apart:
         done = iter(range(1, len(content.items) + 1))
-        report = check(content.items, rules, lambda: update(next(done)))
+        report = check(content.items, rules, lambda: update(next(done)), check_apart)
     _tell(report)
     if tokenizer is not None:
         _tell_crowding(content, rules, tokenizer)

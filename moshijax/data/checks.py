@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,6 +15,7 @@ import numpy as np
 
 from moshijax.data import audio
 from moshijax.data.diarization import Segment, read_segments
+from moshijax.data.isolation import Lost
 from moshijax.data.manifest import Item
 from moshijax.data.transcript import SPEAKERS, UnknownSpeaker, Word, parse_alignments, read_sidecar
 from moshijax.errors import ConfigError, DataError
@@ -173,6 +174,16 @@ class SignalStatistics:
         """Of the whole channels, [channels]."""
         return np.sqrt(np.diag(self.moments) / max(1, self.num_samples))
 
+    def heard(self, words: list[Word]) -> list[Word]:
+        """The words with any sound on their channel, up to half a second before or after."""
+        loud, kept = self.levels() > _SPEECH, []
+        for word in words:
+            column = int(self.channels == 2 and word.speaker == "user")
+            first, last = max(0.0, word.start - _LATE), word.end + _LATE
+            if loud[int(first / _ENVELOPE_SECONDS) : int(last / _ENVELOPE_SECONDS) + 1, column].any():
+                kept.append(word)
+        return kept
+
     def findings(self, words: list[Word]) -> tuple[Counter[str], str | None, str | None]:
         """Flags, and the kind and text of a rejection."""
         flags: Counter[str] = Counter()
@@ -238,10 +249,15 @@ def signal_blocks(checked: CheckedItem, rules: CheckRules, sample_rate: int) -> 
 
 
 def apply_findings(checked: CheckedItem, statistics: SignalStatistics) -> None:
+    """What the whole signal says: flags, a rejection, and the words without those that nobody can have spoken."""
     flags, kind, reason = statistics.findings(checked.words)
     checked.flags.update(flags)
     if kind is not None:
         checked.kind, checked.rejected = kind, f"recording {checked.item.audio}: {reason}"
+        return
+    heard = statistics.heard(checked.words)
+    checked.flags["unheard_word"] += len(checked.words) - len(heard)
+    checked.flags, checked.words = +checked.flags, heard
 
 
 def overlap(items: Iterable[Item], others: Iterable[Item]) -> list[tuple[str, str]]:
@@ -322,20 +338,42 @@ class Report:
             )
 
 
-def validate(items: Iterable[Item], rules: CheckRules, progress=None) -> Report:
-    """Checks every item, signal included, with bounded memory. `progress()` is called after each."""
+def check_item(item: Item, rules: CheckRules) -> CheckedItem:
+    """Judges an item, signal included, with bounded memory.
+
+    Raises UnknownSpeaker, which stops the job; every other finding is in the result.
+    """
+    checked = check_header(item, rules)
+    if checked.rejected is None:
+        statistics = statistics_of(checked, rules, checked.info.sample_rate)
+        try:
+            for block in signal_blocks(checked, rules, checked.info.sample_rate):
+                statistics.add(block)
+            apply_findings(checked, statistics)
+        except DataError as error:
+            checked.kind, checked.rejected = "unreadable", str(error)
+    apply_strictness(checked, rules)
+    return checked
+
+
+def validate(
+    items: Iterable[Item],
+    rules: CheckRules,
+    progress: Callable[[], None] | None = None,
+    check: Callable[[Item, CheckRules], CheckedItem] = check_item,
+) -> Report:
+    """Checks every item. `progress()` is called after each.
+
+    Args:
+        check: `check_item`, or the same in another process (`moshijax.data.isolation`), which survives its decoder.
+    """
     report = Report()
     for item in items:
-        checked = check_header(item, rules)
-        if checked.rejected is None:
-            statistics = statistics_of(checked, rules, checked.info.sample_rate)
-            try:
-                for block in signal_blocks(checked, rules, checked.info.sample_rate):
-                    statistics.add(block)
-                apply_findings(checked, statistics)
-            except DataError as error:
-                checked.kind, checked.rejected = "unreadable", str(error)
-        apply_strictness(checked, rules)
+        try:
+            checked = check(item, rules)
+        except Lost as error:
+            reason = f"recording {item.audio} {error}: replace it, or convert it to WAV"
+            checked = CheckedItem(item, rejected=reason, kind="decoder")
         report.add(checked)
         if progress is not None:
             progress()

@@ -84,6 +84,19 @@ def test_truncated_flac_is_rejected(tmp_path):
     assert "bad.flac" in only_rejection(report, "unreadable")
 
 
+@pytest.mark.parametrize("suffix", ["mp3", "flac", "ogg"])
+def test_damage_in_the_middle_is_rejected(tmp_path, suffix):
+    line = write_item(tmp_path, "bad")
+    path = tmp_path / f"bad.{suffix}"
+    soundfile.write(path, np.tile(tones(WORDS), (10, 1)), RATE)
+    content = bytearray(path.read_bytes())
+    middle = len(content) // 2
+    content[middle : middle + 4096] = np.random.default_rng(0).bytes(len(content[middle : middle + 4096]))
+    path.write_bytes(content)
+    report = check(tmp_path, {"path": path.name, "duration": 10 * line["duration"]})
+    assert path.name in only_rejection(report, "unreadable")
+
+
 def test_foreign_container_names_the_tool(tmp_path):
     line = write_item(tmp_path, "bad")
     (tmp_path / "bad.mp4").write_bytes(b"\0\0\0\x18ftypmp42" + bytes(1000))
@@ -152,6 +165,19 @@ def test_transcripts(tmp_path):
     (tmp_path / "bad.json").write_text(json.dumps({"alignments": low}))
     soundfile.write(tmp_path / "bad.wav", tones(WORDS), RATE)
     only_rejection(check(tmp_path, line, rules), "low_score")
+
+
+def test_words_that_nobody_spoke_are_left_out_and_counted(tmp_path):
+    """Recognisers write "thanks for watching" over silence."""
+    imagined = [["thanks", [1.9, 1.95], "SPEAKER_USER"], ["watching", [1.0, 1.2], "SPEAKER_USER"]]
+    line = write_item(tmp_path, "bad", [*WORDS, imagined[0]], tones(WORDS))
+    report = check(tmp_path, line)
+    assert report.flags["unheard_word"] == 1 and report.usable == 2 and report.words == 4
+    # Half a second beside a sound is drift, not imagination; and the other channel's sound is no excuse.
+    assert check(tmp_path, write_item(tmp_path, "bad", [*WORDS, imagined[1]], tones(WORDS))).words == 5
+    far = [["watching", [1.2, 1.3], "SPEAKER_USER"]]
+    assert check(tmp_path, write_item(tmp_path, "bad", [*WORDS, *far], tones(WORDS))).words == 4
+    only_rejection(check(tmp_path, line, CheckRules(strict=True)), "unheard_word")
 
 
 def test_unknown_label_stops_the_job(tmp_path):
