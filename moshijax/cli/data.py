@@ -340,7 +340,8 @@ def report(dataset: Path, tokenizer: Path | None, out: Path | None) -> None:
 
     source = _dialogues(RecordSource(dataset))
     out = out or dataset / "report.html"
-    summary = write_page(source, out, None if tokenizer is None else Tokenizer.load(tokenizer))
+    with _bar("reading", len(source)) as update:
+        summary = write_page(source, out, None if tokenizer is None else Tokenizer.load(tokenizer), update)
     words: Counter[str] = Counter(summary["words"])
     click.echo(f"{summary['items']} items, {summary['seconds'] / 60:.1f} minutes, {words.total()} words")
     click.echo(f"talk: model {summary['talk_share']['model']:.1%}, user {summary['talk_share']['user']:.1%}, "

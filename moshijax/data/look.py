@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -102,10 +102,12 @@ def _text_mark(token: int, pieces: tuple[str, ...]) -> str:
     return letters[0] if letters and len(pieces[token]) < 6 else (letters[:1] or "▁")
 
 
-def summarize(source: RecordSource, tokenizer: Tokenizer | None = None) -> dict[str, Any]:
+def summarize(
+    source: RecordSource, tokenizer: Tokenizer | None = None, progress: Callable[[int], None] = lambda done: None
+) -> dict[str, Any]:
     """Figures of a data set: lengths, words, talk shares, overlap, pauses, code use and perplexity per codebook.
 
-    With a tokenizer also how full the text row is and which words had to move.
+    With a tokenizer also how full the text row is and which words had to move. `progress(done)` after every item.
     """
     codec = source.index["codec"]
     rate, books = codec["sample_rate"] / codec["frame_size"], codec["num_codebooks"]
@@ -132,6 +134,7 @@ def summarize(source: RecordSource, tokenizer: Tokenizer | None = None) -> dict[
             row, counts = place_text(own, record["codes"].shape[-1], rate, tokenizer.encode, TextPlacement())
             placed += counts
             text_frames += int((row > PAD).sum())
+        progress(len(seconds))
     total = float(sum(seconds))
     summary = {
         "items": len(source),
@@ -157,11 +160,16 @@ def _usage(counter: Counter) -> dict[str, float]:
     return {"used": len(counts), "perplexity": float(np.exp(entropy))}
 
 
-def write_page(source: RecordSource, path: Path, tokenizer: Tokenizer | None = None) -> dict[str, Any]:
+def write_page(
+    source: RecordSource,
+    path: Path,
+    tokenizer: Tokenizer | None = None,
+    progress: Callable[[int], None] = lambda done: None,
+) -> dict[str, Any]:
     """Writes the summary as a self-contained HTML page and returns it."""
     from moshijax.report import page, plots
 
-    summary = summarize(source, tokenizer)
+    summary = summarize(source, tokenizer, progress)
     report = source.index["report"]
     html = page.Page(
         f"Data set {source.folder.name}", f"{summary['items']} items, {summary['seconds'] / 60:.1f} minutes"
