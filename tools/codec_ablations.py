@@ -1,6 +1,6 @@
 """Trains a small codec in the variants whose comparison docs/codec-training.md shows, and measures every one.
 
-python tools/codec_ablations.py ablations            # 20 to 40 minutes on two cores
+python tools/codec_ablations.py ablations            # half an hour on two cores
 python tools/codec_ablations.py ablations --heldout recordings
 
 Everything goes through `moshijax`: speech of espeak-ng, its phonetic teacher, `train`, `eval`. What is done already is
@@ -22,6 +22,7 @@ from moshijax.train.metrics import read_metrics
 
 PLAIN = "ablation_codec.gin"
 ADVERSARIAL = "ablation_adversarial.gin"
+CONTINUED = "--gin.init_from={runs}/full"
 WITHOUT_DROPOUT = "--gin.task.quantizer.dropout=False"
 ADVERSARIAL_NAMES = ("adversarial", "with reconstruction")
 # Name -> recipe and overrides; {runs} is the folder of the runs.
@@ -31,17 +32,17 @@ VARIANTS = {
     "no dropout": [PLAIN, WITHOUT_DROPOUT],
     # Seven of the eight levels are one residual quantiser, whose first hears the teacher.
     "first level taught": [PLAIN, WITHOUT_DROPOUT, "--gin.task.model.quantizer.semantic=7"],
-    # Goes on from a codec that can speak: minutes are too short for discriminators alone to teach that.
-    "adversarial": [ADVERSARIAL, "--gin.init_from={runs}/full"],
-    # What as many steps more give without discriminators.
+    # These go on from a codec that can speak: minutes are too short for discriminators to teach that.
+    "adversarial": [ADVERSARIAL, CONTINUED],
+    "with reconstruction": [ADVERSARIAL, CONTINUED, "--gin.task.loss.mel=2.0", "--gin.task.loss.waveform=0.1"],
+    # As many steps more without discriminators.
     "full, continued": [
         PLAIN,
-        "--gin.init_from={runs}/full",
+        CONTINUED,
         "--gin.steps=200",
         "--gin.data.batch_size=4",
         "--gin.optimizer.learning_rate=8e-4",
     ],
-    "with reconstruction": [ADVERSARIAL, "--gin.task.loss.mel=2.0", "--gin.task.loss.waveform=0.1"],
 }
 FROM_SCRATCH = ("full", "no teacher", "no dropout", "first level taught")
 COUNTS = (2, 4, 8)

@@ -94,5 +94,5 @@ def command(run_dir: Path, until: str | None, seed: int) -> None:
         f"\n{folder.report}  {folder.reply}  {folder.artifact}/  after {(time.monotonic() - begun) / 60:.1f} min\n"
     )
     click.echo("next:")
-    for line in page.next_commands(folder):
+    for line in page.next_commands(settings, folder):
         click.echo(f"  {line}")

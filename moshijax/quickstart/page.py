@@ -36,12 +36,14 @@ class Recordings:
         return self._arrays["step_seconds"]
 
 
-def next_commands(folder: Folder) -> list[str]:
-    run, question = folder.path, folder.heldout / "audio" / "clear-00001.wav"
+def next_commands(settings: Settings, folder: Folder) -> list[str]:
+    """To try next: another call, the codec alone, and the whole run with the seed after this one."""
+    question, seed = folder.heldout / "audio" / "clear-00001.wav", settings.seed + 1
+    other = folder.path.with_name(f"{folder.path.name.removesuffix(f'-seed{settings.seed}')}-seed{seed}")
     return [
         f"moshijax run {folder.artifact} --user {question} --channel right --out answer.wav",
         f"moshijax codec encode {folder.reply} codes.npz --codec {folder.codec}",
-        f"moshijax quickstart --run-dir {run.with_name(run.name + '-seed1')} --seed 1",
+        f"moshijax quickstart --run-dir {other} --seed {seed}",
     ]
 
 
@@ -71,7 +73,7 @@ def write(settings: Settings, folder: Folder) -> None:
     _timing(page, figures, recordings)
     _run(page, markers)
     page.section("Try next")
-    page.commands(next_commands(folder))
+    page.commands(next_commands(settings, folder))
     call_figure(results[shown[0]], recordings, shown[0]).savefig(folder.picture, dpi=130)
     page.write(folder.report)
 

@@ -75,7 +75,7 @@ def write_run_page(run_dir: str | Path) -> Path:
     page.cards(_cards(done, config["steps"], last))
     panels = panels_of(lines)
     if panels:
-        page.section("While it runs", "Means over the steps since the line before; losses in nats.")
+        page.section("While it runs", "Means over the steps since the line before; losses of tokens in nats.")
         page.figure(plots.loss_curves(lines, panels), f"Numbers of the run, to step {done}")
     rows = [(name, f"{value:.5g}") for name, value in sorted(last.items())]
     page.section("Newest numbers")

@@ -133,7 +133,10 @@ class CodecTask:
             teacher = source.batch(0).get("teacher")
             width = None if teacher is None else teacher.shape[-1]
             if width != self.teacher_dim:
-                raise ConfigError(f"{name} data: features of width {width}, but teacher_dim is {self.teacher_dim}")
+                raise ConfigError(
+                    f"{name} data: features of width {width}, but teacher_dim is {self.teacher_dim}: let its `teacher` "
+                    "be a folder that `moshijax data teacher` made for these recordings, of that width"
+                )
         return sources
 
     def batch_shapes(self, experiment: ExperimentConfig) -> dict[str, dict[str, jax.ShapeDtypeStruct]]:

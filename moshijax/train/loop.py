@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -30,7 +31,7 @@ from moshijax.train.feed import Fed, Feed
 from moshijax.train.flops import peak_flops
 from moshijax.train.footprint import is_out_of_memory, remedies
 from moshijax.train.init_from import starting_point
-from moshijax.train.metrics import Interval, Writer, readable
+from moshijax.train.metrics import Interval, Writer, readable, readable_evaluation
 from moshijax.train.profile import Profiler
 from moshijax.train.run_dir import Claim, RunDir
 from moshijax.train.signals import Agreement, StopSignal
@@ -41,6 +42,7 @@ from moshijax.train.weights_and_biases import WandbLog
 log = logging.getLogger(__name__)
 
 MAX_NONFINITE = 3
+MOST_NAMED = 5  # functions that were compiled when nothing should be
 PREFIX = {"audio": "train", "text": "train_text"}
 
 # Called after every step with (steps done, all steps, values of the line or {} between lines).
@@ -143,7 +145,7 @@ class _Run:
         config = self.experiment.task.model_config()
         snapshot = Snapshot(step, config, state.ema or state.params, state.model_state)
         values: dict[str, float] = {}
-        with jax.transfer_guard("allow"), self.clock.hold("evaluate"):
+        with jax.transfer_guard("allow"), self.clock.hold("evaluate"), self.compilations.paused():
             for evaluator in self.evaluators:
                 if self.stop.now():
                     raise Interrupted
@@ -151,7 +153,7 @@ class _Run:
         self.evaluated = step
         if values:
             self.writer.write(step, values)
-            log.info("step %d  %s", step, "  ".join(f"{name} {value:.4g}" for name, value in values.items()))
+            log.info("%s", readable_evaluation(step, values))
 
     def logged(self, step: int, fed: Fed, packed: jax.Array) -> None:
         """Take in the metrics of a step (this waits for it).
@@ -189,7 +191,9 @@ class _Run:
     def _compiled(self, done: int) -> dict[str, float]:
         names, seconds = self.compilations.take()
         if names and self.lines:
-            log.warning("%s compiled before step %d, after the programs of the run were ready", ", ".join(names), done)
+            counts = ", ".join(f"{name} ({count} times)" for name, count in Counter(names).most_common(MOST_NAMED))
+            rest = f" and {len(set(names)) - MOST_NAMED} others" if len(set(names)) > MOST_NAMED else ""
+            log.warning("%s%s compiled before step %d, after the programs of the run were ready", counts, rest, done)
         self.lines += 1
         return {"time/compilations": float(len(names)), "time/compile": seconds}
 

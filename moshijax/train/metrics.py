@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -133,3 +134,12 @@ def readable(step: int, steps: int, values: Mapping[str, float]) -> str:
         left = int(values["time/left"])
         parts.append(f"left {left // 3600}:{left // 60 % 60:02d}:{left % 60:02d}")
     return "  ".join(parts)
+
+
+def readable_evaluation(step: int, values: Mapping[str, float]) -> str:
+    """The line a person reads after an evaluation: losses as a whole, other figures of one value, and how a codec
+    sounds with all of its codebooks. The rest is in metrics.jsonl and on the pages."""
+    counts = [int(found[1]) for name in values if (found := re.match(r"eval/(\d+)_codebooks/", name))]
+    shown = tuple(f"eval/{max(counts)}_codebooks/" for _ in counts[:1])
+    parts = [f"{name} {value:.4g}" for name, value in values.items() if name.count("/") == 1 or name.startswith(shown)]
+    return "  ".join([f"step {step}", *parts])

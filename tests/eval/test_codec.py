@@ -21,7 +21,7 @@ from moshijax.eval.codec import (
 )
 from moshijax.report.run import panels_of
 from moshijax.train.loop import train
-from moshijax.train.metrics import read_metrics
+from moshijax.train.metrics import read_metrics, readable_evaluation
 from moshijax.weights import load_mimi
 from tests.codec.small import filled, noise
 from tests.train.models import CODEC, codec_experiment, write_codec_data
@@ -36,8 +36,8 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def run(folder):
-    """Five steps with one evaluation at the end, as the command line runs them."""
-    experiment = codec_experiment(folder, steps=5, eval_batches=1)
+    """Five steps with evaluations after three of them and at the end, as the command line runs them."""
+    experiment = codec_experiment(folder, steps=5, eval_batches=1, eval_every=3, log_every=1)
     experiment = dataclasses.replace(experiment, eval_data=dataclasses.replace(experiment.data, batch_size=2))
     train(experiment, folder / "run", evaluators=evaluators_of(experiment, folder / "run"))
     return folder / "run"
@@ -53,6 +53,11 @@ def test_training_reports_how_the_codec_sounds(run):
     }
     assert names <= line.keys() and line["step"] == 5
     assert all(0 <= line[f"eval/stability/codebook_{q}"] <= 1 for q in range(3))
+    # What measuring compiles is no program of the run that was compiled too late.
+    counts = [x["time/compilations"] for x in read_metrics(run / "metrics.jsonl") if "time/compilations" in x]
+    assert counts[0] > 0 and counts[1:] == [0.0] * 4
+    shown = readable_evaluation(5, line)
+    assert len(shown) < 200 and "eval/loss" in shown and "eval/3_codebooks/stoi" in shown and "stability" not in shown
     page = (run / "evaluation.html").read_text()
     assert "Step 5" in page and page.count("<audio") == 2 * 3 and "data:image/png" in page
     panels = panels_of(read_metrics(run / "metrics.jsonl"))
