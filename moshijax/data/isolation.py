@@ -45,17 +45,17 @@ class Isolated:
                 self._start()
             try:
                 self._connection.send((item, *more))
-                if self._connection.poll(limit):
-                    raised, result = self._connection.recv()
-                    if raised:
-                        raise result
-                    return result
+                answer = self._connection.recv() if self._connection.poll(limit) else None
                 why = f"was not decoded within {limit:.0f} s"
-                self.close()
             except (EOFError, ConnectionError):
                 self._process.join()
-                why = f"ended its decoder (exit code {self._process.exitcode})"
-                self.close()
+                answer, why = None, f"ended its decoder (exit code {self._process.exitcode})"
+            if answer is not None:
+                raised, result = answer
+                if raised:
+                    raise result
+                return result
+            self.close()
         raise Lost(f"{why}, tried {_ATTEMPTS} times")
 
     def _start(self) -> None:

@@ -29,6 +29,7 @@ def risky_check(item, rules):
     return check_item(item, rules)
 
 
+@pytest.mark.slow  # 24 s of waiting
 def test_crash_and_hang_reject_the_item_and_nothing_else(tmp_path):
     names = ("first", "segfault", "once", "hang", "last")
     items = read_manifest(write_manifest(tmp_path, [write_item(tmp_path, name) for name in names])).items
