@@ -34,7 +34,7 @@ def test_one_thing_at_a_time_differs(variants):
 
 
 def test_both_published_variants_have_discriminators_and_the_continued_one_has_none(variants):
-    adversarial, both, plain = (variants[x] for x in ("adversarial", "with reconstruction", "full, continued"))
+    adversarial, both, plain = (variants[x] for x in ("adversarial", "with reconstruction", "continued"))
     assert adversarial.task.discriminators == both.task.discriminators is not None
     assert not adversarial.task.loss.mel and both.task.loss.mel and both.task.loss.waveform
     assert plain.task.discriminators is None

@@ -24,7 +24,6 @@ PLAIN = "ablation_codec.gin"
 ADVERSARIAL = "ablation_adversarial.gin"
 CONTINUED = "--gin.init_from={runs}/full"
 WITHOUT_DROPOUT = "--gin.task.quantizer.dropout=False"
-ADVERSARIAL_NAMES = ("adversarial", "with reconstruction")
 # Name -> recipe and overrides; {runs} is the folder of the runs.
 VARIANTS = {
     "full": [PLAIN],
@@ -36,7 +35,7 @@ VARIANTS = {
     "adversarial": [ADVERSARIAL, CONTINUED],
     "with reconstruction": [ADVERSARIAL, CONTINUED, "--gin.task.loss.mel=2.0", "--gin.task.loss.waveform=0.1"],
     # As many steps more without discriminators.
-    "full, continued": [
+    "continued": [
         PLAIN,
         CONTINUED,
         "--gin.steps=200",
@@ -44,7 +43,8 @@ VARIANTS = {
         "--gin.optimizer.learning_rate=8e-4",
     ],
 }
-FROM_SCRATCH = ("full", "no teacher", "no dropout", "first level taught")
+FROM_SCRATCH = tuple(name for name, words in VARIANTS.items() if CONTINUED not in words)
+ADVERSARIAL_NAMES = tuple(name for name, (recipe, *_) in VARIANTS.items() if recipe == ADVERSARIAL)
 COUNTS = (2, 4, 8)
 # Panel -> metric -> label.
 ADVERSARIAL_CURVES = {
@@ -82,7 +82,7 @@ def make_speech(out: Path) -> None:
 
 
 def folder(out: Path, kind: str, name: str) -> Path:
-    return out / kind / name.replace(",", "").replace(" ", "_")
+    return out / kind / name.replace(" ", "_")
 
 
 def run(out: Path, name: str, heldout: Path) -> dict[str, float]:

@@ -174,16 +174,6 @@ class SignalStatistics:
         """Of the whole channels, [channels]."""
         return np.sqrt(np.diag(self.moments) / max(1, self.num_samples))
 
-    def heard(self, words: list[Word]) -> list[Word]:
-        """The words with any sound on their channel, up to half a second before or after."""
-        loud, kept = self.levels() > _SPEECH, []
-        for word in words:
-            column = int(self.channels == 2 and word.speaker == "user")
-            first, last = max(0.0, word.start - _LATE), word.end + _LATE
-            if loud[int(first / _ENVELOPE_SECONDS) : int(last / _ENVELOPE_SECONDS) + 1, column].any():
-                kept.append(word)
-        return kept
-
     def findings(self, words: list[Word]) -> tuple[Counter[str], str | None, str | None]:
         """Flags, and the kind and text of a rejection."""
         flags: Counter[str] = Counter()
@@ -210,8 +200,22 @@ class SignalStatistics:
         return +flags, None, None
 
 
+def _during(levels: np.ndarray, start: float, end: float, column: int) -> np.ndarray:
+    return levels[int(max(0.0, start) / _ENVELOPE_SECONDS) : int(end / _ENVELOPE_SECONDS) + 1, column]
+
+
+def _heard(levels: np.ndarray, words: list[Word]) -> list[Word]:
+    """The words with any sound on their channel, up to half a second before or after."""
+
+    def sounds(word: Word) -> bool:
+        column = int(levels.shape[1] == 2 and word.speaker == "user")
+        return bool((_during(levels, word.start - _LATE, word.end + _LATE, column) > _SPEECH).any())
+
+    return [word for word in words if sounds(word)]
+
+
 def _active(levels: np.ndarray, words: Iterable[Word], column: int) -> float:
-    pieces = [levels[int(w.start / _ENVELOPE_SECONDS) : int(w.end / _ENVELOPE_SECONDS) + 1, column] for w in words]
+    pieces = [_during(levels, word.start, word.end, column) for word in words]
     pieces = [piece for piece in pieces if len(piece)]
     return float(np.sqrt(np.mean(np.square(np.concatenate(pieces))))) if pieces else 0.0
 
@@ -255,7 +259,7 @@ def apply_findings(checked: CheckedItem, statistics: SignalStatistics) -> None:
     if kind is not None:
         checked.kind, checked.rejected = kind, f"recording {checked.item.audio}: {reason}"
         return
-    heard = statistics.heard(checked.words)
+    heard = _heard(statistics.levels(), checked.words)
     checked.flags["unheard_word"] += len(checked.words) - len(heard)
     checked.flags, checked.words = +checked.flags, heard
 

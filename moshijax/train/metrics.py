@@ -140,6 +140,6 @@ def readable_evaluation(step: int, values: Mapping[str, float]) -> str:
     """The line a person reads after an evaluation: losses as a whole, other figures of one value, and how a codec
     sounds with all of its codebooks. The rest is in metrics.jsonl and on the pages."""
     counts = [int(found[1]) for name in values if (found := re.match(r"eval/(\d+)_codebooks/", name))]
-    shown = tuple(f"eval/{max(counts)}_codebooks/" for _ in counts[:1])
-    parts = [f"{name} {value:.4g}" for name, value in values.items() if name.count("/") == 1 or name.startswith(shown)]
+    sound = f"eval/{max(counts, default=0)}_codebooks/"
+    parts = [f"{name} {value:.4g}" for name, value in values.items() if name.count("/") == 1 or name.startswith(sound)]
     return "  ".join([f"step {step}", *parts])

@@ -32,6 +32,14 @@ def write_item(folder: Path, name: str, alignments=None, audio=None, rate: int =
     return {"path": f"{name}.wav", "duration": len(audio) / rate}
 
 
+def damage_middle(path: Path) -> None:
+    """Noise over 4 kB in the middle of a file, or over all that follows there."""
+    content = bytearray(path.read_bytes())
+    middle = len(content) // 2
+    content[middle : middle + 4096] = np.random.default_rng(0).bytes(len(content[middle : middle + 4096]))
+    path.write_bytes(content)
+
+
 def write_manifest(folder: Path, lines: list[dict]) -> Path:
     path = folder / "manifest.jsonl"
     path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")

@@ -15,7 +15,7 @@ from moshijax.data.checks import CheckRules, SignalStatistics, overlap, validate
 from moshijax.data.manifest import read_manifest
 from moshijax.data.transcript import UnknownSpeaker
 from moshijax.errors import DataError
-from tests.data.sets import RATE, WORDS, tones, write_item, write_manifest, write_set
+from tests.data.sets import RATE, WORDS, damage_middle, tones, write_item, write_manifest, write_set
 
 
 def check(folder, line, rules=None):
@@ -89,10 +89,7 @@ def test_damage_in_the_middle_is_rejected(tmp_path, suffix):
     line = write_item(tmp_path, "bad")
     path = tmp_path / f"bad.{suffix}"
     soundfile.write(path, np.tile(tones(WORDS), (10, 1)), RATE)
-    content = bytearray(path.read_bytes())
-    middle = len(content) // 2
-    content[middle : middle + 4096] = np.random.default_rng(0).bytes(len(content[middle : middle + 4096]))
-    path.write_bytes(content)
+    damage_middle(path)
     report = check(tmp_path, {"path": path.name, "duration": 10 * line["duration"]})
     assert path.name in only_rejection(report, "unreadable")
 

@@ -12,7 +12,7 @@ from moshijax.data.manifest import read_manifest, read_recordings
 from moshijax.data.teacher import PhonemeTeacher, TeacherFeatures, compute_features, make_teacher
 from moshijax.data.windows import AudioData, AudioWindows, audio_batches
 from moshijax.errors import ConfigError, DataError
-from tests.data.sets import RATE, tones, write_item, write_manifest
+from tests.data.sets import RATE, damage_middle, tones, write_item, write_manifest
 
 PHONEMES = [["s", [0.3, 0.45], "SPEAKER_USER"], ["ˈaʊ", [0.45, 0.6], "SPEAKER_USER"], ["m", [1.0, 1.3], "SPEAKER_MAIN"]]
 SPANS = [[symbol, times, speaker] for symbol, times, speaker in PHONEMES]
@@ -168,15 +168,25 @@ def test_any_folder_is_data_and_broken_files_are_named_counted_and_skipped(mixed
     assert again.batch(2)["audio"].tobytes() == batches[2].tobytes()
 
 
+def test_a_file_that_breaks_off_in_the_middle(tmp_path, monkeypatch, caplog):
+    """Some formats only fail when they are decoded."""
+    write_tones(tmp_path, "good.wav", RATE)
+    write_tones(tmp_path, "worse.wav", RATE)
+    from moshijax.data import audio
+
+    whole = audio.read_window
+    monkeypatch.setattr(audio, "read_window", lambda p, s, n: whole(p, s, n)[: n // 2 if "worse" in p.name else n])
+    source = audio_batches(AudioData(str(tmp_path), None, 8, 2400), 0)
+    assert np.abs(source.batch(0)["audio"][:, -100:]).max(axis=1).min() > 0.1
+    assert "worse.wav breaks off" in caplog.text
+
+
 def test_damage_in_the_middle_costs_the_windows_on_it(tmp_path, caplog):
     """Such a file only fails where it is damaged; the rest of it is as good as ever. (MP3 and Ogg decoders go on behind
     the damage, and only who reads all of a file can tell.)"""
     write_tones(tmp_path, "good.wav", RATE, seconds=20.0)
     path = write_tones(tmp_path, "worse.flac", RATE, seconds=20.0)
-    content = bytearray(path.read_bytes())
-    middle = len(content) // 2
-    content[middle : middle + 4096] = np.random.default_rng(0).bytes(len(content[middle : middle + 4096]))
-    path.write_bytes(content)
+    damage_middle(path)
     windows = audio_windows(tmp_path)
     (worse,) = (item for item in windows.items if item.audio == path)
     with caplog.at_level("WARNING", "moshijax"):
