@@ -45,7 +45,7 @@ def test_shapes_of_batches_are_known_without_data(tmp_path):
 
 
 def test_a_run_uses_what_was_planned():
-    """On a CPU, by the memory of the process, to 10 %."""
+    """On a CPU, by the memory of the process, to 5 %."""
     print(run_on_devices(1, "tests.train.footprint_devices:uses_what_is_planned"))
 
 
