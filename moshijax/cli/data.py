@@ -250,6 +250,7 @@ def validate(manifest, against, tokenizer, strict, speaker, channels, min_score)
     Example:
       moshijax data validate calls/manifest.jsonl --against heldout/manifest.jsonl
     """
+    from moshijax.data import audio
     from moshijax.data.checks import check_item, overlap
     from moshijax.data.checks import validate as check
     from moshijax.data.isolation import Isolated
@@ -258,8 +259,12 @@ def validate(manifest, against, tokenizer, strict, speaker, channels, min_score)
     content = read_manifest(manifest)
     rules = _rules(strict, speaker, channels, min_score)
     report: Report
-    with _bar("checking", len(content.items)) as update, Isolated(check_item) as check_apart:
+    with _bar("checking", len(content.items)) as update, Isolated() as isolated:
         done = iter(range(1, len(content.items) + 1))
+
+        def check_apart(item, rules):
+            return audio.apart(isolated, check_item, item.audio, item, rules)
+
         report = check(content.items, rules, lambda: update(next(done)), check_apart)
     _tell(report)
     if tokenizer is not None:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from moshijax import optional
+from moshijax.data.isolation import Isolated, Lost
 from moshijax.errors import DataError
 
 _SMALLEST_FILE = 64  # bytes; a WAV header alone takes 44
 _BLOCK_SECONDS = 10.0
+_TIME_LIMIT = 60.0
+_BYTES_PER_SECOND = 100_000  # half of what a second of 24 kHz stereo takes in a WAV file
+_DEFAULT_REMEDY = "replace it, or convert it to WAV"
 _REMEDY = {
     ".sph": "convert it with sph2pipe",
     ".mp4": "convert it with ffmpeg",
@@ -20,6 +25,10 @@ _REMEDY = {
     ".aac": "convert it with ffmpeg",
     ".webm": "convert it with ffmpeg",
 }
+
+
+class DecoderLost(DataError):
+    """A file that crashes its decoder, or never ends it."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +63,7 @@ def probe(path: Path) -> AudioInfo:
 
 def unreadable(path: Path, error: Exception) -> DataError:
     reason = str(error).split(": ", 1)[-1].strip().rstrip(".")
-    remedy = _REMEDY.get(path.suffix.lower(), "replace it, or convert it to WAV")
+    remedy = _REMEDY.get(path.suffix.lower(), _DEFAULT_REMEDY)
     return DataError(f"recording {path} is not readable audio ({reason}): {remedy}")
 
 
@@ -109,12 +118,41 @@ def read(path: Path, sample_rate: int, channels: tuple[int, ...] = (0, 1)) -> np
     return np.concatenate(pieces) if pieces else np.zeros((0, len(channels)), np.float32)
 
 
-def read_window(path: Path, start: int, length: int) -> np.ndarray:
-    """Samples start .. start + length of every channel, [<= length, C] float32 at the file's own rate."""
-    soundfile = optional.load("soundfile")
+def read_window(path: Path, start: float, num_samples: int, sample_rate: int, channel: int) -> np.ndarray:
+    """num_samples samples [N] float32 of a channel at `sample_rate`, from `start` seconds on; zeros after the end.
+
+    Raises:
+        DataError: what is wanted cannot be decoded, ends before the header says so, or is not finite.
+    """
+    soundfile, soxr = optional.load("soundfile"), optional.load("soxr")
     try:
         with soundfile.SoundFile(path) as file:
-            file.seek(min(start, file.frames))
-            return file.read(length, dtype="float32", always_2d=True)
+            rate, total = file.samplerate, file.frames
+            first = min(round(start * rate), total)
+            wanted = min(int(np.ceil(num_samples / sample_rate * rate)) + 1, total - first)
+            file.seek(first)
+            signal = file.read(wanted, dtype="float32", always_2d=True)[:, channel]
     except (soundfile.LibsndfileError, RuntimeError) as error:
         raise unreadable(path, error) from error
+    if len(signal) < wanted:
+        raise DataError(f"recording {path} breaks off after {first + len(signal)} of {total} samples")
+    if not np.isfinite(signal).all():
+        raise DataError(f"recording {path} holds samples that are not finite")
+    if rate != sample_rate:
+        signal = soxr.resample(signal, rate, sample_rate, quality="HQ")
+    window = np.zeros(num_samples, np.float32)
+    window[: len(signal)] = signal[:num_samples]
+    return window
+
+
+def apart(isolated: Isolated, function: Callable[..., Any], path: Path, *arguments: Any) -> Any:
+    """``function(*arguments)``, which decodes the file `path`, in a process of its own.
+
+    Raises:
+        DecoderLost: the file ends the process, or takes longer than a minute and a second for every 100 kB, twice.
+    """
+    size = path.stat().st_size if path.is_file() else 0
+    try:
+        return isolated(function, *arguments, seconds=_TIME_LIMIT + size / _BYTES_PER_SECOND)
+    except Lost as error:
+        raise DecoderLost(f"recording {path} {error}: {_DEFAULT_REMEDY}") from error

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -33,10 +33,19 @@ class BatchSource:
 
     The dataset is infinite (shuffled anew in every epoch) and index-addressable, so `batch(n)` costs the same for
     every n and a resumed run needs no state but n. Elements of a batch are made in so many threads. `identity` names
-    the parts of the data and the sha256 of what each holds: batches are a function of these, the seed and n.
+    the parts of the data and the sha256 of what each holds: batches are a function of these, the seed and n. `skipped`
+    grows as items turn out to be unusable: id -> reason.
     """
 
-    def __init__(self, dataset: Any, batch_size: int, items: int, identity: Mapping[str, str], threads: int = 1):
+    def __init__(
+        self,
+        dataset: Any,
+        batch_size: int,
+        items: int,
+        identity: Mapping[str, str],
+        threads: int = 1,
+        skipped: Mapping[str, str] | None = None,
+    ):
         if batch_size < 1:
             raise ConfigError(f"batch_size is {batch_size}: use at least 1")
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="elements") if threads > 1 else None
@@ -44,6 +53,7 @@ class BatchSource:
         self.batch_size = batch_size
         self.items = items  # elements of one epoch
         self.identity = dict(identity)
+        self.skipped = {} if skipped is None else skipped
 
     def batch(self, n: int, rows: slice = slice(None)) -> dict[str, np.ndarray]:
         """Batch n >= 0, or some of its rows (a process of many asks only for its own)."""
@@ -51,30 +61,6 @@ class BatchSource:
         each = self._pool.map if self._pool else map
         elements: Sequence[Mapping[str, np.ndarray]] = list(each(self._dataset.__getitem__, numbers))
         return {name: np.stack([element[name] for element in elements]) for name in elements[0]}
-
-    def iterate(
-        self, start: int = 0, rows: slice = slice(None), threads: int = 2, ahead: int = 4
-    ) -> Iterator[dict[str, np.ndarray]]:
-        """Batches start, start + 1, ... in order, made ahead by threads."""
-        with ThreadPoolExecutor(threads, thread_name_prefix="data") as pool:
-            waiting = [pool.submit(self.batch, start + i, rows) for i in range(ahead)]
-            n = start + ahead
-            try:
-                while True:
-                    yield waiting.pop(0).result()
-                    waiting.append(pool.submit(self.batch, n, rows))
-                    n += 1
-            finally:
-                for future in waiting:
-                    future.cancel()
-
-
-def process_rows(batch_size: int, process: int, processes: int) -> slice:
-    """The rows of a batch that one process of many feeds to its devices."""
-    if batch_size % processes:
-        raise ConfigError(f"batch_size {batch_size} does not divide among {processes} processes: make it a multiple")
-    share = batch_size // processes
-    return slice(process * share, (process + 1) * share)
 
 
 def shuffled(source: Sequence, seed: int, draw: Any) -> Any:

@@ -15,7 +15,6 @@ import numpy as np
 
 from moshijax.data import audio
 from moshijax.data.diarization import Segment, read_segments
-from moshijax.data.isolation import Lost
 from moshijax.data.manifest import Item
 from moshijax.data.transcript import SPEAKERS, UnknownSpeaker, Word, parse_alignments, read_sidecar
 from moshijax.errors import ConfigError, DataError
@@ -242,10 +241,6 @@ def _drift(levels: np.ndarray, words: list[Word]) -> int:
     return drifts
 
 
-def statistics_of(checked: CheckedItem, rules: CheckRules, sample_rate: int) -> SignalStatistics:
-    return SignalStatistics(sample_rate, len(checked.channels) if rules.streams == "two" else 1)
-
-
 def signal_blocks(checked: CheckedItem, rules: CheckRules, sample_rate: int) -> Iterator[np.ndarray]:
     """The recording as it is judged: the two channels, or the mean of all as one; blocks [n, channels] float32."""
     for block in audio.blocks(checked.item.audio, sample_rate, checked.channels):
@@ -342,22 +337,45 @@ class Report:
             )
 
 
-def check_item(item: Item, rules: CheckRules) -> CheckedItem:
+def judge(
+    item: Item, rules: CheckRules, sample_rate: int | None = None, keep_seconds: float = 0.0
+) -> tuple[CheckedItem, SignalStatistics | None, np.ndarray | None]:
     """Judges an item, signal included, with bounded memory.
 
-    Raises UnknownSpeaker, which stops the job; every other finding is in the result.
+    Args:
+        sample_rate: at which the signal is judged; None: its own.
+        keep_seconds: the signal of a recording that is no longer than this is kept.
+
+    Returns:
+        the item with what was found; its figures (None without a signal to judge); the signal [n, channels] float32 if
+        it is usable and short enough, else None.
+
+    Raises:
+        UnknownSpeaker: which stops the job; every other finding is in the result.
     """
     checked = check_header(item, rules)
-    if checked.rejected is None:
-        statistics = statistics_of(checked, rules, checked.info.sample_rate)
-        try:
-            for block in signal_blocks(checked, rules, checked.info.sample_rate):
-                statistics.add(block)
-            apply_findings(checked, statistics)
-        except DataError as error:
-            checked.kind, checked.rejected = "unreadable", str(error)
+    if checked.rejected is not None:
+        return checked, None, None
+    rate = sample_rate or checked.info.sample_rate
+    statistics = SignalStatistics(rate, len(checked.channels) if rules.streams == "two" else 1)
+    kept = [] if checked.info.duration <= keep_seconds else None
+    try:
+        for block in signal_blocks(checked, rules, rate):
+            statistics.add(block)
+            if kept is not None:
+                kept.append(block)
+        apply_findings(checked, statistics)
+    except DataError as error:
+        checked.kind, checked.rejected = "unreadable", str(error)
     apply_strictness(checked, rules)
-    return checked
+    if kept is None or checked.rejected is not None:
+        return checked, statistics, None
+    return checked, statistics, np.concatenate([np.zeros((0, statistics.channels), np.float32), *kept])
+
+
+def check_item(item: Item, rules: CheckRules) -> CheckedItem:
+    """Judges an item, as `judge` does, at its own sample rate."""
+    return judge(item, rules)[0]
 
 
 def validate(
@@ -369,15 +387,14 @@ def validate(
     """Checks every item. `progress()` is called after each.
 
     Args:
-        check: `check_item`, or the same in another process (`moshijax.data.isolation`), which survives its decoder.
+        check: `check_item`, or the same in another process (`audio.apart`), which the job outlives.
     """
     report = Report()
     for item in items:
         try:
             checked = check(item, rules)
-        except Lost as error:
-            reason = f"recording {item.audio} {error}: replace it, or convert it to WAV"
-            checked = CheckedItem(item, rejected=reason, kind="decoder")
+        except audio.DecoderLost as error:
+            checked = CheckedItem(item, rejected=str(error), kind="decoder")
         report.add(checked)
         if progress is not None:
             progress()

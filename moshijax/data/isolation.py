@@ -1,17 +1,19 @@
-"""A function over files in a process of its own, where a decoder may crash or hang without taking the job along."""
+"""Functions called in processes of their own, where a library may crash or hang without taking the job along."""
 
 from __future__ import annotations
 
-import multiprocessing
-import signal
-from collections.abc import Callable
-from multiprocessing.connection import Connection
+import os
+import pickle
+import queue
+import subprocess
+import sys
+import threading
+import time
+import weakref
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from moshijax.data.manifest import Item
-
 _SECONDS = 60.0
-_BYTES_PER_SECOND = 100_000  # half of what a second of 24 kHz stereo takes in a WAV file
 _ATTEMPTS = 2
 
 
@@ -19,59 +21,54 @@ class Lost(Exception):
     """The process died, or was killed after its time, as often as it was tried; the message says which."""
 
 
-class Isolated:
-    """``function(item, *more)``, called in a child process; the next call after a loss starts another one.
+class _Died(Exception):
+    """One of the attempts; the message says how."""
 
-    Function, arguments and result travel as pickles; what the function raises is raised here. As a context, it ends its
-    process at the end. As always with `multiprocessing`, a script that uses it is guarded by ``if __name__ ==
-    "__main__"``.
+
+class Isolated:
+    """Child processes that call functions: ``isolated(function, *arguments)``, from any thread.
+
+    A child starts when it is first needed, and after a loss another one takes its place. As a context, or when it is
+    no longer referred to, it ends its children.
 
     Args:
-        function: of an importable module.
-        seconds: that a call may take, and as many again as the item's audio file has times 100 kB.
+        processes: how many calls run at once; others wait.
     """
 
-    def __init__(self, function: Callable[..., Any], seconds: float = _SECONDS):
-        self._function, self._seconds = function, seconds
-        self._process: Any = None
-        self._connection: Any = None
+    def __init__(self, processes: int = 1):
+        children = [_Child() for _ in range(processes)]
+        self._idle: queue.LifoQueue[_Child] = queue.LifoQueue()
+        for child in children:
+            self._idle.put(child)
+        self.close = weakref.finalize(self, _end, children)
 
-    def __call__(self, item: Item, *more: Any) -> Any:
-        """Raises Lost, and whatever the function raises."""
-        size = item.audio.stat().st_size if item.audio.is_file() else 0
-        limit = self._seconds + size / _BYTES_PER_SECOND
-        for _ in range(_ATTEMPTS):
-            if self._process is None:
-                self._start()
-            try:
-                self._connection.send((item, *more))
-                answer = self._connection.recv() if self._connection.poll(limit) else None
-                why = f"was not decoded within {limit:.0f} s"
-            except (EOFError, ConnectionError):
-                self._process.join()
-                answer, why = None, f"ended its decoder (exit code {self._process.exitcode})"
-            if answer is not None:
-                raised, result = answer
-                if raised:
-                    raise result
-                return result
-            self.close()
-        raise Lost(f"{why}, tried {_ATTEMPTS} times")
+    def __call__(self, function: Callable[..., Any], *arguments: Any, seconds: float = _SECONDS) -> Any:
+        """``function(*arguments)``; they and the result travel as pickles.
 
-    def _start(self) -> None:
-        context = multiprocessing.get_context("spawn")
-        self._connection, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(self._function, theirs), daemon=True)
-        self._process.start()
-        theirs.close()
+        Args:
+            function: of an importable module.
+            seconds: that a call may take.
 
-    def close(self) -> None:
-        """End the process, whatever it does."""
-        if self._process is not None:
-            self._process.kill()
-            self._process.join()
-            self._connection.close()
-            self._process = None
+        Raises:
+            Lost: no answer in two attempts.
+            Exception: whatever the function raises.
+        """
+        request = pickle.dumps((function, arguments))
+        child = self._idle.get()
+        try:
+            for _ in range(_ATTEMPTS):
+                try:
+                    raised, answer = child.ask(request, seconds)
+                    break
+                except _Died as error:
+                    why = error
+            else:
+                raise Lost(f"{why}, tried {_ATTEMPTS} times")
+        finally:
+            self._idle.put(child)
+        if raised:
+            raise answer
+        return answer
 
     def __enter__(self) -> Isolated:
         return self
@@ -80,16 +77,71 @@ class Isolated:
         self.close()
 
 
-def _serve(function: Callable[..., Any], connection: Connection) -> None:
-    """The child: an answer for every item until the other end is closed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends it
+class _Child:
+    """One process."""
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def ask(self, request: bytes, seconds: float) -> tuple[bool, Any]:
+        """Whether the function raised, and what it raised or returned. Raises _Died."""
+        if self._process is None:
+            # In a session of its own: Ctrl-C is for the parent, which ends it.
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", __name__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
+            )
+            request = pickle.dumps(sys.path) + request
+        process, end = self._process, time.monotonic() + seconds
+        timer = threading.Timer(seconds, process.kill)
+        timer.start()
+        try:
+            process.stdin.write(request)
+            process.stdin.flush()
+            return pickle.load(process.stdout)
+        except (EOFError, BrokenPipeError, pickle.UnpicklingError):
+            late, code = time.monotonic() >= end, process.wait()
+            self.end()
+            raise _Died(
+                f"gave no answer within {seconds:.0f} s" if late else f"ended its process (exit code {code})"
+            ) from None
+        finally:
+            timer.cancel()
+
+    def end(self) -> None:
+        """Whatever it is doing."""
+        process, self._process = self._process, None
+        if process is not None:
+            process.kill()
+            process.wait()
+            process.stdout.close()
+            try:
+                process.stdin.close()
+            except BrokenPipeError:  # what it has not read
+                pass
+
+
+def _end(children: Sequence[_Child]) -> None:
+    for child in children:
+        child.end()
+
+
+def _serve() -> None:
+    """The child: an answer for every request until the other end is closed."""
+    requests, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # what libraries print must not mix with the answers
+    sys.path[:] = pickle.load(requests)
     while True:
         try:
-            arguments = connection.recv()
+            function, arguments = pickle.load(requests)
         except EOFError:
             return
         try:
             answer = (False, function(*arguments))
         except Exception as error:  # the parent raises it
             answer = (True, error)
-        connection.send(answer)
+        pickle.dump(answer, answers, pickle.HIGHEST_PROTOCOL)
+        answers.flush()
+
+
+if __name__ == "__main__":
+    _serve()

@@ -18,22 +18,13 @@ from typing import Any, Protocol
 import numpy as np
 
 import moshijax
-from moshijax.data import records
+from moshijax.data import audio, records
 from moshijax.data.augmentation import Augmenter, UserAugmentation
 from moshijax.data.batches import fold_seed
-from moshijax.data.checks import (
-    CheckedItem,
-    CheckRules,
-    Report,
-    SignalStatistics,
-    apply_findings,
-    apply_strictness,
-    check_header,
-    signal_blocks,
-    statistics_of,
-)
+from moshijax.data.checks import CheckedItem, CheckRules, Report, SignalStatistics, judge, signal_blocks
 from moshijax.data.diarization import assign, draw_main, main_mask
 from moshijax.data.grids import CHANNELS, MIXED
+from moshijax.data.isolation import Isolated
 from moshijax.data.manifest import Item, Manifest, read_recordings
 from moshijax.data.transcript import Word
 from moshijax.errors import ConfigError, DataError
@@ -226,7 +217,7 @@ def _records(
 ) -> Iterator[dict[str, Any]]:
     """Records of the usable items, in order; fills `part`."""
     rules, rate = config.rules, encoder.sample_rate
-    maker = RecordMaker(config, rate)
+    maker, isolated = RecordMaker(config, rate), Isolated()
     waiting: list[tuple[dict[str, Any], np.ndarray]] = []
     seconds = 0.0
 
@@ -243,29 +234,16 @@ def _records(
         waiting.clear()
 
     for item in items:
-        checked = check_header(item, rules)
-        statistics = statistics_of(checked, rules, rate)
-        signal = None
-        if checked.rejected is None:
-            try:
-                blocks = signal_blocks(checked, rules, rate)
-                if checked.info.duration > _LONG_SECONDS:
-                    yield from flush()
-                    seconds = 0.0
-                    # A long recording is judged in a first pass, since its codes are never held beside its samples.
-                    for block in blocks:
-                        statistics.add(block)
-                else:
-                    pieces = []
-                    for block in blocks:
-                        statistics.add(block)
-                        pieces.append(block)
-                    signal = np.concatenate(pieces) if pieces else np.zeros((0, statistics.channels), np.float32)
-                apply_findings(checked, statistics)
-            except DataError as error:
-                checked.kind, checked.rejected = "unreadable", str(error)
-        apply_strictness(checked, rules)
+        try:
+            checked, statistics, signal = audio.apart(isolated, judge, item.audio, item, rules, rate, _LONG_SECONDS)
+        except audio.DecoderLost as error:
+            checked = CheckedItem(item, rejected=str(error), kind="decoder")
         drawn = [maker.draw(checked, copy) for copy in range(config.copies)] if checked.rejected is None else []
+        if drawn and signal is None:
+            # A long recording is read again as it is encoded: its codes are never held beside its samples, nor beside
+            # those of others.
+            yield from flush()
+            seconds = 0.0
         for draw in drawn:
             checked.flags.update(draw.counts)
         for draw in drawn:

@@ -13,6 +13,7 @@ import numpy as np
 
 from moshijax import optional
 from moshijax.data import audio
+from moshijax.data.isolation import Isolated
 from moshijax.data.manifest import Item
 from moshijax.errors import ConfigError, DataError
 
@@ -69,13 +70,14 @@ class SpeechTeacher:
         field, jump = 1, 1
         for kernel, stride in zip(config.conv_kernel, config.conv_stride, strict=True):
             field, jump = field + (kernel - 1) * jump, jump * stride
+        self._isolated = Isolated()
         self._side = (field - HOP) // 2
         self._layer, self.dim = layer, config.hidden_size
         self.kind = f"{config.model_type} {model} layer {layer}"
 
     def features(self, item: Item, duration: float, speakers: dict[str, str]) -> Float[np.ndarray, "C T50 F"]:
         channels = audio.probe(item.audio).channels
-        signal = audio.read(item.audio, MODEL_RATE, tuple(range(channels)))
+        signal = audio.apart(self._isolated, audio.read, item.audio, item.audio, MODEL_RATE, tuple(range(channels)))
         frames = math.ceil(duration * RATE - 1e-6)
         return np.stack([self.of_signal(signal[:, c], frames) for c in range(channels)])
 

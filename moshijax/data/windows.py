@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from moshijax import optional
 from moshijax.data import audio
 from moshijax.data.batches import BatchSource, fold_seed, shuffled
+from moshijax.data.isolation import Isolated
 from moshijax.data.manifest import Item, read_recordings
 from moshijax.data.teacher import RATE, TeacherFeatures
 from moshijax.errors import ConfigError, DataError
@@ -37,7 +39,8 @@ class AudioData:
         level_db: windows with sound are brought to this RMS of their 20 ms frames with sound, in dB of full scale, or
             as near to it as their peak allows; None: levels stay as recorded.
         gain_db: a window's level is changed by a number drawn from this range.
-        threads: decode and resample the rows of a batch.
+        workers: processes that decode and resample the rows of a batch; a file that crashes or hangs one of them is
+            skipped too. 0: this process does it, for recordings known to be good.
     """
 
     manifest: str
@@ -49,14 +52,13 @@ class AudioData:
     least_sound: float = 0.0
     level_db: float | None = None
     gain_db: tuple[float, float] = (0.0, 0.0)
-    threads: int = 1
+    workers: int = 1
 
     def __post_init__(self) -> None:
-        if self.num_samples < 1 or self.batch_size < 1 or self.threads < 1:
-            raise ConfigError(
-                f"num_samples {self.num_samples}, batch_size {self.batch_size} and threads {self.threads} must be at "
-                "least 1"
-            )
+        if self.num_samples < 1 or self.batch_size < 1:
+            raise ConfigError(f"num_samples {self.num_samples} and batch_size {self.batch_size} must be at least 1")
+        if self.workers < 0:
+            raise ConfigError(f"workers is {self.workers}: give a number of processes, or 0 for none")
         if self.teacher is not None and self.sample_rate % RATE:
             raise ConfigError(f"sample_rate is {self.sample_rate}: features at {RATE} Hz need a multiple of {RATE}")
         if not 0 <= self.speech_share <= 1:
@@ -82,33 +84,21 @@ class AudioWindows:
         self.skipped: dict[str, str] = {}
         self._info: dict[str, audio.AudioInfo] = {}
         self._lock = threading.Lock()
+        self._isolated = Isolated(config.workers) if config.workers else None
+
+    def _decode(self, function: Callable[..., Any], path: Path, *arguments: Any) -> Any:
+        """``function(path, *arguments)`` of `moshijax.data.audio`, in a worker if there are any."""
+        if self._isolated is None:
+            return function(path, *arguments)
+        return audio.apart(self._isolated, function, path, path, *arguments)
 
     def info(self, item: Item) -> audio.AudioInfo:
         if item.id not in self._info:
-            info = audio.probe(item.audio)
+            info = self._decode(audio.probe, item.audio)
             if info.num_samples < 1:
                 raise DataError(f"recording {item.audio} holds no samples")
             self._info[item.id] = info
         return self._info[item.id]
-
-    def _window(self, item: Item, start: float, channel: int) -> np.ndarray:
-        """num_samples samples at the wanted rate from `start` seconds; zeros after the end."""
-        info, rate, length = self.info(item), self.config.sample_rate, self.config.num_samples
-        seconds = length / rate
-        first = round(start * info.sample_rate)
-        wanted = min(int(np.ceil(seconds * info.sample_rate)) + 1, info.num_samples - first)
-        signal = audio.read_window(item.audio, first, wanted)[:, channel]
-        if len(signal) < wanted:
-            raise DataError(
-                f"recording {item.audio} breaks off after {first + len(signal)} of {info.num_samples} samples"
-            )
-        if not np.isfinite(signal).all():
-            raise DataError(f"recording {item.audio} holds samples that are not finite")
-        if info.sample_rate != rate:
-            signal = optional.load("soxr").resample(signal, info.sample_rate, rate, quality="HQ")
-        window = np.zeros(length, np.float32)
-        window[: len(signal)] = signal[:length]
-        return window
 
     def _skip(self, item: Item, error: DataError) -> None:
         with self._lock:
@@ -140,11 +130,12 @@ class AudioWindows:
         insist = rng.random() < config.speech_share
         most = 0.0
         for _ in range(_TRIES):
-            tried = int(rng.integers(info.channels)), int(rng.integers(steps + 1))
-            drawn = self._window(item, tried[1] / RATE, tried[0])
+            where, begin = int(rng.integers(info.channels)), int(rng.integers(steps + 1))
+            wanted = begin / RATE, config.num_samples, config.sample_rate, where
+            drawn = self._decode(audio.read_window, item.audio, *wanted)
             sound = _sound(drawn)
             if sound >= most or not insist:
-                (channel, step), window, most = tried, drawn, sound
+                channel, step, window, most = where, begin, drawn, sound
             if not insist or sound > 0 and sound >= config.least_sound:
                 break
         if config.level_db is not None:
@@ -194,4 +185,4 @@ def audio_batches(config: AudioData, seed: int) -> BatchSource:
     identity = {config.manifest: manifest.sha256}
     if teacher is not None:
         identity[str(config.teacher)] = teacher.sha256
-    return BatchSource(dataset, config.batch_size, len(items), identity, config.threads)
+    return BatchSource(dataset, config.batch_size, len(items), identity, max(1, config.workers), windows.skipped)

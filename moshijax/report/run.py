@@ -33,6 +33,7 @@ PANELS = {
     "Codes that stay when encoded again": r"^eval/stability/codebook_(\d+)$",
     "The same, shifted by 40 ms": r"^eval/stability_shifted/codebook_(\d+)$",
     "ABX error of the semantic level": r"^eval/(abx)$",
+    "Recordings skipped as unusable": r"^data/(skipped_recordings)$",
     "Learning rate": r"^train/(?:\w+/)?learning_rate/?(.*)$",
     "Model FLOPs utilisation": r"^throughput/mfu/?(.*)$",
     "Audio, seconds per second": r"^throughput/(audio_seconds)$",

@@ -37,6 +37,7 @@ from moshijax.train.run_dir import Claim, RunDir
 from moshijax.train.signals import Agreement, StopSignal
 from moshijax.train.state import StatePlan, TrainState, plan_state
 from moshijax.train.steps import NONFINITE, Program, batch_shardings, compile_step
+from moshijax.train.task import Source
 from moshijax.train.weights_and_biases import WandbLog
 
 log = logging.getLogger(__name__)
@@ -114,6 +115,7 @@ class _Run:
     files: RunDir
     plan: StatePlan
     programs: dict[str, Program]
+    sources: dict[str, Source]
     checkpointer: Checkpointer
     writer: Writer
     evaluators: Sequence[Evaluator]
@@ -180,13 +182,18 @@ class _Run:
             values = (
                 self.interval.means() | self.clock.values(experiment.steps - done, self.peak) | self._compiled(done)
             )
-            values |= peak_memory()
+            values |= peak_memory() | self._skipped()
             self.interval.clear()
             self.writer.write(done, values)
             log.info("%s", readable(done, experiment.steps, values))
         if done % experiment.report_every == 0:
             self.report.write()
         self.progress(done, experiment.steps, values)
+
+    def _skipped(self) -> dict[str, float]:
+        """Recordings that this process could not use since it began; their names and reasons are in the log."""
+        skipped = sum(len(source.skipped) for source in self.sources.values())
+        return {"data/skipped_recordings": float(skipped)} if skipped else {}
 
     def _compiled(self, done: int) -> dict[str, float]:
         names, seconds = self.compilations.take()
@@ -332,6 +339,7 @@ def train(
             files=run,
             plan=plan,
             programs=programs,
+            sources=sources,
             checkpointer=checkpointer,
             writer=writer,
             evaluators=evaluators,

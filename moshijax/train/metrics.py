@@ -130,6 +130,8 @@ def readable(step: int, steps: int, values: Mapping[str, float]) -> str:
         parts.append(f"mfu {100 * values['throughput/mfu']:.0f} %")
     if "time/data_wait_share" in values:
         parts.append(f"data wait {100 * values['time/data_wait_share']:.0f} %")
+    if "data/skipped_recordings" in values:
+        parts.append(f"skipped recordings {values['data/skipped_recordings']:.0f}")
     if "time/left" in values:
         left = int(values["time/left"])
         parts.append(f"left {left // 3600}:{left // 60 % 60:02d}:{left % 60:02d}")

@@ -29,6 +29,7 @@ class Source(Protocol):
     """Batches by number; `batch(n)` is a function of the data, the seed and n alone."""
 
     identity: Mapping[str, str]  # name of each part of the data -> sha256 of what it holds
+    skipped: Mapping[str, str]  # items that this process found unusable so far -> reason
 
     def batch(self, n: int, rows: slice = slice(None)) -> Mapping[str, Any]:
         """Numpy arrays of the whole (global) batch, or of some of its rows; the same shapes for every n."""

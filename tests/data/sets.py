@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import time
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +18,10 @@ WORDS = [["hello", [0.3, 0.6], "SPEAKER_USER"], ["yes", [1.0, 1.3], "SPEAKER_MAI
 def tones(alignments, seconds: float = 2.0, rate: int = RATE) -> np.ndarray:
     """Stereo with a tone during every well-formed word: left SPEAKER_MAIN, right SPEAKER_USER."""
     audio = np.zeros((round(seconds * rate), 2), np.float32)
-    time = np.arange(len(audio)) / rate
+    times = np.arange(len(audio)) / rate
     for number, (_, (start, end), speaker) in enumerate(alignments):
-        inside = (time >= start) & (time < end)
-        tone = 0.2 * np.sin(2 * np.pi * (200 + 40 * number) * time)
+        inside = (times >= start) & (times < end)
+        tone = 0.2 * np.sin(2 * np.pi * (200 + 40 * number) * times)
         audio[inside, 0 if speaker == "SPEAKER_MAIN" else 1] = tone[inside]
     return audio
 
@@ -38,6 +41,14 @@ def damage_middle(path: Path) -> None:
     middle = len(content) // 2
     content[middle : middle + 4096] = np.random.default_rng(0).bytes(len(content[middle : middle + 4096]))
     path.write_bytes(content)
+
+
+def endanger(path: Path) -> None:
+    """Crash or hang, as a decoder may, where the name of a file says so."""
+    if path.stem == "segfault":
+        os.kill(os.getpid(), signal.SIGSEGV)
+    if path.stem == "hang":
+        time.sleep(3600)
 
 
 def write_manifest(folder: Path, lines: list[dict]) -> Path:

@@ -11,11 +11,12 @@ import pytest
 import soundfile
 
 from moshijax.data import audio
-from moshijax.data.checks import CheckRules, SignalStatistics, overlap, validate
+from moshijax.data.checks import CheckRules, SignalStatistics, check_item, overlap, validate
+from moshijax.data.isolation import Isolated
 from moshijax.data.manifest import read_manifest
 from moshijax.data.transcript import UnknownSpeaker
 from moshijax.errors import DataError
-from tests.data.sets import RATE, WORDS, damage_middle, tones, write_item, write_manifest, write_set
+from tests.data.sets import RATE, WORDS, damage_middle, endanger, tones, write_item, write_manifest, write_set
 
 
 def check(folder, line, rules=None):
@@ -238,3 +239,37 @@ def test_an_hour_is_read_in_bounded_memory(tmp_path):
     tracemalloc.stop()
     assert abs(statistics.num_samples - 3600 * RATE) <= 1
     assert peak < 40e6  # the whole recording would take 691 MB
+
+
+def risky_check(item, rules):
+    endanger(item.audio)
+    return check_item(item, rules)
+
+
+def apart(isolated, function):
+    return lambda item, rules: audio.apart(isolated, function, item.audio, item, rules)
+
+
+@pytest.mark.slow  # 24 s of waiting
+def test_crash_and_hang_reject_the_item_and_nothing_else(tmp_path, monkeypatch):
+    monkeypatch.setattr(audio, "_TIME_LIMIT", 10.0)
+    names = ("first", "segfault", "hang", "last")
+    items = read_manifest(write_manifest(tmp_path, [write_item(tmp_path, name) for name in names])).items
+    with Isolated() as isolated:
+        report = validate(items, CheckRules(), check=apart(isolated, risky_check))
+    assert report.items == 4 and report.usable == 2 and dict(report.kinds) == {"decoder": 2}
+    reasons = dict(report.rejected)
+    assert "segfault.wav ended its process (exit code -11), tried 2 times: " in reasons["segfault"]
+    assert "hang.wav gave no answer within 12 s, tried 2 times: " in reasons["hang"]
+    assert all("convert it to WAV" in reason for reason in reasons.values())
+
+
+def test_findings_apart_are_the_same(tmp_path):
+    items = read_manifest(write_set(tmp_path)).items
+    with Isolated() as isolated:
+        check_apart = apart(isolated, check_item)
+        assert validate(items, CheckRules(), check=check_apart).to_json() == validate(items, CheckRules()).to_json()
+        line = write_item(tmp_path, "labels", [[WORDS[0][0], WORDS[0][1], "Bob"]])
+        (stranger,) = read_manifest(write_manifest(tmp_path, [line])).items
+        with pytest.raises(UnknownSpeaker, match="Bob"):
+            check_apart(stranger, CheckRules())

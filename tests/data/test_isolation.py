@@ -1,72 +1,102 @@
-"""A decoder that crashes or hangs costs its item, after one more try; everything else goes on."""
+"""Functions in processes of their own: answers and errors come back, a crash or a hang is tried once more."""
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
+import subprocess
+import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
+import numpy as np
 import pytest
 
-from moshijax.data.checks import CheckRules, check_item, validate
+from moshijax.data import audio
 from moshijax.data.isolation import Isolated, Lost
-from moshijax.data.manifest import read_manifest
-from moshijax.data.transcript import UnknownSpeaker
-from tests.data.sets import WORDS, write_item, write_manifest, write_set
+from moshijax.errors import DataError
 
 
-def risky_check(item, rules):
-    """`check_item` with a decoder that fails in the way that an item's name says."""
-    if item.id == "segfault":
-        os.kill(os.getpid(), signal.SIGSEGV)
-    if item.id == "hang":
-        time.sleep(3600)
-    if item.id == "once":  # as a decoder that ran out of something
-        mark = item.audio.with_suffix(".tried")
-        if not mark.exists():
-            mark.touch()
-            os._exit(1)
-    return check_item(item, rules)
+def alive(process: int) -> bool:
+    """Whether it runs; one that has ended may wait to be reaped by whoever its parent is by then."""
+    stat = Path(f"/proc/{process}/stat")
+    return stat.exists() and stat.read_text().rsplit(")", 1)[1].split()[0] != "Z"
 
 
-@pytest.mark.slow  # 24 s of waiting
-def test_crash_and_hang_reject_the_item_and_nothing_else(tmp_path):
-    names = ("first", "segfault", "once", "hang", "last")
-    items = read_manifest(write_manifest(tmp_path, [write_item(tmp_path, name) for name in names])).items
-    with Isolated(risky_check, seconds=10.0) as check:
-        report = validate(items, CheckRules(), check=check)
-    assert report.items == 5 and report.usable == 3 and dict(report.kinds) == {"decoder": 2}
-    reasons = dict(report.rejected)
-    assert "segfault.wav ended its decoder (exit code -11), tried 2 times" in reasons["segfault"]
-    assert "hang.wav was not decoded within 12 s, tried 2 times" in reasons["hang"]
-    assert all("convert it to WAV" in reason for reason in reasons.values())
+def test_answers_and_errors_are_those_of_the_function(tmp_path, capfd):
+    with Isolated() as isolated:
+        np.testing.assert_array_equal(isolated(np.arange, 1_000_000), np.arange(1_000_000))
+        with pytest.raises(DataError, match=r"a\.wav cannot be read: No such file"):
+            isolated(audio.probe, tmp_path / "a.wav")
+        isolated(os.system, "echo printed")  # by a library, where the answers go
+        assert isolated(len, "and on") == 6
+    assert capfd.readouterr() == ("", "printed\n")
 
 
-def test_findings_and_errors_are_those_of_the_function(tmp_path):
-    items = read_manifest(write_set(tmp_path)).items
-    with Isolated(check_item) as check:
-        assert validate(items, CheckRules(), check=check).to_json() == validate(items, CheckRules()).to_json()
-        line = write_item(tmp_path, "labels", [[WORDS[0][0], WORDS[0][1], "Bob"]])
-        (stranger,) = read_manifest(write_manifest(tmp_path, [line])).items
-        with pytest.raises(UnknownSpeaker, match="Bob"):
-            check(stranger, CheckRules())
-        assert check(items[0], CheckRules()).rejected is None  # and the process is there for the next one
+def test_one_process_serves_all_calls_and_none_is_left():
+    with Isolated() as isolated:
+        child = isolated(os.getpid)
+        assert child != os.getpid() and isolated(os.getpid) == child and alive(child)
+    assert not alive(child)
+    forgotten = Isolated()
+    child = forgotten(os.getpid)
+    del forgotten
+    gc.collect()
+    assert not alive(child)
 
 
-def own_process(item):
+def process_after(barrier: Path, others: int) -> int:
+    """Its process, once as many others wait here as well."""
+    (barrier / str(os.getpid())).touch()
+    while len(list(barrier.iterdir())) < others:
+        time.sleep(0.01)
     return os.getpid()
 
 
-def test_one_process_serves_all_calls_and_none_is_left(tmp_path):
-    item = read_manifest(write_set(tmp_path)).items[0]
-    with Isolated(own_process) as ask:
-        child = ask(item)
-        assert child != os.getpid() and ask(item) == child
-    with pytest.raises(ProcessLookupError):
-        os.kill(child, 0)
+def test_calls_of_threads_run_at_once_in_as_many_processes(tmp_path):
+    with Isolated(3) as isolated, ThreadPoolExecutor(6) as threads:
+        made = list(threads.map(lambda _: isolated(process_after, tmp_path, 3), range(12)))
+    assert len(set(made)) == 3 == len(list(tmp_path.iterdir()))
 
 
-def test_a_hang_is_not_waited_for(tmp_path):
-    (item,) = read_manifest(write_manifest(tmp_path, [write_item(tmp_path, "hang")])).items
-    with Isolated(risky_check, seconds=0.0) as check, pytest.raises(Lost, match="within 2 s, tried 2 times"):
-        check(item, CheckRules())
+def crash_once(mark: Path) -> str:
+    """As a decoder that ran out of something."""
+    if not mark.exists():
+        mark.touch()
+        os._exit(1)
+    return "done"
+
+
+def crash() -> None:
+    os.kill(os.getpid(), signal.SIGSEGV)
+
+
+def test_crash_and_hang_are_tried_again_and_then_told(tmp_path):
+    with Isolated() as isolated:
+        assert isolated(crash_once, tmp_path / "mark") == "done"
+        with pytest.raises(Lost, match=r"^ended its process \(exit code -11\), tried 2 times$"):
+            isolated(crash)
+        with pytest.raises(Lost, match=r"^gave no answer within 1 s, tried 2 times$"):
+            isolated(time.sleep, 3600, seconds=1.0)
+        assert isolated(len, "and on") == 6
+
+
+def test_a_script_needs_no_guard_and_leaves_no_process(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import os\n"
+        "from moshijax.data.isolation import Isolated\n"
+        "isolated = Isolated()\n"
+        "print(isolated(os.getpid), flush=True)\n"
+        "os.kill(os.getpid(), 9)\n"  # not even time to say goodbye
+    )
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=60)
+    assert done.returncode == -9 and done.stderr == ""
+    (child,) = done.stdout.split() or ["0"]
+    for _ in range(100):
+        if not alive(int(child)):
+            return
+        time.sleep(0.05)
+    raise AssertionError(f"process {child} is left")

@@ -14,11 +14,11 @@ import soundfile
 
 from moshijax.data import prepare as prepare_module
 from moshijax.data import records
-from moshijax.data.checks import CheckRules
+from moshijax.data.checks import CheckRules, judge
 from moshijax.data.manifest import read_manifest
 from moshijax.data.prepare import PrepareConfig, prepare
 from moshijax.errors import DataError, MoshijaxError
-from tests.data.sets import RATE, WORDS, LevelEncoder, tones, write_item, write_manifest, write_set
+from tests.data.sets import RATE, WORDS, LevelEncoder, endanger, tones, write_item, write_manifest, write_set
 
 SMALL = PrepareConfig(shard_items=2)
 
@@ -100,6 +100,20 @@ def test_rejected_items_are_in_the_index(tmp_path):
     with pytest.raises(DataError, match="none of the 1 items"):
         prepare(only, tmp_path / "none", LevelEncoder())
     assert not (tmp_path / "none" / "dataset.json").exists()
+
+
+def risky_judge(item, *more):
+    endanger(item.audio)
+    return judge(item, *more)
+
+
+def test_a_crash_of_the_decoder_rejects_its_item(tmp_path, monkeypatch):
+    monkeypatch.setattr(prepare_module, "judge", risky_judge)
+    lines = [write_item(tmp_path, name) for name in ("first", "segfault", "last")]
+    index, report = prepare(read_manifest(write_manifest(tmp_path, lines)), tmp_path / "out", LevelEncoder())
+    assert [record["id"] for record in records.RecordSource(tmp_path / "out")] == ["first", "last"]
+    assert dict(report.kinds) == {"decoder": 1} == index["report"]["kinds"]
+    assert "segfault.wav ended its process (exit code -11), tried 2 times" in report.rejected[0][1]
 
 
 def test_another_codec_or_manifest_is_refused(tmp_path):

@@ -10,6 +10,7 @@ import soundfile
 import soxr
 
 from moshijax.codec import losses
+from moshijax.data.isolation import Isolated
 from moshijax.data.manifest import read_recordings
 from moshijax.data.speech_teacher import CONTEXT, HOP, PIECE, SpeechTeacher, pieces
 from moshijax.data.teacher import TeacherFeatures, compute_features, make_teacher
@@ -75,7 +76,7 @@ class Levels(SpeechTeacher):
     kind, dim = "levels", 1
 
     def __init__(self):
-        self.seen = []
+        self.seen, self._isolated = [], Isolated()
 
     def hidden(self, signal):
         self.seen.append(len(signal) // HOP)

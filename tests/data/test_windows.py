@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 import soundfile
 
+from moshijax.data import audio
 from moshijax.data.manifest import read_manifest, read_recordings
 from moshijax.data.teacher import PhonemeTeacher, TeacherFeatures, compute_features, make_teacher
 from moshijax.data.windows import AudioData, AudioWindows, audio_batches
 from moshijax.errors import ConfigError, DataError
-from tests.data.sets import RATE, damage_middle, tones, write_item, write_manifest
+from tests.data.sets import RATE, damage_middle, endanger, tones, write_item, write_manifest
 
 PHONEMES = [["s", [0.3, 0.45], "SPEAKER_USER"], ["ˈaʊ", [0.45, 0.6], "SPEAKER_USER"], ["m", [1.0, 1.3], "SPEAKER_MAIN"]]
 SPANS = [[symbol, times, speaker] for symbol, times, speaker in PHONEMES]
@@ -152,7 +153,7 @@ def mixed(tmp_path):
 
 
 def test_any_folder_is_data_and_broken_files_are_named_counted_and_skipped(mixed, caplog):
-    source = audio_batches(AudioData(str(mixed), None, 32, 4800, threads=4), 0)
+    source = audio_batches(AudioData(str(mixed), None, 32, 4800, workers=4), 0)
     assert source.items == 10
     with caplog.at_level("WARNING", "moshijax"):
         batches = [source.batch(n)["audio"] for n in range(3)]
@@ -164,21 +165,37 @@ def test_any_folder_is_data_and_broken_files_are_named_counted_and_skipped(mixed
     messages = [record.getMessage() for record in caplog.records]
     assert all(sum(name in message for message in messages) == 1 for name in names)
     assert "of 10 so far" in messages[0]
-    again = audio_batches(AudioData(str(mixed), None, 32, 4800), 0)  # one thread: the same
+    assert sorted(source.skipped) == ["bad/empty", "bad/nan", "bad/none", "bad/text", "tiny"]
+    again = audio_batches(AudioData(str(mixed), None, 32, 4800, workers=0), 0)  # without processes: the same
     assert again.batch(2)["audio"].tobytes() == batches[2].tobytes()
 
 
-def test_a_file_that_breaks_off_in_the_middle(tmp_path, monkeypatch, caplog):
-    """Some formats only fail when they are decoded."""
-    write_tones(tmp_path, "good.wav", RATE)
-    write_tones(tmp_path, "worse.wav", RATE)
-    from moshijax.data import audio
+READ_WINDOW = audio.read_window
 
-    whole = audio.read_window
-    monkeypatch.setattr(audio, "read_window", lambda p, s, n: whole(p, s, n)[: n // 2 if "worse" in p.name else n])
-    source = audio_batches(AudioData(str(tmp_path), None, 8, 2400), 0)
-    assert np.abs(source.batch(0)["audio"][:, -100:]).max(axis=1).min() > 0.1
-    assert "worse.wav breaks off" in caplog.text
+
+def risky_read_window(path, *more):
+    endanger(path)
+    return READ_WINDOW(path, *more)
+
+
+def test_a_file_that_crashes_its_decoder_is_skipped(tmp_path, monkeypatch, caplog):
+    write_tones(tmp_path, "good.wav", RATE)
+    write_tones(tmp_path, "segfault.wav", RATE)
+    monkeypatch.setattr(audio, "read_window", risky_read_window)
+    source = audio_batches(AudioData(str(tmp_path), None, 8, 2400, workers=2), 0)
+    assert np.abs(source.batch(0)["audio"]).max(axis=1).min() > 0.1
+    assert list(source.skipped) == ["segfault"]
+    assert caplog.text.count("segfault.wav ended its process (exit code -11), tried 2 times: ") == 1
+
+
+def test_a_file_that_breaks_off_in_the_middle(tmp_path):
+    """Its header says how long it was, and its decoder ends early without a word."""
+    path = write_tones(tmp_path, "half.mp3", RATE, seconds=20.0, subtype="MPEG_LAYER_III")
+    assert np.abs(audio.read_window(path, 18.5, RATE, RATE, 0)).max() > 0.1
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    assert audio.probe(path).duration > 19
+    with pytest.raises(DataError, match=r"half\.mp3 breaks off after \d+ of 480000 samples"):
+        audio.read_window(path, 18.5, RATE, RATE, 0)
 
 
 def test_damage_in_the_middle_costs_the_windows_on_it(tmp_path, caplog):

@@ -24,6 +24,7 @@ class SmallData:
     seed: int = 0
     bad_from: int = -1  # batches bad_from, bad_from + 1, ... below bad_to hold a NaN
     bad_to: int = -1
+    skipped = {}
 
     @property
     def identity(self) -> dict[str, str]:

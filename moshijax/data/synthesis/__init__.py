@@ -1,6 +1,6 @@
 """Speech from texts: scripts of calls, spoken by espeak-ng in a process of its own and mixed to two channels."""
 
-from moshijax.data.synthesis.dialogue import Dialogue, Utterance, Voice, dialogue_from_dict, dialogue_to_dict
+from moshijax.data.synthesis.dialogue import Dialogue, Utterance, Voice
 from moshijax.data.synthesis.run import SynthesisResult, synthesize
 from moshijax.data.synthesis.voices import random_voice
 from moshijax.data.synthesis.world import CallRanges, World, draw_calls, parse_world
@@ -12,8 +12,6 @@ __all__ = [
     "Utterance",
     "Voice",
     "World",
-    "dialogue_from_dict",
-    "dialogue_to_dict",
     "draw_calls",
     "parse_world",
     "random_voice",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 from moshijax.errors import DataError
@@ -91,23 +91,3 @@ class Dialogue:
         if utterance.voice is not None:
             return utterance.voice
         return self.model_voice if utterance.speaker == "model" else self.user_voice
-
-
-def dialogue_to_dict(dialogue: Dialogue) -> dict[str, Any]:
-    """A plain JSON-able form, read back by `dialogue_from_dict`."""
-    return asdict(dialogue)
-
-
-def dialogue_from_dict(data: dict[str, Any]) -> Dialogue:
-    """The inverse of `dialogue_to_dict`; DataError names a dialogue with unknown or missing fields."""
-
-    def voice(value: dict[str, Any] | None) -> Voice | None:
-        return None if value is None else Voice(**value)
-
-    try:
-        data = dict(data)
-        utterances = tuple(Utterance(**{**u, "voice": voice(u.get("voice"))}) for u in data.pop("utterances", ()))
-        voices = {name: voice(data.pop(name)) for name in ("model_voice", "user_voice") if name in data}
-        return Dialogue(utterances=utterances, **voices, **data)
-    except TypeError as error:
-        raise DataError(f"dialogue {data.get('id', '?')!r}: {error}") from error

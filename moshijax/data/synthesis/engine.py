@@ -1,7 +1,7 @@
 """espeak-ng through ctypes: text to samples with exact word and phoneme times.
 
-The library keeps global state and is licensed GPL-3, so this module is imported only by the worker process
-(`moshijax.data.synthesis.worker`), never by the rest of the package.
+The library keeps global state and is licensed GPL-3, so this module is imported only where a process of its own
+speaks (`moshijax.data.synthesis.render`), never by the rest of the package.
 
 espeak-ng seeds its noise from the clock and carries state from one utterance to the next. `Engine` therefore loads the
 library afresh and seeds it: the same voice, texts and seed give the same bytes in any process.

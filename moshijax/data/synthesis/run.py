@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-import queue
-import subprocess
-import sys
-import threading
 from collections.abc import Callable, Iterable
-from contextlib import suppress
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from moshijax import optional
-from moshijax.data.synthesis.dialogue import Dialogue, dialogue_to_dict
+from moshijax.data.isolation import Isolated, Lost
+from moshijax.data.synthesis.dialogue import Dialogue
+from moshijax.data.synthesis.render import render
 from moshijax.errors import DataError, MoshijaxError
 
 _SYNTHESIS_VERSION = 1
@@ -35,44 +33,6 @@ class SynthesisResult:
 
 def _digest(*parts: Any) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
-
-
-class _Worker:
-    """One synthesis process; started when first used, replaced when it dies."""
-
-    def __init__(self) -> None:
-        self._process: subprocess.Popen[str] | None = None
-
-    def __call__(self, request: dict[str, Any]) -> dict[str, Any]:
-        for _ in range(2):
-            if self._process is None:
-                command = [sys.executable, "-m", "moshijax.data.synthesis.worker"]
-                self._process = subprocess.Popen(
-                    command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, encoding="utf-8", start_new_session=True
-                )
-            process = self._process
-            timer = threading.Timer(_TIME_LIMIT, process.kill)
-            timer.start()
-            try:
-                process.stdin.write(json.dumps(request) + "\n")
-                process.stdin.flush()
-                line = process.stdout.readline()
-            except BrokenPipeError:
-                line = ""
-            finally:
-                timer.cancel()
-            if line:
-                return json.loads(line)
-            self.close()
-        return {"error": "the synthesis process died twice on this dialogue", "fatal": False}
-
-    def close(self) -> None:
-        if self._process is not None:
-            with suppress(BrokenPipeError):  # what a dead process has not read
-                self._process.stdin.close()
-            self._process.stdout.close()
-            self._process.wait()
-            self._process = None
 
 
 def _finished(audio: Path, fingerprint: str) -> dict[str, Any] | None:
@@ -118,58 +78,39 @@ def synthesize(
         (out_dir / "manifest.jsonl").unlink(missing_ok=True)
     except OSError as error:
         raise MoshijaxError(f"cannot write to {out_dir}: {error.strerror}: choose another folder") from error
-    requests: queue.SimpleQueue = queue.SimpleQueue()
-    replies: queue.SimpleQueue = queue.SimpleQueue()
-    results: list[dict[str, Any] | None] = [None] * len(dialogues)
-    waiting = 0
-    for index, dialogue in enumerate(dialogues):
-        content = dialogue_to_dict(dialogue)
-        fingerprint = _digest(_SYNTHESIS_VERSION, seed, content)
+    results: list[dict[str, Any] | None] = []
+    waiting: dict[int, tuple[Dialogue, int, Path, str]] = {}  # place -> what `render` needs
+    for place, dialogue in enumerate(dialogues):
+        fingerprint = _digest(_SYNTHESIS_VERSION, seed, asdict(dialogue))
         audio = out_dir / "audio" / f"{dialogue.id}.wav"
-        results[index] = _finished(audio, fingerprint)
-        if results[index] is None:
-            waiting += 1
-            item_seed = int(_digest(seed, dialogue.id)[:8], 16)
-            requests.put(
-                (index, {"dialogue": content, "seed": item_seed, "audio": str(audio), "fingerprint": fingerprint})
-            )
-    stop = threading.Event()
-
-    def serve() -> None:
-        worker = _Worker()
+        results.append(_finished(audio, fingerprint))
+        if results[place] is None:
+            waiting[place] = dialogue, int(_digest(seed, dialogue.id)[:8], 16), audio, fingerprint
+    progress = progress or (lambda done, total: None)
+    kept = len(dialogues) - len(waiting)
+    progress(kept, len(dialogues))
+    workers = max(1, min(workers, len(waiting)))
+    with Isolated(workers) as isolated, ThreadPoolExecutor(workers, thread_name_prefix="synthesis") as pool:
+        places = {pool.submit(_spoken, isolated, *request): place for place, request in waiting.items()}
         try:
-            while not stop.is_set():
-                index, request = requests.get_nowait()
-                replies.put((index, worker(request)))
-        except queue.Empty:
-            pass
-        except Exception as error:
-            replies.put((None, error))
-        finally:
-            worker.close()
-
-    threads = [threading.Thread(target=serve, daemon=True) for _ in range(max(1, min(workers, waiting)))]
-    for thread in threads:
-        thread.start()
-    done = len(dialogues) - waiting
-    try:
-        if progress is not None:
-            progress(done, len(dialogues))
-        for _ in range(waiting):
-            index, reply = replies.get()
-            if index is None:
-                raise reply
-            if reply.get("fatal"):
-                raise MoshijaxError(f"dialogue {ids[index]!r}: {reply['error']}")
-            results[index] = reply
-            done += 1
-            if progress is not None:
+            for done, future in enumerate(as_completed(places), kept + 1):
+                results[places[future]] = future.result()
                 progress(done, len(dialogues))
-    finally:
-        stop.set()
-        for thread in threads:
-            thread.join()
+        finally:
+            pool.shutdown(cancel_futures=True)
     return _write_manifest(out_dir, ids, results)
+
+
+def _spoken(isolated: Isolated, dialogue: Dialogue, *how: Any) -> dict[str, Any]:
+    """What `render` returns, or {"error": reason} for a dialogue that cannot be spoken."""
+    try:
+        return isolated(render, dialogue, *how, seconds=_TIME_LIMIT)
+    except DataError as error:
+        return {"error": str(error)}
+    except Lost as error:
+        return {"error": f"speaking it {error}"}
+    except (MoshijaxError, OSError) as error:
+        raise MoshijaxError(f"dialogue {dialogue.id!r}: {error}") from error
 
 
 def _write_manifest(out_dir: Path, ids: list[str], results: list[dict[str, Any] | None]) -> SynthesisResult:

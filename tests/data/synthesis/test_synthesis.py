@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -256,7 +257,8 @@ def test_a_dying_process_is_tried_again_and_then_named(tmp_path, monkeypatch):
     program = tmp_path / "program"
     program.write_text(f"#!/bin/sh\necho started >> {tmp_path}/starts\nexit 7\n")
     program.chmod(0o755)
-    monkeypatch.setattr("moshijax.data.synthesis.run.sys.executable", str(program))
-    with pytest.raises(DataError, match="none of the 2 dialogues .*'calm': the synthesis process died twice"):
+    monkeypatch.setattr(sys, "executable", str(program))
+    message = r"none of the 2 dialogues .*'calm': speaking it ended its process \(exit code 7\), tried 2 times"
+    with pytest.raises(DataError, match=message):
         synthesize(parse(SCRIPT), tmp_path / "out", workers=1)
     assert (tmp_path / "starts").read_text().count("started") == 4
