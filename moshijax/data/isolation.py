@@ -104,6 +104,9 @@ class _Child:
             raise _Died(
                 f"gave no answer within {seconds:.0f} s" if late else f"ended its process (exit code {code})"
             ) from None
+        except BaseException:  # nobody waits for its answer any more
+            self.end()
+            raise
         finally:
             timer.cancel()
 
