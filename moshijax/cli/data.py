@@ -375,6 +375,7 @@ def teacher(manifest, out, kind, model, layer, strict, speaker, channels, min_sc
     """Compute the features that the codec's semantic level is distilled from, 50 a second for each channel.
 
     They go to OUT (default: the folder `teacher` beside MANIFEST) with a `teacher.json` that names kind, size and rate.
+    Stopped, the same command goes on after the last complete shard.
     The kind `phonemes` reads the list "phonemes" of every sidecar file. The kind `wavlm` (extra `teacher`) runs a
     speech model on the sound alone; MANIFEST may then be a folder of any audio files.
 
@@ -390,7 +391,7 @@ def teacher(manifest, out, kind, model, layer, strict, speaker, channels, min_sc
     rules = _rules(strict, speaker, channels, min_score)
     maker = make_teacher(kind, model, layer)
     with _bar("features", len(content.items)) as update:
-        index, found = compute_features(content, out, maker, rules, progress=update)
+        index, found = compute_features(content, out, maker, rules, progress=lambda done, total, _: update(done, total))
     _tell(found)
     click.echo(
         f"wrote {out or content.path.parent / 'teacher'}: {index['kind']}, {index['dim']} numbers, {index['rate']} Hz"

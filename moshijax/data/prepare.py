@@ -1,14 +1,8 @@
-"""Recordings to shards of codes: check, resample, encode in batches, write; resumable, nothing half-written.
-
-A shard is the unit of work. Which items fall into which shard follows from the manifest alone, so that a second run
-goes on after the last complete shard.
-"""
+"""Recordings to shards of codes: check, resample, encode in batches, write."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
-import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +11,6 @@ from typing import Any, Protocol
 
 import numpy as np
 
-import moshijax
 from moshijax.data import audio, records
 from moshijax.data.augmentation import Augmenter, UserAugmentation
 from moshijax.data.batches import fold_seed
@@ -25,11 +18,11 @@ from moshijax.data.checks import CheckedItem, CheckRules, Report, SignalStatisti
 from moshijax.data.diarization import assign, draw_main, main_mask
 from moshijax.data.grids import CHANNELS, MIXED
 from moshijax.data.isolation import Isolated
+from moshijax.data.job import Progress, run_job
 from moshijax.data.manifest import Item, Manifest, read_recordings
 from moshijax.data.transcript import Word
-from moshijax.errors import ConfigError, DataError
+from moshijax.errors import ConfigError
 
-_PLAN = "prepare.json"
 _LONG_SECONDS = 120.0
 
 
@@ -100,7 +93,7 @@ def prepare(
     out_dir: str | Path,
     encoder: Encoder,
     config: PrepareConfig | None = None,
-    progress: Callable[[int, int, Report], None] | None = None,
+    progress: Progress | None = None,
 ) -> tuple[dict[str, Any], Report]:
     """Writes `dataset.json` and shards of records {id, codes int16 [C, Q, T], words, duration, provenance}.
 
@@ -114,12 +107,8 @@ def prepare(
         DataError: nothing is usable, strict rules met a rejected item, or `out_dir` holds the start of another job.
     """
     config = config or PrepareConfig()
-    out_dir = Path(out_dir)
-    out_dir.mkdir(parents=True, exist_ok=True)
     rules = config.rules
-    count = math.ceil(len(manifest.items) / config.shard_items)
     plan = {
-        "manifest_sha256": manifest.sha256,
         "codec_sha256": encoder.sha256,
         "num_codebooks": encoder.num_codebooks,
         "shard_items": config.shard_items,
@@ -127,39 +116,11 @@ def prepare(
         "speakers": dict(rules.speakers),
         "min_score": rules.min_score,
         "strict": rules.strict,
-        "format_version": records.FORMAT_VERSION,
         **config.plan(),
     }
-    finished = _check_plan(out_dir, plan)
-    if finished is not None:
-        return finished, Report.from_json(finished["report"])
-    report, shards = Report(), []
-    for number in range(count):
-        items = manifest.items[number * config.shard_items : (number + 1) * config.shard_items]
-        path = out_dir / records.shard_name(number, count)
-        state = path.with_suffix(".report.json")
-        if path.exists() and state.exists():
-            saved = json.loads(state.read_text(encoding="utf-8"))
-            part, frames = Report.from_json(saved["report"]), saved["frames"]
-        else:
-            part, frames = Report(), []
-            content = _records(items, encoder, config, part, report, progress, len(manifest.items))
-            path.unlink(missing_ok=True)
-            records.write_shard(path, _noting_frames(content, frames))
-            # A shard without its report is written again.
-            records.write_json(state, {"report": part.to_json(), "frames": frames})
-        report.merge(part)
-        if progress is not None:
-            progress(report.items, len(manifest.items), report)
-        if rules.strict:
-            report.require_usable(manifest.path, strict=True)
-        shards.append({"file": path.name, "records": len(frames), "frames": frames})
-    report.require_usable(manifest.path, strict=rules.strict)
-    index = {
-        "format_version": records.FORMAT_VERSION,
+    about = {
         "kind": "dialogue",
         "channels": list(MIXED if rules.streams == "mixed" else CHANNELS),
-        "plan": plan,
         "codec": {
             "sha256": encoder.sha256,
             "source": encoder.source,
@@ -167,63 +128,26 @@ def prepare(
             "sample_rate": encoder.sample_rate,
             "frame_size": encoder.frame_size,
         },
-        "shards": shards,
-        "report": report.to_json(),
-        "moshijax": moshijax.__version__,
     }
-    index["sha256"] = records.digest(plan, shards)
-    records.write_json(out_dir / records.INDEX, index)
-    for path in [*out_dir.glob("shard-*.report.json"), out_dir / _PLAN]:
-        path.unlink(missing_ok=True)
-    return index, report
+    frames = "frames", lambda record: record["codes"].shape[-1]
 
+    def make(items: Sequence[Item], found: Callable[[CheckedItem], None]) -> Iterator[dict[str, Any]]:
+        return _records(items, encoder, config, found)
 
-def _noting_frames(content: Iterator[dict[str, Any]], frames: list[int]) -> Iterator[dict[str, Any]]:
-    for record in content:
-        frames.append(record["codes"].shape[-1])
-        yield record
-
-
-def _check_plan(out_dir: Path, plan: dict[str, Any]) -> dict[str, Any] | None:
-    """Refuses a folder that holds (the start of) another job; the index of this job if it is done already."""
-    done, begun = out_dir / records.INDEX, out_dir / _PLAN
-    index = None
-    if done.exists():
-        index = records.read_index(out_dir)
-        old, where = index["plan"], done
-    elif begun.exists():
-        old, where = json.loads(begun.read_text(encoding="utf-8")), begun
-    else:
-        records.write_json(begun, plan)
-        return None
-    new = json.loads(json.dumps(plan))
-    for key in new:
-        if old.get(key) != new[key]:
-            raise DataError(
-                f"{where} was made with {key} = {str(old.get(key))[:24]!r}, now it is {str(new[key])[:24]!r}: "
-                "choose another folder, or delete this one"
-            )
-    return index
+    return run_job(manifest, Path(out_dir), records.INDEX, plan, about, make, frames, progress)
 
 
 def _records(
     items: Sequence[Item],
     encoder: Encoder,
     config: PrepareConfig,
-    part: Report,
-    before: Report,
-    progress: Callable[[int, int, Report], None] | None,
-    total: int,
+    found: Callable[[CheckedItem], None],
 ) -> Iterator[dict[str, Any]]:
-    """Records of the usable items, in order; fills `part`."""
+    """Records of the usable items, in order."""
     rules, rate = config.rules, encoder.sample_rate
     maker, isolated = RecordMaker(config, rate), Isolated()
     waiting: list[tuple[dict[str, Any], np.ndarray]] = []
     seconds = 0.0
-
-    def tell() -> None:
-        if progress is not None:
-            progress(before.items + part.items, total, part)
 
     def flush() -> Iterator[dict[str, Any]]:
         if not waiting:
@@ -257,8 +181,7 @@ def _records(
             if seconds >= config.batch_seconds:
                 yield from flush()
                 seconds = 0.0
-        part.add(checked)
-        tell()
+        found(checked)
     yield from flush()
 
 

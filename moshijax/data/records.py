@@ -17,6 +17,9 @@ from moshijax.errors import DataError, MoshijaxError
 
 FORMAT_VERSION = 1
 INDEX = "dataset.json"
+TEACHER = "teacher.json"  # the index of features
+COMMANDS = {INDEX: "data prepare", TEACHER: "data teacher"}
+BEGUN = "begun.json"  # while a job goes on, in place of its index
 
 
 def shard_name(index: int, count: int) -> str:
@@ -116,40 +119,44 @@ def _check_complete(path: Path, count: int) -> None:
         raise MoshijaxError(f"{path} holds {found} of {count} records after writing: is the disk full?")
 
 
-def read_index(folder: str | Path) -> dict[str, Any]:
-    """The `dataset.json` of a prepared data set. DataError when it is unfinished or of another format."""
+def read_index(folder: str | Path, name: str = INDEX) -> dict[str, Any]:
+    """The `dataset.json` of a prepared data set, or another index. DataError when it is unfinished or of another
+    format."""
     folder = Path(folder)
-    path = folder / INDEX
+    path, command = folder / name, COMMANDS[name]
     if not path.exists():
         begun = sorted(p.name for p in folder.glob("*.arrayrecord")) if folder.is_dir() else []
-        if begun or (folder / "prepare.json").exists():
+        if begun or (folder / BEGUN).exists():
             raise DataError(
-                f"data set {folder} is unfinished ({len(begun)} shards, no {INDEX}): run the same `data prepare` again"
+                f"data set {folder} is unfinished ({len(begun)} shards, no {name}): run the same `{command}` again"
             )
-        raise DataError(f"{folder} holds no {INDEX}: make it with `moshijax data prepare`")
+        raise DataError(f"{folder} holds no {name}: make it with `moshijax {command}`")
     try:
         index = json.loads(path.read_text(encoding="utf-8"))
         version = index["format_version"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path} cannot be read ({error}): prepare the data set again") from error
+        raise DataError(f"{path} cannot be read ({error}): delete {folder} and run `{command}` again") from error
     if version != FORMAT_VERSION:
-        raise DataError(f"{path} has format version {version}, this code reads {FORMAT_VERSION}: prepare it again")
+        raise DataError(
+            f"{path} has format version {version}, this code reads {FORMAT_VERSION}: delete {folder} and run "
+            f"`{command}` again"
+        )
     return index
 
 
 class RecordSource(Sequence):
     """Random access to the records of a data set: `source[i]` is a dict. Opens shards when first read.
 
-    Raises DataError when a shard that `dataset.json` lists is missing or shorter than it says.
+    Raises DataError when a shard that the index lists is missing or shorter than it says.
     """
 
-    def __init__(self, folder: str | Path, index: dict[str, Any] | None = None):
-        self.folder = Path(folder)
-        self.index = read_index(folder) if index is None else index
+    def __init__(self, folder: str | Path, index_name: str = INDEX):
+        self.folder, self.name = Path(folder), index_name
+        self.index = read_index(folder, index_name)
         self.shards = [(self.folder / shard["file"], shard["records"]) for shard in self.index["shards"]]
         for path, _ in self.shards:
             if not path.exists():
-                raise DataError(f"shard {path} is missing: copy it again, or run `data prepare` again")
+                raise DataError(f"shard {path} is missing: copy it again, or run `{COMMANDS[index_name]}` again")
         self._length = sum(count for _, count in self.shards)
         self._source: Any = None
 
@@ -171,7 +178,7 @@ class RecordSource(Sequence):
             except (RuntimeError, ValueError, OSError) as error:
                 raise DataError(f"a shard of {self.folder} cannot be read ({error}): copy it again") from error
             if found != self._length:
-                raise DataError(f"{self.folder} holds {found} records, {INDEX} says {self._length}: copy it again")
+                raise DataError(f"{self.folder} holds {found} records, {self.name} says {self._length}: copy it again")
             self._source = source
         try:
             return unpack(self._source[index])

@@ -36,7 +36,7 @@ def pieces(frames: int) -> list[tuple[int, int, int, int]]:
 
 
 class SpeechTeacher:
-    """Hidden states of one layer of a speech model, per channel.
+    """Hidden states of one layer of a speech model, per channel; on a GPU where PyTorch finds one.
 
     Args:
         model: folder or name that `transformers.AutoModel` takes.
@@ -52,8 +52,9 @@ class SpeechTeacher:
 
     def __init__(self, model: str, layer: int = -1):
         self._torch, transformers = optional.load("torch"), optional.load("transformers")
+        self._device = "cuda" if self._torch.cuda.is_available() else "cpu"
         try:
-            self._model = transformers.AutoModel.from_pretrained(model).eval()
+            self._model = transformers.AutoModel.from_pretrained(model).eval().to(self._device)
         except (OSError, ValueError) as error:
             raise DataError(f"speech model {model} cannot be read: {str(error).splitlines()[0]}") from error
         try:
@@ -96,5 +97,6 @@ class SpeechTeacher:
             signal = self._extractor(signal, sampling_rate=MODEL_RATE).input_values[0]
         padded = np.pad(np.asarray(signal, np.float32), self._side)
         with torch.no_grad():
-            states = self._model(torch.from_numpy(padded)[None], output_hidden_states=True).hidden_states
-        return states[self._layer][0].numpy()
+            sound = torch.from_numpy(padded)[None].to(self._device)
+            states = self._model(sound, output_hidden_states=True).hidden_states
+        return states[self._layer][0].cpu().numpy()

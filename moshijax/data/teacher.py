@@ -6,22 +6,21 @@ sidecar; one that runs a speech model on the samples (`moshijax.data.speech_teac
 
 from __future__ import annotations
 
-import json
 import math
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
 from moshijax.data import records
-from moshijax.data.checks import CheckRules, Report, check_header, check_recording
+from moshijax.data.checks import CheckedItem, CheckRules, Report, check_header, check_recording
+from moshijax.data.job import Progress, run_job
 from moshijax.data.manifest import Item, Manifest
 from moshijax.data.transcript import read_sidecar
 from moshijax.errors import ConfigError, DataError
 
-INDEX = "teacher.json"
 RATE = 50
 
 
@@ -151,8 +150,8 @@ def compute_features(
     out_dir: str | Path | None = None,
     teacher: Teacher | None = None,
     rules: CheckRules | None = None,
-    shard_items: int = 512,
-    progress: Callable[[int, int], None] | None = None,
+    shard_items: int = 256,
+    progress: Progress | None = None,
 ) -> tuple[dict[str, Any], Report]:
     """Writes `teacher.json` and shards of {id, features float16 [channels, T50, F]}.
 
@@ -162,19 +161,21 @@ def compute_features(
         teacher: default is the phonetic one.
         rules: for recordings with transcripts.
         shard_items: recordings per shard.
-        progress: called with items done and all.
+        progress: called after every item with items done, items in all, and the report so far.
+
+    Returns:
+        the content of `teacher.json`, and the report of accepted and rejected items.
 
     Raises:
-        DataError: no usable item, or (strict) a rejected one.
+        DataError: nothing is usable, strict rules met a rejected item, or `out_dir` holds other features.
     """
     rules, teacher = rules or CheckRules(), teacher or PhonemeTeacher()
     out_dir = Path(out_dir) if out_dir is not None else manifest.path.parent / "teacher"
-    out_dir.mkdir(parents=True, exist_ok=True)
-    (out_dir / INDEX).unlink(missing_ok=True)
-    report, shards, ids = Report(), [], {}
-    count = math.ceil(len(manifest.items) / shard_items)
+    plan = {"kind": teacher.kind, "shard_items": shard_items, "strict": rules.strict}
+    if teacher.transcribed:
+        plan |= {"channels": rules.channels, "speakers": dict(rules.speakers), "min_score": rules.min_score}
 
-    def content(items: tuple[Item, ...]):
+    def make(items: Sequence[Item], found: Callable[[CheckedItem], None]) -> Iterator[dict[str, Any]]:
         for item in items:
             checked = check_header(item, rules) if teacher.transcribed else check_recording(item)
             features = None
@@ -183,46 +184,28 @@ def compute_features(
                     features = teacher.features(item, checked.info.duration, dict(rules.speakers))
                 except DataError as error:
                     checked.kind, checked.rejected = "teacher", str(error)
-            report.add(checked)
             if features is not None:
-                ids[item.id] = len(ids)
                 yield {"id": item.id, "features": features.astype(np.float16)}
-            if progress is not None:
-                progress(report.items, len(manifest.items))
+            found(checked)
 
-    for number in range(count):
-        items = manifest.items[number * shard_items : (number + 1) * shard_items]
-        path = out_dir / records.shard_name(number, count)
-        shards.append({"file": path.name, "records": records.write_shard(path, content(items))})
-    report.require_usable(manifest.path, strict=rules.strict)
-    index = {
-        "format_version": records.FORMAT_VERSION,
-        "kind": teacher.kind,
-        "dim": teacher.dim,
-        "rate": RATE,
-        "manifest_sha256": manifest.sha256,
-        "shards": shards,
-        "ids": list(ids),
-    }
-    records.write_json(out_dir / INDEX, index)
-    return index, report
+    about = {"kind": teacher.kind, "dim": teacher.dim, "rate": RATE}
+    ids = "ids", lambda record: record["id"]
+    return run_job(manifest, out_dir, records.TEACHER, plan, about, make, ids, progress)
 
 
 class TeacherFeatures:
     """Features by item id. DataError when they are unfinished or belong to another manifest."""
 
     def __init__(self, folder: str | Path, manifest_sha256: str | None = None):
-        folder = Path(folder)
-        try:
-            index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise DataError(f"{folder} holds no complete {INDEX} ({error}): run `moshijax data teacher`") from error
-        if manifest_sha256 is not None and index["manifest_sha256"] != manifest_sha256:
-            raise DataError(f"teacher features {folder} belong to another manifest: run `moshijax data teacher` again")
-        self.kind, self.dim, self.rate = index["kind"], index["dim"], index["rate"]
-        self.sha256 = records.digest(index)
-        self._source = records.RecordSource(folder, index)
-        self._numbers = {name: number for number, name in enumerate(index["ids"])}
+        self._source = records.RecordSource(folder, records.TEACHER)
+        index = self._source.index
+        if manifest_sha256 is not None and index["plan"]["manifest_sha256"] != manifest_sha256:
+            raise DataError(
+                f"teacher features {folder} belong to another manifest: delete them, run `moshijax data teacher` again"
+            )
+        self.kind, self.dim, self.rate, self.sha256 = (index[name] for name in ("kind", "dim", "rate", "sha256"))
+        ids = [name for shard in index["shards"] for name in shard["ids"]]
+        self._numbers = {name: number for number, name in enumerate(ids)}
 
     def __contains__(self, name: str) -> bool:
         return name in self._numbers

@@ -73,7 +73,7 @@ def teacher(settings: Settings, folder: Folder, tell: Tell) -> Mapping[str, Any]
     index, report = compute_features(
         read_manifest(folder.speech),
         folder.speech / "teacher",
-        progress=lambda done, total: tell(done, total, "recordings"),
+        progress=lambda done, total, _: tell(done, total, "recordings"),
     )
     return {"features": index["dim"], "recordings": report.usable}
 

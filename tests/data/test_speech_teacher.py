@@ -102,7 +102,8 @@ def test_features_of_any_folder_train_a_codec(tmp_path):
     soundfile.write(tmp_path / "many.wav", many, 8_000)
     (tmp_path / "bad.wav").write_text("this is no audio, however long it may be made to look by more words")
     index, report = compute_features(read_recordings(tmp_path), tmp_path / "teacher", Levels())
-    assert (index["kind"], index["ids"]) == ("levels", ["many", "mono"]) and report.rejected[0][0] == "bad"
+    ids = [name for shard in index["shards"] for name in shard["ids"]]
+    assert (index["kind"], ids) == ("levels", ["many", "mono"]) and report.rejected[0][0] == "bad"
     assert TeacherFeatures(tmp_path / "teacher")["many"].shape == (3, 50, 1)
     batch = audio_batches(AudioData(str(tmp_path), str(tmp_path / "teacher"), 16, 9_600, speech_share=1.0), 0).batch(0)
     assert batch["teacher"].shape == (16, 20, 1)

@@ -41,6 +41,38 @@ def test_features_follow_the_phonemes(manifest):
     assert similarity(features[1, 18], features[1, 20]) > 0.99
 
 
+class Stopping(PhonemeTeacher):
+    """Is stopped, as by Ctrl-C, when it is asked for the features of one recording."""
+
+    def __init__(self, stop):
+        super().__init__()
+        self.stop, self.asked = stop, []
+
+    def features(self, item, duration, speakers):
+        if item.id == self.stop:
+            raise KeyboardInterrupt
+        self.asked.append(item.id)
+        return super().features(item, duration, speakers)
+
+
+def test_features_go_on_where_they_were_stopped(manifest, tmp_path):
+    content, whole, parts = read_manifest(manifest), tmp_path / "whole", tmp_path / "parts"
+    index, report = compute_features(content, whole, shard_items=2)
+    with pytest.raises(KeyboardInterrupt):
+        compute_features(content, parts, Stopping("c3"), shard_items=2)
+    with pytest.raises(DataError, match=r"parts is unfinished \(1 shards, .*: run the same `data teacher` again"):
+        TeacherFeatures(parts)
+    rest = Stopping(None)
+    assert compute_features(content, parts, rest, shard_items=2) == (index, report)
+    assert rest.asked == ["c2", "c3", "other"]  # the first shard was there
+    assert {p.name: p.read_bytes() for p in parts.iterdir()} == {p.name: p.read_bytes() for p in whole.iterdir()}
+    done = Stopping("c0")
+    assert compute_features(content, parts, done, shard_items=2) == (index, report) and done.asked == []
+    done.kind = "other"
+    with pytest.raises(DataError, match="teacher.json was made with kind = 'phonemes', now it is 'other': choose"):
+        compute_features(content, parts, done, shard_items=2)
+
+
 def test_windows_and_features_are_aligned(manifest):
     compute_features(read_manifest(manifest))
     config = AudioData(str(manifest), str(manifest.parent / "teacher"), 16, 12_000, RATE)
@@ -98,7 +130,7 @@ def test_short_recordings_are_filled_with_silence(manifest):
 
 
 def test_refusals(manifest, tmp_path):
-    with pytest.raises(DataError, match="holds no complete teacher.json"):
+    with pytest.raises(DataError, match="nowhere holds no teacher.json: make it with `moshijax data teacher`"):
         audio_batches(AudioData(str(manifest), str(tmp_path / "nowhere")), 0)
     compute_features(read_manifest(manifest))
     manifest.write_text(manifest.read_text() + "\n")

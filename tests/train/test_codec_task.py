@@ -54,7 +54,9 @@ def test_resume_is_bit_for_bit(folder, whole_run, run_dir):
 
 def test_a_recording_that_cannot_be_used_is_counted(tmp_path, run_dir, caplog):
     write_codec_data(tmp_path / "speech")
-    (tmp_path / "speech" / "call-3.wav").write_text("this is no audio, however long it may be made to look by more words")
+    (tmp_path / "speech" / "call-3.wav").write_text(
+        "this is no audio, however long it may be made to look by more words"
+    )
     with caplog.at_level("INFO", "moshijax"):
         train(codec_experiment(tmp_path / "speech", steps=10), run_dir)
     assert [line["data/skipped_recordings"] for line in read_metrics(run_dir / "metrics.jsonl")] == [1.0, 1.0]
