@@ -126,7 +126,7 @@ def _begin(out_dir: Path, index_name: str, plan: Mapping[str, Any]) -> dict[str,
     for key in new:
         if old.get(key) != new[key]:
             raise DataError(
-                f"{where} was made with {key} = {str(old.get(key))[:24]!r}, now it is {str(new[key])[:24]!r}: "
+                f"{where} was made with {key} = {str(old.get(key))[:100]!r}, now it is {str(new[key])[:100]!r}: "
                 "choose another folder, or delete this one"
             )
     return index

@@ -44,8 +44,9 @@ def test_features_are_those_of_transformers(tmp_path):
     stereo = np.stack([speech(), speech()[::-1]], 1)
     soundfile.write(folder / "a.wav", stereo, 24_000, subtype="FLOAT")
     for layer in (-1, 2):
-        compute_features(read_recordings(folder), tmp_path / "out", SpeechTeacher(str(tmp_path / "wavlm"), layer))
-        ours = TeacherFeatures(tmp_path / "out")["a"]
+        out = tmp_path / f"layer{layer}"
+        compute_features(read_recordings(folder), out, SpeechTeacher(str(tmp_path / "wavlm"), layer))
+        ours = TeacherFeatures(out)["a"]
         assert ours.shape == (2, 85, 16)
         for channel in range(2):
             # Resampled, normalised and padded by 40 samples for a first window that is centred on the first 20 ms.
