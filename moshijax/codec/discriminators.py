@@ -17,7 +17,6 @@ import jax.numpy as jnp
 from moshijax.codec import weight_norm
 from moshijax.codec.losses import spectrum
 from moshijax.errors import ConfigError
-from moshijax.nn.projection import uniform
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float
@@ -112,10 +111,10 @@ class _Conv(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         shape = (*self.kernel_size, self.in_features, self.features)
-        fan_in = self.kernel_size[0] * self.kernel_size[1] * self.in_features
-        kernel = self.param("kernel", uniform(fan_in), shape, jnp.float32)
-        # Not uniform, as PyTorch would: biases above the level of speech keep leaky ReLUs on one side, where they are
-        # linear, and then recordings and codec look alike for hundreds of steps.
+        # Kernels keep the level of what they see and biases are 0. Drawn as PyTorch would draw them, six layers leave
+        # 1e-4 of the level of speech, and biases above it keep leaky ReLUs on one side, where they are linear: either
+        # way recordings and codec look alike for hundreds of steps.
+        kernel = self.param("kernel", nn.initializers.he_uniform(), shape, jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
         return convolve(x, kernel, self.stride, self.dilation) + bias
 

@@ -106,6 +106,17 @@ def test_silence_gives_finite_losses_and_gradients(silent):
         assert np.isfinite(slope).all()
 
 
+def test_fresh_discriminators_hear_speech():
+    """What they say is of the level of what they hear, through all layers."""
+    config = DiscriminatorConfig(windows=(256, 64), filters=8)
+    for seed in range(3):
+        params = discriminators.init(config, jax.random.key(seed))
+        quiet, loud = (discriminators.judge(config, params, level * noise(10, 2, 2048)) for level in (0.05, 0.1))
+        for a, b in zip(quiet, loud, strict=True):
+            assert 0.005 < a.logits.std() < 0.5 and all(0.005 < x.std() < 0.5 for x in a.features)
+            np.testing.assert_allclose(2 * a.logits, b.logits, rtol=1e-3, atol=1e-5)
+
+
 def test_refusals():
     for bad in (dict(windows=()), dict(windows=(30,)), dict(windows=(16, 16)), dict(kernel_size=(3, 8))):
         with pytest.raises(ConfigError):
