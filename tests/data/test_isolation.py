@@ -95,7 +95,7 @@ def test_a_script_needs_no_guard_and_leaves_no_process(tmp_path):
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=60)
     assert done.returncode == -9 and done.stderr == ""
     (child,) = done.stdout.split() or ["0"]
-    for _ in range(100):
+    for _ in range(600):
         if not alive(int(child)):
             return
         time.sleep(0.05)
