@@ -250,22 +250,16 @@ def validate(manifest, against, tokenizer, strict, speaker, channels, min_score)
     Example:
       moshijax data validate calls/manifest.jsonl --against heldout/manifest.jsonl
     """
-    from moshijax.data import audio
-    from moshijax.data.checks import check_item, overlap
+    from moshijax.data.checks import overlap
     from moshijax.data.checks import validate as check
-    from moshijax.data.isolation import Isolated
     from moshijax.data.manifest import read_manifest
 
     content = read_manifest(manifest)
     rules = _rules(strict, speaker, channels, min_score)
     report: Report
-    with _bar("checking", len(content.items)) as update, Isolated() as isolated:
+    with _bar("checking", len(content.items)) as update:
         done = iter(range(1, len(content.items) + 1))
-
-        def check_apart(item, rules):
-            return audio.apart(isolated, check_item, item.audio, item, rules)
-
-        report = check(content.items, rules, lambda: update(next(done)), check_apart)
+        report = check(content.items, rules, lambda: update(next(done)))
     _tell(report)
     if tokenizer is not None:
         _tell_crowding(content, rules, tokenizer)

@@ -151,7 +151,10 @@ def apart(isolated: Isolated, function: Callable[..., Any], path: Path, *argumen
     Raises:
         DecoderLost: the file ends the process, or takes longer than a minute and a second for every 100 kB, twice.
     """
-    size = path.stat().st_size if path.is_file() else 0
+    try:
+        size = path.stat().st_size
+    except OSError:  # for the function to tell
+        size = 0
     try:
         return isolated(function, *arguments, seconds=_TIME_LIMIT + size / _BYTES_PER_SECOND)
     except Lost as error:

@@ -15,6 +15,7 @@ import numpy as np
 
 from moshijax.data import audio
 from moshijax.data.diarization import Segment, read_segments
+from moshijax.data.isolation import Isolated
 from moshijax.data.manifest import Item
 from moshijax.data.transcript import SPEAKERS, UnknownSpeaker, Word, parse_alignments, read_sidecar
 from moshijax.errors import ConfigError, DataError
@@ -373,29 +374,26 @@ def judge(
     return checked, statistics, np.concatenate([np.zeros((0, statistics.channels), np.float32), *kept])
 
 
-def check_item(item: Item, rules: CheckRules) -> CheckedItem:
-    """Judges an item, as `judge` does, at its own sample rate."""
-    return judge(item, rules)[0]
+def judge_apart(
+    isolated: Isolated, item: Item, rules: CheckRules, sample_rate: int | None = None, keep_seconds: float = 0.0
+) -> tuple[CheckedItem, SignalStatistics | None, np.ndarray | None]:
+    """`judge` in a process of its own: a recording that crashes or hangs its decoder is rejected."""
+    try:
+        return audio.apart(isolated, judge, item.audio, item, rules, sample_rate, keep_seconds)
+    except audio.DecoderLost as error:
+        return CheckedItem(item, rejected=str(error), kind="decoder"), None, None
 
 
 def validate(
     items: Iterable[Item],
     rules: CheckRules,
     progress: Callable[[], None] | None = None,
-    check: Callable[[Item, CheckRules], CheckedItem] = check_item,
 ) -> Report:
-    """Checks every item. `progress()` is called after each.
-
-    Args:
-        check: `check_item`, or the same in another process (`audio.apart`), which the job outlives.
-    """
+    """Judges every item. `progress()` is called after each."""
     report = Report()
-    for item in items:
-        try:
-            checked = check(item, rules)
-        except audio.DecoderLost as error:
-            checked = CheckedItem(item, rejected=str(error), kind="decoder")
-        report.add(checked)
-        if progress is not None:
-            progress()
+    with Isolated() as isolated:
+        for item in items:
+            report.add(judge_apart(isolated, item, rules)[0])
+            if progress is not None:
+                progress()
     return report

@@ -11,10 +11,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from moshijax.data import audio, records
+from moshijax.data import records
 from moshijax.data.augmentation import Augmenter, UserAugmentation
 from moshijax.data.batches import fold_seed
-from moshijax.data.checks import CheckedItem, CheckRules, Report, SignalStatistics, judge, signal_blocks
+from moshijax.data.checks import CheckedItem, CheckRules, Report, SignalStatistics, judge_apart, signal_blocks
 from moshijax.data.diarization import assign, draw_main, main_mask
 from moshijax.data.grids import CHANNELS, MIXED
 from moshijax.data.isolation import Isolated
@@ -158,10 +158,7 @@ def _records(
         waiting.clear()
 
     for item in items:
-        try:
-            checked, statistics, signal = audio.apart(isolated, judge, item.audio, item, rules, rate, _LONG_SECONDS)
-        except audio.DecoderLost as error:
-            checked = CheckedItem(item, rejected=str(error), kind="decoder")
+        checked, statistics, signal = judge_apart(isolated, item, rules, rate, _LONG_SECONDS)
         drawn = [maker.draw(checked, copy) for copy in range(config.copies)] if checked.rejected is None else []
         if drawn and signal is None:
             # A long recording is read again as it is encoded: its codes are never held beside its samples, nor beside

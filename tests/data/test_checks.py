@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from moshijax.data import audio
-from moshijax.data.checks import CheckRules, SignalStatistics, check_item, overlap, validate
-from moshijax.data.isolation import Isolated
+from moshijax.data import audio, checks
+from moshijax.data.checks import CheckRules, Report, SignalStatistics, judge, overlap, validate
 from moshijax.data.manifest import read_manifest
 from moshijax.data.transcript import UnknownSpeaker
 from moshijax.errors import DataError
@@ -241,22 +240,18 @@ def test_an_hour_is_read_in_bounded_memory(tmp_path):
     assert peak < 40e6  # the whole recording would take 691 MB
 
 
-def risky_check(item, rules):
+def risky_judge(item, *more):
     endanger(item.audio)
-    return check_item(item, rules)
-
-
-def apart(isolated, function):
-    return lambda item, rules: audio.apart(isolated, function, item.audio, item, rules)
+    return judge(item, *more)
 
 
 @pytest.mark.slow  # 24 s of waiting
 def test_crash_and_hang_reject_the_item_and_nothing_else(tmp_path, monkeypatch):
     monkeypatch.setattr(audio, "_TIME_LIMIT", 10.0)
+    monkeypatch.setattr(checks, "judge", risky_judge)
     names = ("first", "segfault", "hang", "last")
     items = read_manifest(write_manifest(tmp_path, [write_item(tmp_path, name) for name in names])).items
-    with Isolated() as isolated:
-        report = validate(items, CheckRules(), check=apart(isolated, risky_check))
+    report = validate(items, CheckRules())
     assert report.items == 4 and report.usable == 2 and dict(report.kinds) == {"decoder": 2}
     reasons = dict(report.rejected)
     assert "segfault.wav ended its process (exit code -11), tried 2 times: " in reasons["segfault"]
@@ -266,10 +261,12 @@ def test_crash_and_hang_reject_the_item_and_nothing_else(tmp_path, monkeypatch):
 
 def test_findings_apart_are_the_same(tmp_path):
     items = read_manifest(write_set(tmp_path)).items
-    with Isolated() as isolated:
-        check_apart = apart(isolated, check_item)
-        assert validate(items, CheckRules(), check=check_apart).to_json() == validate(items, CheckRules()).to_json()
-        line = write_item(tmp_path, "labels", [[WORDS[0][0], WORDS[0][1], "Bob"]])
-        (stranger,) = read_manifest(write_manifest(tmp_path, [line])).items
+    here = Report()
+    for item in items:
+        here.add(judge(item, CheckRules())[0])
+    assert validate(items, CheckRules()).to_json() == here.to_json()
+    line = write_item(tmp_path, "labels", [[WORDS[0][0], WORDS[0][1], "Bob"]])
+    stranger = read_manifest(write_manifest(tmp_path, [line])).items
+    for judged in (lambda: validate(stranger, CheckRules()), lambda: judge(stranger[0], CheckRules())):
         with pytest.raises(UnknownSpeaker, match="Bob"):
-            check_apart(stranger, CheckRules())
+            judged()

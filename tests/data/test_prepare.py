@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import soundfile
 
+from moshijax.data import checks, records
 from moshijax.data import prepare as prepare_module
-from moshijax.data import records
 from moshijax.data.checks import CheckRules, judge
 from moshijax.data.manifest import read_manifest
 from moshijax.data.prepare import PrepareConfig, prepare
@@ -108,7 +108,7 @@ def risky_judge(item, *more):
 
 
 def test_a_crash_of_the_decoder_rejects_its_item(tmp_path, monkeypatch):
-    monkeypatch.setattr(prepare_module, "judge", risky_judge)
+    monkeypatch.setattr(checks, "judge", risky_judge)
     lines = [write_item(tmp_path, name) for name in ("first", "segfault", "last")]
     index, report = prepare(read_manifest(write_manifest(tmp_path, lines)), tmp_path / "out", LevelEncoder())
     assert [record["id"] for record in records.RecordSource(tmp_path / "out")] == ["first", "last"]

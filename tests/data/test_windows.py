@@ -220,6 +220,20 @@ def test_a_file_that_crashes_its_decoder_is_skipped(tmp_path, monkeypatch, caplo
     assert caplog.text.count("segfault.wav ended its process (exit code -11), tried 2 times: ") == 1
 
 
+def test_windows_that_break_off_come_from_another_file(tmp_path, monkeypatch, caplog):
+    write_tones(tmp_path, "good.wav", RATE)
+    write_tones(tmp_path, "worse.wav", RATE)
+    whole = soundfile.SoundFile.read
+
+    def read(file, frames, **how):
+        return whole(file, frames, **how)[: frames // 2 if "worse" in str(file.name) else frames]
+
+    monkeypatch.setattr(soundfile.SoundFile, "read", read)
+    source = audio_batches(AudioData(str(tmp_path), None, 8, 2400, workers=0), 0)
+    assert np.abs(source.batch(0)["audio"][:, -100:]).max(axis=1).min() > 0.1
+    assert "worse.wav breaks off" in caplog.text
+
+
 def test_a_file_that_breaks_off_in_the_middle(tmp_path):
     """Its header says how long it was, and its decoder ends early without a word."""
     path = write_tones(tmp_path, "half.mp3", RATE, seconds=20.0, subtype="MPEG_LAYER_III")
