@@ -16,7 +16,7 @@ from flax.traverse_util import flatten_dict
 
 from moshijax import lm
 from moshijax.lm.config import LMConfig
-from moshijax.train.lm_task import TEXT_OWNS
+from moshijax.train.tasks.lm import TEXT_OWNS
 
 BF16, F32 = 2, 4
 MATMUL = 0.7  # share of the peak that matrix products alone reach; assumed
