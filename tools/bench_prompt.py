@@ -33,7 +33,7 @@ def main() -> None:
 
     from moshijax import codec, lm
     from moshijax.export import artifact, prompt, runtime
-    from moshijax.weights.lm_config import lm_config
+    from moshijax.weights.formats.lm_config import lm_config
 
     config = lm_config(STEP)
     models = (
