@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,16 +11,13 @@ import pytest
 from moshijax import lm
 from moshijax.export import artifact, audio, call, runtime
 from moshijax.testing import tiny
+from tools.soak import runtime as soak
 
 
 @pytest.mark.slow
 def test_ten_thousand_steps(artifact_dir):
-    """No error, no compilation, no growing memory. `tools/soak.py` runs a hundred thousand."""
-    path = Path(__file__).parents[2] / "tools" / "soak.py"
-    spec = importlib.util.spec_from_file_location("soak", path)
-    soak = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(soak)
-    figures = soak.soak(runtime.load(artifact_dir, 1), steps=10_000, report_every=1000)
+    """No error, no compilation, no growing memory. `python -m tools.soak.runtime` runs a hundred thousand."""
+    figures = soak(runtime.load(artifact_dir, 1), steps=10_000, report_every=1000)
     assert figures["compilations"] == 0 and figures["calls"] > 5
     # Between a tenth of the way and the end: allocator noise, not growth (1 KiB a step would be 9 MiB).
     assert figures["memory_growth_mib"] < 4
