@@ -17,7 +17,8 @@ from moshijax.cli import main
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-RECIPES = [path.name for path in shipped.folder("experiments").glob("*.gin")]
+EXPERIMENTS = shipped.folder("experiments")
+RECIPES = [str(path.relative_to(EXPERIMENTS)) for path in EXPERIMENTS.rglob("*.gin")]
 IDS = [str(page.relative_to(ROOT)) for page in PAGES]
 
 
@@ -55,6 +56,8 @@ def test_documented_commands_exist_with_the_options_they_show(page) -> None:
             inner = command.get_command(click.Context(command), words[0])
             assert inner is not None, f"{line!r}: no command {words[0]!r}"
             command, words = inner, words[1:]
+        if command.name in ("train", "plan", "eval") and words and "/" in words[0]:
+            assert words[0] in RECIPES, f"{line!r}: no recipe {words[0]!r}"
         if command.name == "train" and words and words[0] in RECIPES:
             overrides = [word.removeprefix("--gin.") for word in words if word.startswith("--gin.")]
             config.load(words[0], overrides)
@@ -84,8 +87,7 @@ def test_the_python_examples_of_a_page_run_one_after_the_other(page, tmp_path, r
     if '"artifact"' in text:
         (tmp_path / "artifact").symlink_to(request.getfixturevalue("artifact"))
     if '"mine.gin"' in text:
-        base = sorted(shipped.folder("experiments").glob("*.gin"))[0]
-        (tmp_path / "mine.gin").write_text(base.read_text())
+        (tmp_path / "mine.gin").write_text((EXPERIMENTS / "nano" / "pretraining.gin").read_text())
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", text], cwd=tmp_path, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, f"{text}\n{done.stderr[-2000:]}"
@@ -107,8 +109,7 @@ def test_the_readme_names_the_commands_that_are_tested() -> None:
 
 def test_the_example_of_the_recipe_guide_loads(tmp_path) -> None:
     (text,) = [block for block in blocks(ROOT / "docs" / "recipes.md", "") if "dynamic_registration" in block]
-    base = sorted(shipped.folder("experiments").glob("*.gin"))[0]
-    (tmp_path / "base.gin").write_text(base.read_text())
+    (tmp_path / "base.gin").write_text((EXPERIMENTS / "nano" / "pretraining.gin").read_text())
     (tmp_path / "mine.gin").write_text(text)
     made = config.load(tmp_path / "mine.gin")
     assert made.steps == 2000 and made.optimizer.learning_rate == 3e-4 and made.text_optimizer.learning_rate == 1e-4

@@ -63,13 +63,16 @@ MESH = re.compile(r"--gin\.mesh\.(\w+)=(-?\d+)")
 HARDWARE = re.compile(r"^# Hardware: (?:(\d+)|one) H100", re.MULTILINE)
 
 
-@pytest.mark.parametrize("path", [path for path in RECIPES if HARDWARE.search(path.read_text())], ids=lambda p: p.stem)
+FOR_GPUS = [path for path in RECIPES if HARDWARE.search(path.read_text())]
+
+
+@pytest.mark.parametrize("path", FOR_GPUS, ids=lambda path: path.stem)
 def test_batches_divide_by_the_mesh_and_the_hardware_that_a_recipe_names(path) -> None:
     header = path.read_text().split("from __gin__")[0]
     devices = int(HARDWARE.search(header)[1] or 1)
     mesh = MeshConfig(**{axis: int(size) for axis, size in MESH.findall(header)}).shape(devices)
     assert math.prod(mesh.values()) == devices
-    experiment = config.load(path.name)
+    experiment = config.load(path)
     devices = mesh["data"] * mesh["fsdp"]
     for data in (experiment.data, experiment.text_data):
         if data is not None:

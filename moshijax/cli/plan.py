@@ -47,11 +47,11 @@ def command(
 
     \b
     Example:
-      moshijax plan quickstart_moshi.gin --devices 8 --memory-gb 80 --device h100 --gin.mesh.fsdp=8
+      moshijax plan quickstart/moshi.gin --devices 8 --memory-gb 80 --device h100 --gin.mesh.fsdp=8
     """
     bindings = overrides_of(overrides)
     from moshijax import config
-    from moshijax.train import planning
+    from moshijax.train.plan import planning
 
     experiment = config.load(recipe, bindings)
     if topology is not None:
@@ -79,7 +79,7 @@ def child(text: str) -> int:
     import tempfile
 
     from moshijax import config
-    from moshijax.train import planning
+    from moshijax.train.plan import planning
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "recipe.gin"

@@ -133,13 +133,13 @@ def command(
 
     \b
     Example:
-      moshijax train quickstart_moshi.gin --run-dir runs/moshi --gin.steps=2000
+      moshijax train quickstart/moshi.gin --run-dir runs/moshi --gin.steps=2000
     """
     bindings = overrides_of(overrides)
     from moshijax import config
     from moshijax.report.run import write_run_page
-    from moshijax.train import hosts
     from moshijax.train.loop import train
+    from moshijax.train.run import hosts
 
     experiment = config.load(recipe, bindings)
     named = coordinator is not None or processes is not None or process is not None

@@ -214,7 +214,7 @@ def _table(page: Page, results: Sequence[HeldOutCall]) -> None:
 
 
 def _losses(page: Page, folder: Folder) -> None:
-    from moshijax.train.metrics import read_metrics
+    from moshijax.train.run.metrics import read_metrics
 
     page.section("Training", "Loss per stream, and what else the runs measured.")
     for name, run in (("codec's ear", folder.hearing), ("codec", folder.codec), ("language model", folder.moshi)):

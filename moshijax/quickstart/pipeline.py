@@ -104,7 +104,7 @@ def lm_experiment(settings: Settings, folder: Folder) -> ExperimentConfig:
 def _train(experiment: ExperimentConfig, run_dir: Path, tell: Tell) -> Mapping[str, Any]:
     from moshijax import config
     from moshijax.train.loop import train
-    from moshijax.train.metrics import read_metrics
+    from moshijax.train.run.metrics import read_metrics
 
     loss = ""
 

@@ -28,9 +28,9 @@ class Settings:
     unanswered: int = 3840
     silent: int = 60
     heldout: int = 32
-    hearing_recipe: str = "quickstart_hearing.gin"
-    codec_recipe: str = "quickstart_codec.gin"
-    lm_recipe: str = "quickstart_moshi.gin"
+    hearing_recipe: str = "quickstart/hearing.gin"
+    codec_recipe: str = "quickstart/codec.gin"
+    lm_recipe: str = "quickstart/moshi.gin"
     codec_overrides: tuple[str, ...] = ()
     lm_overrides: tuple[str, ...] = ()
     workers: int = 2

@@ -13,8 +13,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from moshijax.train.experiment import ExperimentConfig
 from moshijax.train.feed import fetch
-from moshijax.train.metrics import Interval
-from moshijax.train.signals import Agreement
+from moshijax.train.run.metrics import Interval
+from moshijax.train.run.signals import Agreement
 from moshijax.train.state import StatePlan
 from moshijax.train.steps import LOSS, batch_shardings, with_rows
 from moshijax.train.task import Source, Task

@@ -163,7 +163,7 @@ class ExperimentConfig:
     """One training run.
 
     Attributes:
-      task: what is trained and on which losses (`moshijax.train.lm_task.LMTask`, `codec_task.CodecTask`).
+      task: what is trained and on which losses (`moshijax.train.tasks.lm.LMTask`, `codec_task.CodecTask`).
       data: batches of the audio steps (a config of `moshijax.data`).
       text_data: batches of the text steps; needed when `text_ratio` is above 0.
       text_ratio: share of text steps; step n is one iff floor((n+1) r) > floor(n r).
@@ -176,7 +176,7 @@ class ExperimentConfig:
       eval_data, eval_text_data: held-out batches of the audio steps' kind, and of text alone, whatever the steps of the
         run are: a text model is measured by the second, and what speech makes a model forget of its text too.
       init_from: a run, or published or imported weights, whose parameters are the first of this run.
-      init_transforms: names of `moshijax.train.init_from.TRANSFORMS`, in order, that make the parameters of this model
+      init_transforms: names of `moshijax.train.run.init_from.TRANSFORMS`, in order, that make this model's parameters
         of those; without any it must be the same model.
       report_every: the page `report.html` of a run is written anew after so many steps.
       profile_steps: numbers of the steps that are traced into `profile/`.

@@ -21,24 +21,25 @@ import jax
 
 from moshijax.config_json import to_json
 from moshijax.errors import MoshijaxError, Stopped
-from moshijax.train import hosts, sharding
-from moshijax.train import run_dir as files
-from moshijax.train.checkpoint import Checkpointer, quiet_orbax
-from moshijax.train.compilations import Compilations
+from moshijax.train import sharding
 from moshijax.train.evaluate import EVAL, EVAL_TEXT, Evaluator, HeldOutLoss, Interrupted, Snapshot
 from moshijax.train.experiment import ExperimentConfig
 from moshijax.train.feed import Fed, Feed
-from moshijax.train.flops import peak_flops
-from moshijax.train.footprint import is_out_of_memory, remedies
-from moshijax.train.init_from import starting_point
-from moshijax.train.metrics import Interval, Writer, readable, readable_evaluation
-from moshijax.train.profile import Profiler
-from moshijax.train.run_dir import Claim, RunDir
-from moshijax.train.signals import Agreement, StopSignal
+from moshijax.train.plan.flops import peak_flops
+from moshijax.train.plan.footprint import is_out_of_memory, remedies
+from moshijax.train.run import hosts
+from moshijax.train.run import run_dir as files
+from moshijax.train.run.checkpoint import Checkpointer, quiet_orbax
+from moshijax.train.run.compilations import Compilations
+from moshijax.train.run.init_from import starting_point
+from moshijax.train.run.metrics import Interval, Writer, readable, readable_evaluation
+from moshijax.train.run.profile import Profiler
+from moshijax.train.run.run_dir import Claim, RunDir
+from moshijax.train.run.signals import Agreement, StopSignal
+from moshijax.train.run.weights_and_biases import WandbLog
 from moshijax.train.state import StatePlan, TrainState, plan_state
 from moshijax.train.steps import NONFINITE, Program, batch_shardings, compile_step
 from moshijax.train.task import Source
-from moshijax.train.weights_and_biases import WandbLog
 
 log = logging.getLogger(__name__)
 
@@ -268,7 +269,7 @@ def train(
 ) -> None:
     """Train, or go on where the run directory's last complete checkpoint is.
 
-    With several processes (`moshijax.train.hosts.join`) each calls this with the same arguments and a run directory
+    With several processes (`moshijax.train.run.hosts.join`) each calls this with the same arguments and a run directory
     that all of them see. A process that fails, or learns that another one is lost, then ends at once: see `hosts.Line`.
 
     Args:

@@ -18,8 +18,8 @@ from moshijax.errors import ConfigError
 from moshijax.nn.causal_attention import plain_attention
 from moshijax.train import sharding
 from moshijax.train.experiment import ExperimentConfig, OptimizerConfig
-from moshijax.train.flops import training_flops
 from moshijax.train.optimizer import group_of, learning_rate
+from moshijax.train.plan.flops import training_flops
 from moshijax.train.state import StatePlan, TrainState, averaged
 from moshijax.train.task import LossParts, Task
 

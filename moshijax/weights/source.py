@@ -227,7 +227,7 @@ def _imported(path: Path) -> Source:
 
 
 def _run(path: Path) -> Source:
-    kind, config, params, extras = importlib.import_module("moshijax.train.checkpoint").load_run(path)
+    kind, config, params, extras = importlib.import_module("moshijax.train.run.checkpoint").load_run(path)
     flat = flatten_dict(params, sep="/")
     update = config.lora if kind == "lm" else None
     base = config if update is None else replace(config, lora=None)

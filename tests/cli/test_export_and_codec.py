@@ -16,8 +16,8 @@ from moshijax.data.encoder import CodecEncoder
 from moshijax.data.text import train_tokenizer
 from moshijax.export import audio, manifest, runtime
 from moshijax.testing import tiny
-from moshijax.train.checkpoint import Checkpointer
-from moshijax.train.run_dir import RunDir, write_json
+from moshijax.train.run.checkpoint import Checkpointer
+from moshijax.train.run.run_dir import RunDir, write_json
 from moshijax.train.state import TrainState
 
 pytest.importorskip("sentencepiece")

@@ -21,10 +21,10 @@ from moshijax.eval.codec import (
 )
 from moshijax.report.run import panels_of
 from moshijax.train.loop import train
-from moshijax.train.metrics import read_metrics, readable_evaluation
+from moshijax.train.run.metrics import read_metrics, readable_evaluation
 from moshijax.weights import load_mimi
 from tests.codec.small import filled, noise
-from tests.train.models import CODEC, codec_experiment, write_codec_data
+from tests.train.support.models import CODEC, codec_experiment, write_codec_data
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from moshijax.errors import ConfigError
 from moshijax.lm.config import DepthConfig
 from moshijax.nn import causal_attention as causal
 from moshijax.nn.transformer import TransformerConfig
-from tests.train.devices import run_on_devices
+from tests.train.support.devices import run_on_devices
 
 KEY = jax.random.key(0)
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from moshijax import config
 from moshijax.train.experiment import ExperimentConfig
-from moshijax.train.metrics import read_metrics
-from tests.train.models import lm_experiment, write_lm_data
+from moshijax.train.run.metrics import read_metrics
+from tests.train.support.models import lm_experiment, write_lm_data
 from tests.train.test_loop import assert_bit_equal, numbers, state_at
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -11,9 +11,9 @@ import time
 
 import pytest
 
-from moshijax.train.metrics import read_metrics
+from moshijax.train.run.metrics import read_metrics
 from tests.system.killing import ROOT, complete_steps, wait_for_step, write_recipe
-from tests.train.processes import environment, free_port
+from tests.train.support.processes import environment, free_port
 
 LAUNCH = ROOT / "tools" / "launch"
 RUN = ["RECIPE.gin", "--run-dir", "/shared/runs/a b"]

@@ -16,7 +16,7 @@ from moshijax.train.experiment import (
     place_of_step,
 )
 from moshijax.train.optimizer import check_groups, learning_rate
-from tests.train.small_task import SmallData, SmallTask
+from tests.train.support.small_task import SmallData, SmallTask
 
 
 @pytest.mark.parametrize("ratio", [0.0, 0.1, 0.125, 0.3, 0.5, 0.9, 1.0])

@@ -13,13 +13,13 @@ import pytest
 
 from moshijax.errors import ConfigError, DataError, MoshijaxError, Stopped
 from moshijax.train import sharding
-from moshijax.train.checkpoint import Checkpointer, check_space
 from moshijax.train.experiment import ExperimentConfig, OptimizerConfig, ParameterGroup
 from moshijax.train.loop import train
-from moshijax.train.metrics import read_metrics
-from moshijax.train.run_dir import RunDir
+from moshijax.train.run.checkpoint import Checkpointer, check_space
+from moshijax.train.run.metrics import read_metrics
+from moshijax.train.run.run_dir import RunDir
 from moshijax.train.state import plan_state
-from tests.train.small_task import SmallData, SmallModel, SmallTask
+from tests.train.support.small_task import SmallData, SmallModel, SmallTask
 
 EXPERIMENT = ExperimentConfig(
     task=SmallTask(),

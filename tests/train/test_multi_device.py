@@ -11,11 +11,11 @@ from moshijax.errors import ConfigError
 from moshijax.train import sharding
 from moshijax.train.experiment import MeshConfig
 from moshijax.train.loop import train
-from moshijax.train.metrics import read_metrics
-from tests.train.devices import run_on_devices
-from tests.train.multi_device import SMALL
+from moshijax.train.run.metrics import read_metrics
+from tests.train.support.devices import run_on_devices
+from tests.train.support.multi_device import SMALL
 
-HERE = "tests.train.multi_device"
+HERE = "tests.train.support.multi_device"
 MESH = AbstractMesh((2, 2, 2), ("data", "fsdp", "tensor"))
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from tests.train.devices import run_on_devices
+from tests.train.support.devices import run_on_devices
 from tests.weights.test_lm import PUBLISHED, published_tensors, write
 
 

@@ -16,7 +16,7 @@ from tools.bench import support
 CODEBOOKS = 8
 SECONDS = 10
 TRAIN_ROWS, TRAIN_FRAMES = 8, 24
-ADVERSARIAL = "small_codec_adversarial.gin"
+ADVERSARIAL = "codec/small_adversarial.gin"
 
 
 def small_config(config) -> dict:
@@ -148,7 +148,7 @@ def adversarial_step(recipe: str, codec_directory: Path, tensors: Path, clock: C
 
     from moshijax import config
     from moshijax.train import sharding
-    from moshijax.train.init_from import starting_point
+    from moshijax.train.run.init_from import starting_point
     from moshijax.train.state import plan_state
     from moshijax.train.steps import compile_step
 

@@ -25,10 +25,10 @@ def consumed() -> float:
     from moshijax.lm import configs
     from moshijax.train import sharding
     from moshijax.train.experiment import ExperimentConfig
-    from moshijax.train.flops import PEAK_FLOPS
-    from moshijax.train.lm_task import LMTask
+    from moshijax.train.plan.flops import PEAK_FLOPS
     from moshijax.train.state import plan_state
     from moshijax.train.steps import step_flops
+    from moshijax.train.tasks.lm import LMTask
 
     task = LMTask(configs.MOSHI_7B, "none")
     experiment = ExperimentConfig(task=task, data=data.GridData(("none",), batch_size=1, num_frames=3000))
@@ -49,7 +49,7 @@ def main() -> None:
     from moshijax import data
     from moshijax.data.text import Tokenizer
     from moshijax.lm import configs
-    from tests.train.grids import write_dialogues, write_tokenizer
+    from tests.train.support.grids import write_dialogues, write_tokenizer
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder)

@@ -85,9 +85,9 @@ def ours_train(directory: Path, clock: Callable[[], float]):
     from moshijax.lm.losses import LossConfig
     from moshijax.train import sharding
     from moshijax.train.experiment import ExperimentConfig, MeshConfig, OptimizerConfig
-    from moshijax.train.lm_task import LMTask
     from moshijax.train.state import plan_state
     from moshijax.train.steps import compile_step
+    from moshijax.train.tasks.lm import LMTask
 
     config, _ = weights.load_lm(directory)
     config = dataclasses.replace(config, scan_layers=False)

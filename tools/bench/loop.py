@@ -34,12 +34,12 @@ def main() -> None:
 
     from moshijax.train import sharding
     from moshijax.train.feed import put
-    from moshijax.train.lm_task import LMTask
     from moshijax.train.loop import train
-    from moshijax.train.metrics import read_metrics
+    from moshijax.train.run.metrics import read_metrics
     from moshijax.train.state import plan_state
     from moshijax.train.steps import batch_shardings, compile_step
-    from tests.train.models import LM, lm_experiment, write_lm_data
+    from moshijax.train.tasks.lm import LMTask
+    from tests.train.support.models import LM, lm_experiment, write_lm_data
 
     class Busy(LMTask):
         """The language model, with a device that is busy for a while in every step."""

@@ -29,6 +29,15 @@ from tests.parity.weights_by_name import FIXTURES, clip, load_fixture, write_che
 
 PAGE = Path(__file__).parents[2] / "docs" / "parity.md"
 Row = list[str]
+_INTRODUCTION = """Package `moshi` {moshi} on PyTorch {torch}, ours on jax {jax}; everything on the CPU.
+`hf_*` are classes of Transformers {transformers}. This page is written by `python -m tools.reference.parity_table`
+from the fixtures that `tests/parity/README.md` describes.
+
+`mimi_full` and `mimi_full_long` have the published sizes. The long clip, the small codecs and the language
+models run past the attention window (Transformers has none). `way_back` was exported by `moshijax weights export
+--format kyutai` and loaded by the package's own loader; `tts_*` and `hibiki_end` are runs of its synthesis engine
+and of its inference runner. The tests allow an error of 1e-4, and 5 % of the spread against maps that the package
+computes in float16; all codes, masks and tokens must be equal."""
 
 
 def error(got, want) -> float:
@@ -238,15 +247,7 @@ def main() -> None:
     lines = [
         "# Parity with the PyTorch reference",
         "",
-        f"Package `moshi` {reference['moshi']} on PyTorch {reference['torch']}, ours on jax {jax.__version__}; everything on the CPU.",
-        f"`hf_*` are classes of Transformers {transformers}. This page is written by `python -m tools.reference.parity_table`",
-        "from the fixtures that `tests/parity/README.md` describes.",
-        "",
-        "`mimi_full` and `mimi_full_long` have the published sizes. The long clip, the small codecs and the language",
-        "models run past the attention window (Transformers has none). `way_back` was exported by `moshijax weights export",
-        "--format kyutai` and loaded by the package's own loader; `tts_*` and `hibiki_end` are runs of its synthesis engine",
-        "and of its inference runner. The tests allow an error of 1e-4, and 5 % of the spread against maps that the package",
-        "computes in float16; all codes, masks and tokens must be equal.",
+        _INTRODUCTION.format(**reference, jax=jax.__version__, transformers=transformers),
         "",
         "| model | part | dtype | largest error | equal |",
         "|---|---|---|---|---|",

@@ -18,10 +18,10 @@ import sys
 from pathlib import Path
 
 from moshijax.report import plots
-from moshijax.train.metrics import read_metrics
+from moshijax.train.run.metrics import read_metrics
 
-PLAIN = "ablation_codec.gin"
-ADVERSARIAL = "ablation_adversarial.gin"
+PLAIN = "codec/ablation.gin"
+ADVERSARIAL = "codec/ablation_adversarial.gin"
 CONTINUED = "--gin.init_from={runs}/full"
 WITHOUT_DROPOUT = "--gin.task.quantizer.dropout=False"
 # Name -> recipe and overrides; {runs} is the folder of the runs.

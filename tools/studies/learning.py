@@ -31,9 +31,9 @@ from moshijax.lm.losses import LossConfig
 from moshijax.lm.tokens import BOS, EPAD, PAD, UNGENERATED, ZERO
 from moshijax.nn.transformer import TransformerConfig
 from moshijax.train.experiment import OptimizerConfig, ParameterGroup
-from moshijax.train.init_from import helium_to_moshi
-from moshijax.train.lm_task import TEXT_OWNS
 from moshijax.train.optimizer import make_optimizer
+from moshijax.train.run.init_from import helium_to_moshi
+from moshijax.train.tasks.lm import TEXT_OWNS
 
 FRAMES, ROWS, CARD, TEXT_CARD, CODEBOOKS = 48, 16, 32, 32, 4
 WORDS, SOUNDS, TOPICS, FIRST = 24, 10, 3, 4  # words are the text pieces FIRST, FIRST + 1, ...

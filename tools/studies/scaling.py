@@ -15,7 +15,7 @@ from flax.traverse_util import flatten_dict
 
 from moshijax import lm
 from moshijax.lm.config import LMConfig
-from moshijax.train.lm_task import TEXT_OWNS
+from moshijax.train.tasks.lm import TEXT_OWNS
 from tools.pages import fill
 
 BF16, F32 = 2, 4

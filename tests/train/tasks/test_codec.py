@@ -1,0 +1,161 @@
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from moshijax import codec
+from moshijax.codec import losses, training
+from moshijax.codec.quantizer_training import QuantizerTraining
+from moshijax.errors import ConfigError
+from moshijax.nn.vq import codebook_tables
+from moshijax.train.loop import train
+from moshijax.train.run.checkpoint import load_run
+from moshijax.train.run.metrics import read_metrics
+from moshijax.train.tasks.codec import CodecLoss
+from moshijax.weights.source import open_source
+from moshijax.weights.transfer import export_weights
+from tests.train.support.devices import run_on_devices
+from tests.train.support.models import CODEC, codec_experiment, write_codec_data
+from tests.train.test_loop import Crash, assert_bit_equal, at_step, crash, numbers, state_at
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("codec") / "speech"
+    write_codec_data(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def whole_run(folder):
+    train(codec_experiment(folder, steps=40), folder / "whole")
+    return folder / "whole"
+
+
+def test_losses_fall_and_codebooks_are_used(whole_run):
+    lines = read_metrics(whole_run / "metrics.jsonl")
+    for name in ("loss", "mel/loss", "distillation/loss"):
+        assert lines[-1][f"train/{name}"] < 0.9 * lines[0][f"train/{name}"], name
+    assert all(lines[-1][f"train/codebook_{q}/usage_entropy"] > 0.5 for q in range(3))
+
+
+def test_resume_is_bit_for_bit(folder, whole_run, run_dir):
+    experiment = codec_experiment(folder, steps=40)
+    with pytest.raises(Crash):
+        train(experiment, run_dir, progress=at_step(17, crash))
+    train(experiment, run_dir)
+    assert_bit_equal(state_at(whole_run, 40, experiment), state_at(run_dir, 40, experiment))
+    assert numbers(run_dir) == numbers(whole_run)
+
+
+def test_a_recording_that_cannot_be_used_is_counted(tmp_path, run_dir, caplog):
+    write_codec_data(tmp_path / "speech")
+    (tmp_path / "speech" / "call-3.wav").write_text(
+        "this is no audio, however long it may be made to look by more words"
+    )
+    with caplog.at_level("INFO", "moshijax"):
+        train(codec_experiment(tmp_path / "speech", steps=10), run_dir)
+    assert [line["data/skipped_recordings"] for line in read_metrics(run_dir / "metrics.jsonl")] == [1.0, 1.0]
+    messages = [record.getMessage() for record in caplog.records]
+    assert sum("call-3.wav is not readable audio" in message for message in messages) == 1
+    assert sum("  skipped recordings 1  " in message for message in messages) == 2
+
+
+def test_load_run_gives_a_codec_that_encodes(whole_run):
+    kind, config, params, extras = load_run(whole_run)
+    assert (kind, config, extras["tokenizer"]) == ("codec", CODEC, None)
+    wave = 0.3 * np.sin(np.arange(6400) / 10).astype(np.float32)[None]
+    codes = np.asarray(codec.encode(config, params, wave))
+    assert codes.shape == (1, 3, 10) and codes.min() >= 0 and codes.max() < 16
+    assert len(np.unique(codes)) > 2
+    assert np.isfinite(codec.decode(config, params, codes)).all()
+
+
+def test_init_from_a_published_codec(folder, whole_run, run_dir, tmp_path):
+    export_weights(open_source(whole_run), tmp_path / "published", "kyutai")
+    train(codec_experiment(folder, init_from=str(tmp_path / "published"), steps=1, log_every=1), run_dir)
+    first, late = (read_metrics(path / "metrics.jsonl")[0 - (path == whole_run)] for path in (run_dir, whole_run))
+    # The codec goes on where it was; the head that estimates the teacher starts afresh.
+    assert first["train/mel/loss"] < 1.1 * late["train/mel/loss"]
+    assert first["train/distillation/loss"] > 1.1 * late["train/distillation/loss"]
+
+
+def test_every_loss_has_its_gradient_norm(folder, whole_run):
+    """By hand: what reaches the decoder's output there, commitment and distillation at the encoder's latent."""
+    experiment = codec_experiment(folder, steps=40)
+    settings = QuantizerTraining(dropout=False, quantization_rate=1.0)
+    task = dataclasses.replace(experiment.task, quantizer=settings, loss=CodecLoss(latent_distillation=2.0))
+    state, batch = state_at(whole_run, 40, experiment), task.sources(experiment)["audio"].batch(0)
+    key, rows = jax.random.key(0), jnp.arange(8)
+    denominators = task.denominators("audio", batch)
+    parts = jax.jit(lambda p: task.loss_parts("audio", p, state.model_state, {**batch, "row": rows}, denominators, key))
+    sums = parts(state.params).sums
+    variables = {"params": state.params, "codebooks": state.model_state}
+    out = training.forward(CODEC, settings, variables, batch["audio"], key)
+    latent, middle = np.asarray(out.latent), out.bottleneck
+    at_output = {
+        "mel": lambda y: losses.multi_scale_mel(y, batch["audio"], 8000).sum(),
+        "waveform": lambda y: losses.waveform_l1(y, batch["audio"]).sum(),
+    }
+    want = {name: jax.grad(loss)(out.reconstruction) for name, loss in at_output.items()}
+    slope, at = 0.0, 0
+    for name in ("semantic", "acoustic"):
+        book = state.model_state["quantizer"][name]
+        inputs = state.params["quantizer"][name]["input_proj"]["kernel"]
+        residual = latent @ inputs.T
+        for table in np.asarray(codebook_tables(book)):
+            residual = residual - table[np.asarray(middle.codes[:, at])]
+            slope, at = slope + 2 / residual[0].size / 3 * residual @ inputs, at + 1
+    want["commitment"] = slope
+    teacher, semantic = losses.pool_teacher(batch["teacher"], 10), state.params["quantizer"]["semantic"]
+    for name, estimated in (("distillation", middle.semantic), ("latent_distillation", middle.semantic_latent)):
+        distance = lambda x: losses.cosine_distance(training.teacher_estimate(variables, x), teacher).sum()  # noqa: E731
+        at_level = np.asarray(jax.grad(distance)(estimated))
+        want[name] = at_level @ semantic["output_proj"]["kernel"] @ semantic["input_proj"]["kernel"]
+    for name, gradient in want.items():
+        total, count = sums[f"{name}/grad_norm"]
+        expected = np.sqrt((np.asarray(gradient) ** 2).sum(axis=tuple(range(1, gradient.ndim)))).sum()
+        assert expected > 0 and count == 8
+        np.testing.assert_allclose(total, expected, rtol=2e-3, err_msg=name)
+    written = read_metrics(whole_run / "metrics.jsonl")[-1]
+    assert all(written[f"train/{name}/grad_norm"] > 0 for name in ("mel", "waveform", "commitment", "distillation"))
+
+
+@pytest.mark.slow
+def test_microbatches_change_only_rounding(folder, tmp_path):
+    for count in (1, 2):
+        train(codec_experiment(folder, microbatches=count, steps=3, log_every=1), tmp_path / str(count))
+    ours, theirs = (read_metrics(tmp_path / n / "metrics.jsonl") for n in ("1", "2"))
+    for a, b in zip(ours, theirs, strict=True):
+        for name in ("train/loss", "train/mel/loss", "train/codebook_0/usage_entropy"):
+            np.testing.assert_allclose(a[name], b[name], rtol=2e-3)
+    for name in ("train/loss", "train/mel/loss", "train/grad_norm"):
+        np.testing.assert_allclose(ours[0][name], theirs[0][name], rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_codebooks_are_the_same_on_8_devices(folder):
+    run_on_devices(8, "tests.train.support.multi_device:codebooks_agree_with_one_device", folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"data": {"num_samples": 6401}}, "num_samples 6401 is not a multiple of the frame size 640"),
+        ({"data": {"sample_rate": 24000, "num_samples": 6400}}, "sample_rate is 24000, the codec's is 8000"),
+        ({"data": {"teacher": None}}, "features of width None, but teacher_dim is"),
+        ({"text_ratio": 0.5, "text_data": 1}, "a codec has no text steps"),
+        ({"eval_text_data": 1}, "eval_text_data is set, but a codec has no text"),
+    ],
+)
+def test_data_that_do_not_fit_are_refused(folder, run_dir, change, message):
+    experiment = codec_experiment(folder)
+    if "data" in change:
+        change = {"data": dataclasses.replace(experiment.data, **change["data"])}
+    with pytest.raises(ConfigError, match=message):
+        train(dataclasses.replace(experiment, **change), run_dir)
+    assert not run_dir.exists()
