@@ -245,15 +245,11 @@ def test_a_trained_codec_exports_to_the_published_format(whole_run, published):
 @pytest.mark.skipif(reference_python() is None, reason="needs torch and moshi, or MOSHIJAX_REFERENCE_PYTHON")
 def test_the_package_gives_the_codes_of_a_trained_codec(whole_run, published, tmp_path):
     np.save(tmp_path / "waveform.npy", WAVE)
-<<<<<<< HEAD:tests/train/test_adversarial.py
-=======
-    tool = Path(__file__).parents[3] / "tools" / "reference_codes.py"
->>>>>>> main:tests/train/tasks/test_codec_adversarial.py
     arguments = [published, tmp_path / "waveform.npy", tmp_path / "made.npz"]
     subprocess.run(
         [reference_python(), "-m", "tools.reference.codes", *map(str, arguments)],
         check=True,
-        cwd=Path(__file__).parents[2],
+        cwd=Path(__file__).parents[3],
     )
     _, config, variables, _ = load_run(whole_run)
     with np.load(tmp_path / "made.npz") as want:
