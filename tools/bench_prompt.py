@@ -32,7 +32,9 @@ def main() -> None:
     from bench_lm import STEP
 
     from moshijax import codec, lm
-    from moshijax.export import artifact, prompt, runtime
+    from moshijax.export import artifact
+    from moshijax.runtime import prompt
+    from moshijax.runtime import rows as runtime
     from moshijax.weights.lm_config import lm_config
 
     config = lm_config(STEP)

@@ -22,7 +22,8 @@ import psutil
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from moshijax.export import artifact, runtime
+from moshijax.export import artifact
+from moshijax.runtime import rows as runtime
 from moshijax.testing.tiny import tiny_models
 from tools.scaling import fill
 
