@@ -1,1 +1,1 @@
-"""Build the streaming artifact: its programs (`step`), the directory (`artifact`) and what it is made from (`source`)."""
+"""Build the streaming artifact: its programs (`step`), the directory (`artifact`), and its inputs (`source`)."""
