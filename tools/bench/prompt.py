@@ -28,7 +28,9 @@ def main() -> None:
     import numpy as np
 
     from moshijax import codec, lm
-    from moshijax.export import artifact, prompt, runtime
+    from moshijax.export import artifact
+    from moshijax.runtime import prompt
+    from moshijax.runtime import rows as runtime
     from moshijax.weights.lm_config import lm_config
     from tools.bench.lm import STEP
 

@@ -19,7 +19,8 @@ import jax
 import numpy as np
 import psutil
 
-from moshijax.export import artifact, runtime
+from moshijax.export import artifact
+from moshijax.runtime import rows as runtime
 from moshijax.testing.tiny import tiny_models
 from tools.pages import fill
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from moshijax.errors import ConfigError
-from moshijax.export.runtime import Program, Word
+from moshijax.runtime.rows import Program, Word
 
 PAUSE = re.compile(r'<break\s+time="(\d+(?:\.\d+)?)s"\s*/?>')
 #: What the models of speech synthesis have not seen in texts.

@@ -11,8 +11,11 @@ import pytest
 
 from moshijax import lm
 from moshijax.errors import ConfigError, DataError
-from moshijax.export import artifact, audio, call, prompt, runtime, script
+from moshijax.export import artifact
 from moshijax.lm import policies
+from moshijax.runtime import audio, prompt, script
+from moshijax.runtime import play as call
+from moshijax.runtime import rows as runtime
 from moshijax.testing import tiny
 
 FRAME = 640

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from moshijax.errors import ConfigError, DataError, MoshijaxError
-from moshijax.export import audio
+from moshijax.runtime import audio
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from moshijax.export import audio
+from moshijax.runtime import audio
 
 ROOT = Path(__file__).parents[2]
 
@@ -35,14 +35,14 @@ def test_runs_with_four_packages(artifact_dir, tmp_path):
     names = {entry["name"].lower() for entry in json.loads(installed.stdout)}
     assert not names & {"flax", "click", "rich", "optax", "orbax-checkpoint", "gin-config", "soundfile", "soxr"}
 
-    command = [python, "-m", "moshijax.export.runtime", artifact_dir, "--user", user, "--out", out, "--text-out", text]
+    command = [python, "-m", "moshijax.runtime", artifact_dir, "--user", user, "--out", out, "--text-out", text]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     stereo, rate = audio.read(out)
     assert rate == 8000 and stereo.shape == (640 * 20, 2) and stereo[:, 0].std() > 0
     assert json.loads(text.read_text())["timing"]["steps"] == 20
     imported = subprocess.run(
-        [python, "-c", "import sys, moshijax.export.runtime, moshijax.export.call; print('flax' in sys.modules)"],
+        [python, "-c", "import sys, moshijax.runtime.rows, moshijax.runtime.play; print('flax' in sys.modules)"],
         capture_output=True,
         text=True,
         check=True,

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from moshijax.errors import ConfigError, DataError
-from moshijax.export import manifest as manifests
+from moshijax.runtime import artifact as manifests
 
 Table = Mapping[str, Mapping[str, Any]]
 Arrays = dict[str, np.ndarray]

@@ -7,8 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from moshijax.export.loudness import loudness
-from moshijax.export.prompt import checked
+from moshijax.runtime.loudness import loudness
+from moshijax.runtime.prompt import checked
 from tests.parity.weights_by_name import clip
 
 

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from moshijax.errors import ConfigError
-from moshijax.export import audio, call
+from moshijax.runtime import audio
+from moshijax.runtime import play as call
 
 
 @pytest.fixture
@@ -86,7 +87,7 @@ def test_bad_arguments(cli, artifact_dir, user, arguments, code, message):
 
 def test_without_click(artifact_dir, user, tmp_path):
     """The entry that needs nothing but the runtime's packages gives the same call."""
-    command = [sys.executable, "-m", "moshijax.export.runtime", str(artifact_dir), "--user", str(user)]
+    command = [sys.executable, "-m", "moshijax.runtime", str(artifact_dir), "--user", str(user)]
     done = subprocess.run([*command, "--out", str(tmp_path / "a.wav")], capture_output=True, text=True, check=True)
     assert "median" in done.stdout
     call.run(artifact_dir, user, tmp_path / "b.wav")

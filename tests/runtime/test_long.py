@@ -9,7 +9,10 @@ import numpy as np
 import pytest
 
 from moshijax import lm
-from moshijax.export import artifact, audio, call, runtime
+from moshijax.export import artifact
+from moshijax.runtime import audio
+from moshijax.runtime import play as call
+from moshijax.runtime import rows as runtime
 from moshijax.testing import tiny
 from tools.soak import runtime as soak
 

@@ -7,7 +7,7 @@
     program.close(row)
 
 `program.step(weights, state, inputs)` with three arguments is the exported pure function itself.
-`python -m moshijax.export.runtime ARTIFACT --user IN.wav --out OUT.wav` plays a recording through it.
+`python -m moshijax.runtime ARTIFACT --user IN.wav --out OUT.wav` plays a recording through it.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ import numpy as np
 
 from moshijax import optional
 from moshijax.errors import ConfigError, DataError, MoshijaxError
-from moshijax.export import conditions as condition_values
-from moshijax.export import manifest as manifests
+from moshijax.runtime import artifact as manifests
+from moshijax.runtime import conditions as condition_values
 
 UNGENERATED, ZERO = -2, -1  # the same ids as in moshijax.lm.tokens, which this module must not import
 SAMPLING_INPUTS = ("temperature", "text_temperature", "top_k", "text_top_k", "pad_bonus", "guidance")
@@ -222,7 +222,7 @@ class Program:
         seed: any integer up to 64 bits. sampling: any of temperature, text_temperature, top_k, text_top_k, pad_bonus,
         and guidance where the artifact has it; the rest are the artifact's defaults. prompt: int32 [K, T], columns the
         call begins with, not delayed; UNGENERATED entries are left to the model, a text of ZERO is none.
-        conditions: {name: value} as `moshijax.export.conditions.arrays` takes them, the rest are the artifact's
+        conditions: {name: value} as `moshijax.runtime.conditions.arrays` takes them, the rest are the artifact's
         defaults. words: what synthesis is to speak; None if they will come through `say`. null_until: columns at the
         beginning that guidance hides from the unconditioned half.
         Raises: ConfigError on values out of range; MoshijaxError if every row is open.
@@ -559,9 +559,3 @@ def split_seed(seed: int) -> np.ndarray:
     if not 0 <= seed < 2**64:
         raise ConfigError(f"seed {seed} must be at least 0 and below 2**64")
     return np.array([seed >> 32, seed & 0xFFFFFFFF], np.uint32)
-
-
-if __name__ == "__main__":
-    from moshijax.export.call import main
-
-    raise SystemExit(main())

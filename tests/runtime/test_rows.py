@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from moshijax.errors import ConfigError, DataError, MoshijaxError
-from moshijax.export import call, runtime
+from moshijax.runtime import play as call
+from moshijax.runtime import rows as runtime
 
 SAMPLED = {"temperature": 0.9, "text_temperature": 0.9, "top_k": 20, "text_top_k": 20}
 

@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 
 from moshijax.errors import ConfigError, DataError
-from moshijax.export import audio
-from moshijax.export.loudness import loudness
-from moshijax.export.runtime import UNGENERATED, ZERO, Program
+from moshijax.runtime import audio
+from moshijax.runtime.loudness import loudness
+from moshijax.runtime.rows import UNGENERATED, ZERO, Program
 
 GAP_SECONDS = 0.5  # of silence after the voice and after the text
 LEVEL = -24.0  # LUFS to which a voice is brought

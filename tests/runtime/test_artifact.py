@@ -9,8 +9,8 @@ import jax
 import pytest
 
 from moshijax.errors import ConfigError, DataError
-from moshijax.export import manifest as manifests
-from moshijax.export import runtime
+from moshijax.runtime import artifact as manifests
+from moshijax.runtime import rows as runtime
 
 
 @pytest.fixture

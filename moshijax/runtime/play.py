@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from moshijax.errors import ConfigError, MoshijaxError
-from moshijax.export import audio, prompt, runtime, script
-from moshijax.export import conditions as condition_values
-from moshijax.export.runtime import UNGENERATED, Program
+from moshijax.runtime import audio, prompt, script
+from moshijax.runtime import conditions as condition_values
+from moshijax.runtime import rows as runtime
+from moshijax.runtime.rows import UNGENERATED, Program
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
@@ -128,7 +129,7 @@ def speak(
     beginnings: Sequence[Beginning] | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> tuple[list[Call], Timing]:
-    """Speak any number of scripts (`moshijax.export.script.words`), `program.batch` at a time.
+    """Speak any number of scripts (`moshijax.runtime.script.words`), `program.batch` at a time.
 
     Returns the calls in order, what comes before a voice prompt ends left away, and the step times. progress is told
     (words begun, words in all). Raises: ConfigError if the artifact takes no text.
@@ -400,7 +401,7 @@ def run(
     """Play one recording through an artifact, or let it speak a text, and write what it says as audio and text.
 
     user or text: as the artifact's layout demands. conditions: `NAME=VALUE`. voice_prompt, text_prompt: what the call
-    begins with (`moshijax.export.prompt`). Returns {"transcript", "timing", "frames", "complete", "out"}: what
+    begins with (`moshijax.runtime.prompt`). Returns {"transcript", "timing", "frames", "complete", "out"}: what
     `moshijax run` prints. batch: the program to use (default: the smallest in the artifact).
     Raises: ConfigError, DataError, MoshijaxError as `runtime.load`, `audio.read` and `runtime.Program.open`.
     """
@@ -475,8 +476,8 @@ def report_lines(result: Mapping) -> list[str]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """`python -m moshijax.export.runtime`: the same call as `moshijax run`, with nothing but the standard library."""
-    parser = argparse.ArgumentParser(prog="python -m moshijax.export.runtime", description=run.__doc__.split("\n")[0])
+    """`python -m moshijax.runtime`: the same call as `moshijax run`, with nothing but the standard library."""
+    parser = argparse.ArgumentParser(prog="python -m moshijax.runtime", description=run.__doc__.split("\n")[0])
     parser.add_argument("artifact")
     parser.add_argument("--user", help="recording of the user")
     parser.add_argument("--text", help="text to speak")
