@@ -54,3 +54,33 @@ def cli(capsys):
         return code, captured.out, captured.err
 
     return call
+
+
+@pytest.fixture(scope="session")
+def models():
+    """A tiny codec, language model and text pieces, as `export.artifact.build` takes them."""
+    from moshijax.testing.tiny import tiny_models
+
+    return tiny_models()
+
+
+@pytest.fixture(scope="session")
+def artifact_dir(models, tmp_path_factory):
+    """One tiny artifact for all tests."""
+    from moshijax.export import artifact
+
+    return artifact.build(*models, tmp_path_factory.mktemp("export") / "artifact", batches=(1, 4))
+
+
+@pytest.fixture(scope="session")
+def program4(artifact_dir):
+    from moshijax.runtime import rows
+
+    return rows.load(artifact_dir, 4)
+
+
+@pytest.fixture(scope="session")
+def program1(artifact_dir):
+    from moshijax.runtime import rows
+
+    return rows.load(artifact_dir, 1)

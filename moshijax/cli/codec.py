@@ -41,7 +41,7 @@ def encode(audio: str, codes: str, weights: str, num_codebooks: int | None, stre
       moshijax codec encode speech.wav speech.npz --codec runs/first/codec --num-codebooks 8
     """
     from moshijax import codec
-    from moshijax.export import audio as audio_files
+    from moshijax.runtime import audio as audio_files
 
     _check_out(codes, ".npz")
     samples, rate = audio_files.read(audio)
@@ -83,7 +83,7 @@ def decode(codes: str, audio: str, weights: str, streaming: bool) -> None:
       moshijax codec decode speech.npz again.wav --codec runs/first/codec
     """
     from moshijax import codec
-    from moshijax.export import audio as audio_files
+    from moshijax.runtime import audio as audio_files
 
     _check_out(audio, ".wav")
     codes_BQT, samples = _read_codes(Path(codes))

@@ -54,7 +54,7 @@ def command(source: str, artifact: str, codec: str | None, tokenizer: str | None
     """
     from moshijax.export import artifact as artifacts
     from moshijax.export import source as sources
-    from moshijax.export.manifest import MANIFEST
+    from moshijax.runtime.artifact import MANIFEST
 
     use = {name: options.pop(name) for name in ("policy", "conditions", "null_conditions", "guidance")}
     options = {name: value for name, value in options.items() if value is not None}

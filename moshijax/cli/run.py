@@ -6,7 +6,7 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from moshijax.export.manifest import PLATFORMS
+from moshijax.runtime.artifact import PLATFORMS
 
 
 @click.command()
@@ -37,15 +37,15 @@ def command(artifact: str, user: str | None, out: str | None, **options) -> None
 
     Writes what the model says as audio and prints its words with their times and how the steps kept up with real
     time. Models of conversation, recognition and translation take --user, those of synthesis --text. The same without
-    click and rich: python -m moshijax.export.runtime ARTIFACT --user IN.wav --out OUT.wav
+    click and rich: python -m moshijax.runtime ARTIFACT --user IN.wav --out OUT.wav
 
     \b
     Example:
       moshijax run runs/first/artifact --user question.wav --out reply.wav --text-out reply.json
       moshijax run speech --text "Good morning." --out morning.wav
     """
-    from moshijax.export import call
-    from moshijax.export.runtime import SAMPLING_INPUTS
+    from moshijax.runtime import play as call
+    from moshijax.runtime.rows import SAMPLING_INPUTS
 
     sampling = {name: value for name in SAMPLING_INPUTS if (value := options.pop(name)) is not None}
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())

@@ -1,4 +1,1 @@
-"""Build the streaming artifact (`artifact`, `step`) and run it (`runtime`, `call`).
-
-Nothing is imported here, so that `moshijax.export.runtime` needs only numpy, jax, flatbuffers and safetensors.
-"""
+"""Build the streaming artifact: its programs (`step`), the directory (`artifact`), and its inputs (`source`)."""

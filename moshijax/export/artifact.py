@@ -26,12 +26,12 @@ import moshijax
 from moshijax import codec, lm
 from moshijax.config_json import from_json, to_json
 from moshijax.errors import ConfigError, MoshijaxError
-from moshijax.export import conditions as condition_values
-from moshijax.export import manifest as manifests
 from moshijax.export.step import CallStep, flatten
 from moshijax.lm import policies
 from moshijax.lm.tokens import BOS, EOS
 from moshijax.nn.layout import unstack_layers
+from moshijax.runtime import artifact as manifests
+from moshijax.runtime import conditions as condition_values
 from moshijax.weights.safetensors import TensorFile
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ def build(
       top_k_limit: the largest top_k that may be asked for.
       policy: what the model is used for. guidance: compiles classifier-free guidance in; its values are defaults.
       conditions, null_conditions: what calls are conditioned on, and the second halves of guided ones, unless told
-        otherwise when they begin (`moshijax.export.conditions.arrays` says what values are); the others are absent. A
+        otherwise when they begin (`moshijax.runtime.conditions.arrays` says what values are); the others are absent. A
         sequence of vectors fixes the length of its conditioner where the model leaves it open.
       tokenizer: the SentencePiece model itself, so that text can be given to the artifact.
 

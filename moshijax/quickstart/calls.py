@@ -16,8 +16,8 @@ from moshijax.quickstart.settings import Folder, Settings
 from moshijax.quickstart.stages import Tell, write_json
 
 if TYPE_CHECKING:
-    from moshijax.export.call import Call, Timing
-    from moshijax.export.runtime import Program
+    from moshijax.runtime.play import Call, Timing
+    from moshijax.runtime.rows import Program
 
 RESULTS = "results.json"
 RECORDINGS = "recordings.npz"
@@ -26,8 +26,10 @@ UNTRAINED = 32  # calls that the untrained model plays
 
 def play_all(settings: Settings, folder: Folder, tell: Tell) -> Mapping[str, Any]:
     """Plays every held-out call; writes calls/results.json, calls/recordings.npz, reply.wav and figures.json."""
-    from moshijax.export import audio, call, runtime
     from moshijax.quickstart.pipeline import BATCHES, heldout_items
+    from moshijax.runtime import audio
+    from moshijax.runtime import play as call
+    from moshijax.runtime import rows as runtime
 
     items = heldout_items(folder)
     users = [audio.read_channel(item["audio"], 24_000, "right") for item in items]
@@ -72,7 +74,7 @@ def parts(played: Call) -> dict[str, np.ndarray]:
 
 def result(program: Program, item: Mapping[str, Any], played: Call) -> HeldOutCall:
     """What was asked and answered in one call."""
-    from moshijax.export.call import words_of
+    from moshijax.runtime.play import words_of
 
     words = words_of(program, played.text_tokens)
     meta = item["meta"]

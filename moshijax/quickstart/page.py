@@ -150,7 +150,7 @@ def _spectrograms(
 ) -> None:
     """The right answer as it was spoken, as the codec gives it back, and as the model says it."""
     from moshijax import codec, weights
-    from moshijax.export import audio
+    from moshijax.runtime import audio
 
     number = shown[0]
     path = folder.heldout / "audio" / f"{results[number].id}.wav"

@@ -1,7 +1,7 @@
 """Comparing a model with recorded numbers of the reference, part by part.
 
 A record is two files beside each other, `NAME.json` and `NAME.npz`: the inputs and what the PyTorch package made of
-them in float32 (`tools/make_reference_fixtures.py --record` writes one for any weights).
+them in float32 (`python -m tools.reference.fixtures --record` writes one for any weights).
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def find_record(path: Path, reference: str | Path | None) -> Path:
         if not Path(f"{record}{suffix}").is_file():
             raise DataError(
                 f"no reference numbers at {record}{suffix}; name a record with --reference, or make one with "
-                "tools/make_reference_fixtures.py --record"
+                "python -m tools.reference.fixtures --record"
             )
     return record
 

@@ -14,7 +14,9 @@ from moshijax.config_json import to_json
 from moshijax.data import records
 from moshijax.data.encoder import CodecEncoder
 from moshijax.data.text import train_tokenizer
-from moshijax.export import audio, manifest, runtime
+from moshijax.runtime import artifact as manifest
+from moshijax.runtime import audio
+from moshijax.runtime import rows as runtime
 from moshijax.testing import tiny
 from moshijax.train.run.checkpoint import Checkpointer
 from moshijax.train.run.run_dir import RunDir, write_json

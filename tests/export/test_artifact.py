@@ -14,8 +14,11 @@ from safetensors.numpy import load_file
 
 from moshijax import codec, lm
 from moshijax.errors import ConfigError, DataError, MoshijaxError
-from moshijax.export import artifact, call, manifest, runtime
+from moshijax.export import artifact
 from moshijax.export.step import CallStep, flatten
+from moshijax.runtime import artifact as manifest
+from moshijax.runtime import play as call
+from moshijax.runtime import rows as runtime
 
 GREEDY = {"temperature": 0.0, "text_temperature": 0.0}
 

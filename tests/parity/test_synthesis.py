@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from moshijax import lm
-from moshijax.export import artifact, runtime
+from moshijax.export import artifact
 from moshijax.lm import policies
+from moshijax.runtime import rows as runtime
 from moshijax.testing import tiny
 from moshijax.weights import load_lm
 from tests.parity.weights_by_name import load_fixture, write_checkpoint

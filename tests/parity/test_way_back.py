@@ -19,15 +19,15 @@ import numpy as np
 import pytest
 
 from moshijax import codec, lm, weights
-from moshijax.weights.lm_config import published_config
-from moshijax.weights.lm_table import lm_table
-from moshijax.weights.mimi_config import published_mimi_config
-from moshijax.weights.mimi_table import mimi_table
+from moshijax.weights.formats.lm_config import published_config
+from moshijax.weights.formats.lm_table import lm_table
+from moshijax.weights.formats.mimi_config import published_mimi_config
+from moshijax.weights.formats.mimi_table import mimi_table
 from moshijax.weights.source import open_source
 from moshijax.weights.transfer import export_weights, import_weights
 from tests.parity.weights_by_name import FIXTURES, fill
 
-TOOL = Path(__file__).parents[2] / "tools" / "reference_generate.py"
+ROOT = Path(__file__).parents[2]
 SEED = 11
 
 
@@ -91,6 +91,8 @@ def reference_python() -> str | None:
 @pytest.mark.skipif(reference_python() is None, reason="needs torch and moshi, or MOSHIJAX_REFERENCE_PYTHON")
 def test_the_package_loads_what_we_export(tmp_path):
     directory = Path(os.environ["MOSHIJAX_EXPORTED"]) if "MOSHIJAX_EXPORTED" in os.environ else exported(tmp_path)
-    subprocess.run([reference_python(), TOOL, directory, tmp_path / "made.npz"], check=True)
+    subprocess.run(
+        [reference_python(), "-m", "tools.reference.generate", directory, tmp_path / "made.npz"], check=True, cwd=ROOT
+    )
     with np.load(tmp_path / "made.npz") as file:
         check(directory, dict(file))

@@ -1,6 +1,6 @@
 """Weights and inputs that are functions of a seed and a tensor name, so that fixtures need not store them.
 
-The fixture maker (`tools/make_reference_fixtures.py`, run beside PyTorch) and the tests call the same functions. Every
+The fixture maker (`tools/reference/fixtures.py`, run beside PyTorch) and the tests call the same functions. Every
 value is built from `numpy.random.RandomState` bytes with exact float32 arithmetic: the same bits on every machine.
 Only numpy is needed (and safetensors to write a file).
 """

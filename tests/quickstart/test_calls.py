@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from moshijax.eval.calls import HeldOutCall
-from moshijax.export.call import Call, Timing
 from moshijax.quickstart import calls
+from moshijax.runtime.play import Call, Timing
 
 PROGRAM = SimpleNamespace(sample_rate=24_000, frame_size=1920)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-TOOL = Path(__file__).parents[2] / "tools" / "weights_memory.py"
+ROOT = Path(__file__).parents[2]
 # What a process needs beside tensors: compiled code, headers, the allocator's rounding.
 SPARE_MB = 30
 
@@ -18,10 +18,10 @@ SPARE_MB = 30
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_memory_stays_under_the_destination_and_the_largest_tensor(tmp_path):
     code = (
-        f"import sys; sys.path.insert(0, {str(TOOL.parent)!r}); import json, weights_memory; from pathlib import Path; "
-        f"print(json.dumps(weights_memory.measure(0.5, Path({str(tmp_path)!r}))))"
+        "import json; from pathlib import Path; from tools.soak.weights_memory import measure; "
+        f"print(json.dumps(measure(0.5, Path({str(tmp_path)!r}))))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads(done.stdout)
     largest, parameters = found["model"]["largest tensor"], found["model"]["parameters"]

@@ -245,9 +245,12 @@ def test_a_trained_codec_exports_to_the_published_format(whole_run, published):
 @pytest.mark.skipif(reference_python() is None, reason="needs torch and moshi, or MOSHIJAX_REFERENCE_PYTHON")
 def test_the_package_gives_the_codes_of_a_trained_codec(whole_run, published, tmp_path):
     np.save(tmp_path / "waveform.npy", WAVE)
-    tool = Path(__file__).parents[3] / "tools" / "reference_codes.py"
     arguments = [published, tmp_path / "waveform.npy", tmp_path / "made.npz"]
-    subprocess.run([reference_python(), tool, *map(str, arguments)], check=True)
+    subprocess.run(
+        [reference_python(), "-m", "tools.reference.codes", *map(str, arguments)],
+        check=True,
+        cwd=Path(__file__).parents[3],
+    )
     _, config, variables, _ = load_run(whole_run)
     with np.load(tmp_path / "made.npz") as want:
         np.testing.assert_array_equal(codec.encode(config, variables, WAVE), want["codes"])

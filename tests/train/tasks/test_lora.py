@@ -149,7 +149,7 @@ def test_single_layers_are_frozen_or_trained_whole(folder, tuned, tmp_path):
 
 
 def test_an_artifact_of_a_run_of_updates(tuned, tmp_path):
-    from moshijax.export import runtime
+    from moshijax.runtime import rows as runtime
 
     (codec_config, codec_params), _, _ = tiny_models()
     assert codec_config == CODEC

@@ -1,0 +1,91 @@
+"""Times what comes before a prompted call: encoding the voice, and the prompt's columns through `step_tokens`.
+
+python -m tools.bench.prompt [--threads N]
+
+The full-size codec and the 250 M parameter model of `tools/bench/lm.py`, weights drawn at random, as one artifact.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from pathlib import Path
+
+from tools.bench import support
+
+VOICE_SECONDS, PIECES, ROUNDS, FRAMES = 4.0, 50, 3, 21
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--note", default="", help="what else the machine was doing")
+    options = parser.parse_args()
+    threads, note = options.threads, options.note
+    support.limit_threads(threads)
+    import jax
+    import numpy as np
+
+    from moshijax import codec, lm
+    from moshijax.export import artifact
+    from moshijax.runtime import prompt
+    from moshijax.runtime import rows as runtime
+    from moshijax.weights.formats.lm_config import lm_config
+    from tools.bench.lm import STEP
+
+    config = lm_config(STEP)
+    models = (
+        (codec.configs.MIMI, codec.init(codec.configs.MIMI, jax.random.key(0))),
+        (config, lm.init(config, jax.random.key(1), stacked=False)),
+    )
+    parameters = lm.count_parameters(config)
+    with tempfile.TemporaryDirectory() as scratch:
+        built = artifact.build(*models, ["piece"] * config.text_card, Path(scratch) / "artifact")
+        del models
+        program = runtime.load(built, 1)
+        program.tokenize = lambda text: list(range(4, 4 + PIECES))
+        voice = np.random.RandomState(0).standard_normal(int(VOICE_SECONDS * program.sample_rate)) * 0.05
+        pcm = np.zeros((1, program.frame_size), np.float32)
+
+        def timed(columns: np.ndarray | None, frames: int) -> float:
+            """Seconds of opening a call and its first frames."""
+            started = time.perf_counter()
+            row = program.open(seed=0, prompt=columns)
+            for _ in range(frames):
+                program.step(pcm)
+            seconds = time.perf_counter() - started
+            program.close(row)
+            return seconds
+
+        columns, _ = prompt.build(program, voice.astype(np.float32), "text")
+        timed(columns[:, :4], 1), timed(None, 1)  # compiled
+        encoding, prefill, plain, call = [], [], [], []
+        for _ in range(ROUNDS):
+            started = time.perf_counter()
+            prompt.build(program, voice.astype(np.float32), "text")
+            encoding.append(time.perf_counter() - started)
+            plain.append(timed(None, 1))
+            prefill.append(timed(columns, 1))
+            call.append(timed(None, FRAMES))
+    length, frame = columns.shape[1], program.frame_size / program.sample_rate
+    frames = (min(call) - min(plain)) / (FRAMES - 1)
+    through = (min(prefill) - min(plain)) / length
+    voiced = min(encoding) / length
+    about = [
+        f"{support.processor()}, {threads} threads, jax {jax.__version__}; the fastest of {ROUNDS}. {note}",
+        f"{parameters / 1e6:.0f} M parameters, float32, batch 1: {length} columns, {VOICE_SECONDS:.0f} s of voice, "
+        f"{PIECES} pieces of text and the gaps; making the prompt encodes the voice, a tone and silence.",
+    ]
+    table = [["", "per column", "times real time", "of a frame of the call"]]
+    for name, seconds in (
+        ("a frame of the call, codec and all", frames),
+        ("the prompt through `step_tokens`", through),
+        ("the prompt, made and gone through", through + voiced),
+    ):
+        table.append([name, f"{1e3 * seconds:.1f} ms", f"{frame / seconds:.2f}", f"{seconds / frames:.2f}"])
+    support.write_section("A prompted call: before it begins", "python -m tools.bench.prompt", about, table)
+
+
+if __name__ == "__main__":
+    main()

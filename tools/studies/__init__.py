@@ -1,0 +1,1 @@
+"""Experiments and calculations behind the pages on learning, codec training and scaling."""
