@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import difflib
 import importlib
 import importlib.util  # gin reads importlib.util without importing it
 import tokenize
@@ -35,7 +36,7 @@ def load(recipe: str | Path, overrides: Iterable[str] = (), root: type | None = 
     """Read a recipe into a frozen config.
 
     Args:
-      recipe: a gin file; one that is not there is looked for among the shipped recipes (`experiments/`).
+      recipe: a gin file, or the name of a shipped recipe (`moshi/finetuning.gin`, of `experiments/`).
       overrides: `path.to.field=VALUE` in the tree of the result, or `MACRO=VALUE`; applied together, before any
         object is made.
       root: the dataclass to build; `moshijax.train.experiment.ExperimentConfig` unless told.
@@ -57,11 +58,19 @@ def load(recipe: str | Path, overrides: Iterable[str] = (), root: type | None = 
     return made
 
 
-def dump(config: Any) -> str:
-    """The whole resolved config as gin text; `load` of it gives an equal config."""
+def dump(config: Any, defaults: bool = True) -> str:
+    """Write a resolved config as gin text; `load` of it gives an equal config.
+
+    Args:
+      defaults: write fields that hold the default of their class too, so that the text stays a full record when a
+        later version has other defaults.
+
+    Raises:
+      ConfigError: a value that gin cannot express.
+    """
     modules: dict[str, str] = {}
     blocks: list[str] = []
-    _dump_object(config, "", modules, blocks)
+    _dump_object(config, "", modules, blocks, defaults)
     imports = []
     for module, alias in sorted(modules.items()):
         parent, _, name = module.rpartition(".")
@@ -275,10 +284,11 @@ def _find(name: str, folder: Path) -> Path:
             return candidate
     if (folder / name).is_dir():
         raise ConfigError(f"{folder / name} is a folder; give a gin recipe")
-    known = sorted(
-        str(p.relative_to(shipped.folder("experiments"))) for p in shipped.folder("experiments").rglob("*.gin")
-    )
-    raise ConfigError(f"no recipe {folder / name}; {nearest(name, known)}shipped recipes: {', '.join(known) or 'none'}")
+    experiments = shipped.folder("experiments")
+    known = sorted(str(path.relative_to(experiments)) for path in experiments.rglob("*.gin"))
+    near = difflib.get_close_matches(name, known, n=5, cutoff=0.5)
+    there = f"shipped recipes with a similar name: {', '.join(near)}" if near else f"shipped: {', '.join(known)}"
+    raise ConfigError(f"no recipe {folder / name}; {there}")
 
 
 def _import(statement: config_parser.ImportStatement, where: str) -> types.ModuleType:
@@ -327,6 +337,10 @@ def _override(node: _Node, path: list[str], entry: tuple[Any, str], whole: str) 
     _override(inner, rest, entry, whole)
 
 
+def _has_default(field: dataclasses.Field) -> bool:
+    return field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING
+
+
 def _default(field: dataclasses.Field) -> Any:
     if field.default_factory is not dataclasses.MISSING:
         return field.default_factory()
@@ -353,7 +367,7 @@ def _construct(node: Any, path: str) -> Any:
                 raise ConfigError(
                     f"{place}{inner} = {value!r}: the field takes {name_of(hints[name])}; {error}"
                 ) from None
-        elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+        elif not _has_default(field):
             raise ConfigError(
                 f"{inner} has no value and {node.target.__name__} has no default for it; set it in the recipe"
             )
@@ -375,30 +389,33 @@ def _hints(target: type) -> dict[str, Any]:
 # Writing ------------------------------------------------------------------------------------------------------------
 
 
-def _dump_object(config: Any, scope: str, modules: dict[str, str], blocks: list[str]) -> str:
+def _dump_object(config: Any, scope: str, modules: dict[str, str], blocks: list[str], defaults: bool) -> str:
     target = type(config)
     alias = _alias(target.__module__, modules)
     selector = f"{alias}.{target.__name__}"
     position = len(blocks)
     lines = [f"{scope}/{selector}:" if scope else f"{selector}:"]
-    for name in _fields(target):
-        value = _dump_value(getattr(config, name), f"{scope}_{name}" if scope else name, modules, blocks)
-        lines.append(f"  {name} = {value}")
+    for name, field in _fields(target).items():
+        value = getattr(config, name)
+        if defaults or not _has_default(field) or value != _default(field):
+            inner = f"{scope}_{name}" if scope else name
+            lines.append(f"  {name} = {_dump_value(value, inner, modules, blocks, defaults)}")
     if len(lines) > 1:
         blocks.insert(position, "\n".join(lines) + "\n")
     return f"@{scope}/{selector}()" if scope else f"@{selector}()"
 
 
-def _dump_value(value: Any, scope: str, modules: dict[str, str], blocks: list[str]) -> str:
+def _dump_value(value: Any, scope: str, modules: dict[str, str], blocks: list[str], defaults: bool) -> str:
+    def inner(item: Any, key: Any) -> str:
+        return _dump_value(item, f"{scope}_{key}", modules, blocks, defaults)
+
     if dataclasses.is_dataclass(value):
-        return _dump_object(value, scope, modules, blocks)
+        return _dump_object(value, scope, modules, blocks, defaults)
     if isinstance(value, tuple):
-        items = [_dump_value(item, f"{scope}_{i}", modules, blocks) for i, item in enumerate(value)]
+        items = [inner(item, i) for i, item in enumerate(value)]
         return f"({', '.join(items)}{',' if len(items) == 1 else ''})"
     if isinstance(value, Mapping):
-        return (
-            "{" + ", ".join(f"{k!r}: {_dump_value(v, f'{scope}_{k}', modules, blocks)}" for k, v in value.items()) + "}"
-        )
+        return "{" + ", ".join(f"{key!r}: {inner(item, key)}" for key, item in value.items()) + "}"
     if value is None or isinstance(value, bool | int | float | str):
         return repr(value)
     raise ConfigError(f"{scope} = {value!r} cannot be written to a recipe; keep numbers, strings, tuples and configs")

@@ -66,6 +66,15 @@ def test_dump_writes_every_field_and_loads_back_equal(recipe) -> None:
     assert again.extra[1].dropout == 1.0 and isinstance(again.extra[1].dropout, float)
 
 
+def test_dump_without_defaults_writes_what_was_chosen_and_loads_back_equal(recipe) -> None:
+    got = load(recipe(BASE + "config_classes.Experiment.path = 'there'\n"))
+    text = config.dump(got, defaults=False)
+    assert "path = 'there'" in text and "steps = 5" in text
+    for default in ("save", "delays", "norm", "rate", "extra"):
+        assert f"{default} =" not in text
+    assert load(recipe(text, "again.gin")) == got
+
+
 def test_include_is_found_beside_the_including_file_and_later_bindings_win(recipe, tmp_path, monkeypatch) -> None:
     recipe(BASE, "deep/base.gin")
     path = recipe(
@@ -82,6 +91,15 @@ def test_recipes_that_ship_are_found_by_name(tmp_path, monkeypatch) -> None:
     (tmp_path / "shipped.gin").write_text(BASE)
     monkeypatch.setattr(config.shipped, "folder", lambda name: tmp_path)
     assert load("shipped.gin").steps == 5
+
+
+def test_an_unknown_recipe_is_told_the_shipped_ones_of_a_similar_name() -> None:
+    with pytest.raises(ConfigError) as error:
+        load("moshi_finetuning.gin")
+    assert "no recipe moshi_finetuning.gin" in str(error.value)
+    assert "moshi/finetuning.gin" in str(error.value) and "eval/codec.gin" not in str(error.value)
+    with pytest.raises(ConfigError, match="eval/codec.gin"):
+        load("xyzzy")
 
 
 def test_a_constant_of_an_imported_module_is_a_value_whose_fields_can_be_overridden(recipe) -> None:

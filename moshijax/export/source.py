@@ -16,8 +16,8 @@ from moshijax.errors import ConfigError, DataError
 from moshijax.export.artifact import conditioner_table
 from moshijax.lm import Guidance, TensorConditioner, policies
 from moshijax.runtime.conditions import parse, read_vectors
-from moshijax.weights import huggingface_config
-from moshijax.weights.lm_config import completed, loader_fields
+from moshijax.weights.formats import huggingface_config
+from moshijax.weights.formats.lm_config import completed, loader_fields
 from moshijax.weights.source import CODEC as IMPORTED_CODEC
 from moshijax.weights.source import PREPROCESSOR
 from moshijax.weights.source import RECORD as IMPORTED_RECORD

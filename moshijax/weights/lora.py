@@ -17,8 +17,8 @@ import numpy as np
 from moshijax.errors import ConfigError, DataError
 from moshijax.lm.config import LMConfig
 from moshijax.nn.lora import LoRA
-from moshijax.weights.kyutai import linear_maps, stem_of
-from moshijax.weights.lm_table import lm_table, module_of
+from moshijax.weights.formats.kyutai import linear_maps, stem_of
+from moshijax.weights.formats.lm_table import lm_table, module_of
 from moshijax.weights.names import Group, View, concatenated, renamed
 from moshijax.weights.safetensors import open_tensors
 

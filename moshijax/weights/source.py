@@ -18,12 +18,13 @@ from moshijax import codec, lm
 from moshijax.codec.configs import MIMI
 from moshijax.config_json import from_json
 from moshijax.errors import ConfigError, DataError
-from moshijax.weights import huggingface, kyutai, lora, mlx
-from moshijax.weights import huggingface_config as hf_config
-from moshijax.weights.lm_config import LEGACY_7B, PERSONAPLEX, completed, lm_config
-from moshijax.weights.lm_table import lm_table
-from moshijax.weights.mimi_config import mimi_config
-from moshijax.weights.mimi_table import mimi_table
+from moshijax.weights import lora
+from moshijax.weights.formats import huggingface, kyutai, mlx
+from moshijax.weights.formats import huggingface_config as hf_config
+from moshijax.weights.formats.lm_config import LEGACY_7B, PERSONAPLEX, completed, lm_config
+from moshijax.weights.formats.lm_table import lm_table
+from moshijax.weights.formats.mimi_config import mimi_config
+from moshijax.weights.formats.mimi_table import mimi_table
 from moshijax.weights.names import Both, View, theirs
 from moshijax.weights.safetensors import INDEX_SUFFIX, check_names_and_shapes, open_tensors
 from moshijax.weights.table import Entry, Leaves, Published, same

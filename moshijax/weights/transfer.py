@@ -13,10 +13,11 @@ import numpy as np
 
 from moshijax.config_json import to_json
 from moshijax.errors import ConfigError
-from moshijax.weights import huggingface, kyutai, lora, mlx, source, writer
-from moshijax.weights import huggingface_config as hf_config
-from moshijax.weights.lm_config import lm_config, loader_fields, published_config
-from moshijax.weights.mimi_config import mimi_config, published_mimi_config
+from moshijax.weights import lora, source, writer
+from moshijax.weights.formats import huggingface, kyutai, mlx
+from moshijax.weights.formats import huggingface_config as hf_config
+from moshijax.weights.formats.lm_config import lm_config, loader_fields, published_config
+from moshijax.weights.formats.mimi_config import mimi_config, published_mimi_config
 from moshijax.weights.names import Both, View
 from moshijax.weights.source import Source
 from moshijax.weights.table import Leaves

@@ -17,7 +17,7 @@ from moshijax.lm.generation import step
 from moshijax.nn.layout import stack_layers
 from moshijax.nn.norms import NORM_KINDS
 from moshijax.weights import load_lm
-from moshijax.weights.lm_config import DEFAULTS, INHERITED, lm_config, published_config
+from moshijax.weights.formats.lm_config import DEFAULTS, INHERITED, lm_config, published_config
 from tests.parity.weights_by_name import FIXTURES, load_fixture, write_checkpoint
 
 NAMES = sorted(path.stem for path in FIXTURES.glob("lm_*.json"))

@@ -19,10 +19,10 @@ import numpy as np
 import pytest
 
 from moshijax import codec, lm, weights
-from moshijax.weights.lm_config import published_config
-from moshijax.weights.lm_table import lm_table
-from moshijax.weights.mimi_config import published_mimi_config
-from moshijax.weights.mimi_table import mimi_table
+from moshijax.weights.formats.lm_config import published_config
+from moshijax.weights.formats.lm_table import lm_table
+from moshijax.weights.formats.mimi_config import published_mimi_config
+from moshijax.weights.formats.mimi_table import mimi_table
 from moshijax.weights.source import open_source
 from moshijax.weights.transfer import export_weights, import_weights
 from tests.parity.weights_by_name import FIXTURES, fill

@@ -12,8 +12,8 @@ from safetensors.numpy import save_file
 from moshijax import lm, weights
 from moshijax.errors import ConfigError, DataError
 from moshijax.nn.layout import is_stacked, stack_layers, unpack_in_proj, unstack_layers
-from moshijax.weights.lm_config import LEGACY_7B, lm_config, published_config
-from moshijax.weights.lm_table import lm_table
+from moshijax.weights.formats.lm_config import LEGACY_7B, lm_config, published_config
+from moshijax.weights.formats.lm_table import lm_table
 from moshijax.weights.table import Leaves, Published
 
 PUBLISHED = {

@@ -18,8 +18,8 @@ from moshijax.errors import ConfigError, DataError
 from moshijax.lm import generation
 from moshijax.nn.layout import stack_layers
 from moshijax.testing import tiny
-from moshijax.weights.kyutai import LINEAR
-from moshijax.weights.lm_table import lm_table
+from moshijax.weights.formats.kyutai import LINEAR
+from moshijax.weights.formats.lm_table import lm_table
 from moshijax.weights.source import open_source
 from moshijax.weights.transfer import export_weights, import_weights
 from tests.weights.test_lm import PUBLISHED, published_tensors, write

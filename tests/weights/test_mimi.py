@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 from moshijax import codec
 from moshijax.errors import ConfigError, DataError
 from moshijax.weights import load_mimi
-from moshijax.weights.mimi_config import mimi_config
+from moshijax.weights.formats.mimi_config import mimi_config
 from tests.parity.weights_by_name import load_fixture, write_checkpoint
 
 

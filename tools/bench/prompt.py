@@ -31,7 +31,7 @@ def main() -> None:
     from moshijax.export import artifact
     from moshijax.runtime import prompt
     from moshijax.runtime import rows as runtime
-    from moshijax.weights.lm_config import lm_config
+    from moshijax.weights.formats.lm_config import lm_config
     from tools.bench.lm import STEP
 
     config = lm_config(STEP)

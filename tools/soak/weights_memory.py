@@ -45,8 +45,8 @@ class Synthetic:
     """Tensors of a model, made as they are written."""
 
     def __init__(self, config: dict):
-        from moshijax.weights.lm_config import lm_config
-        from moshijax.weights.lm_table import lm_table
+        from moshijax.weights.formats.lm_config import lm_config
+        from moshijax.weights.formats.lm_table import lm_table
 
         self.shapes = {name: entry.shape for name, entry in lm_table(lm_config(config)).items()}
         self.dtypes = dict.fromkeys(self.shapes, np.dtype(ml_dtypes.bfloat16))

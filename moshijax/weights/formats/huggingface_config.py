@@ -236,7 +236,7 @@ def published_preprocessor(kind: str, sample_rate: int, said: Mapping[str, Any])
 
 
 def loader_fields(fields: Mapping[str, Any], preprocessor: Mapping[str, Any]) -> dict[str, Any]:
-    """What `moshijax.weights.lm_config.loader_fields` gives of a published config, for a class."""
+    """What `moshijax.weights.formats.lm_config.loader_fields` gives of a published config, for a class."""
     if fields.get("model_type") != "kyutai_speech_to_text":
         return {}
     return {"model_type": "stt", "stt_config": {name: float(preprocessor.get(name) or 0.0) for name in DELAYS}}

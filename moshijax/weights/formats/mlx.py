@@ -14,7 +14,7 @@ import numpy as np
 
 from moshijax.errors import ConfigError, DataError
 from moshijax.lm.config import LMConfig
-from moshijax.weights.lm_table import lm_table
+from moshijax.weights.formats.lm_table import lm_table
 from moshijax.weights.names import Group, View, copied, renamed
 
 _RENAMED = (

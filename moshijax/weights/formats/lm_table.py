@@ -13,7 +13,7 @@ from moshijax.lm.model import abstract
 from moshijax.nn.layout import pack_in_proj, unpack_in_proj
 from moshijax.nn.norms import NORM_KINDS
 from moshijax.nn.transformer import TransformerConfig
-from moshijax.weights.kyutai import LINEAR, stem_of
+from moshijax.weights.formats.kyutai import LINEAR, stem_of
 from moshijax.weights.table import Entry, Target, plain
 
 #: Published maps whose rows have another order or number among our parameters.

@@ -1,4 +1,4 @@
-"""Names of the classes of Hugging Face Transformers for our tensors (`moshijax.weights.huggingface_config`).
+"""Names of the classes of Hugging Face Transformers for our tensors (`moshijax.weights.formats.huggingface_config`).
 
 Rotary positions are half-split there, so the rows of queries and keys are permuted; the weights of the depth steps are
 stacked; the Kyutai class has one table for all rows of the grid.
@@ -14,7 +14,7 @@ from moshijax.codec import MimiConfig
 from moshijax.errors import DataError
 from moshijax.lm.config import LMConfig
 from moshijax.nn.transformer import TransformerConfig
-from moshijax.weights.mimi_table import mimi_table
+from moshijax.weights.formats.mimi_table import mimi_table
 from moshijax.weights.names import Group, renamed, stacked
 
 #: Files without it are refused by the library.

@@ -12,8 +12,8 @@ from moshijax import codec, lm
 from moshijax.export import source as export_source
 from moshijax.lm import configs
 from moshijax.weights import load_lm
-from moshijax.weights.lm_config import lm_config, published_config
-from moshijax.weights.lm_table import lm_table
+from moshijax.weights.formats.lm_config import lm_config, published_config
+from moshijax.weights.formats.lm_table import lm_table
 from moshijax.weights.source import open_source
 from moshijax.weights.transfer import export_weights, import_weights, predicted_size
 from tests.weights.test_lm import published_tensors, write
@@ -58,7 +58,8 @@ def size_in_bfloat16(config, form):
     """As `predicted_size`, with every tensor in bfloat16."""
     import numpy as np
 
-    from moshijax.weights import mlx, source, writer
+    from moshijax.weights import source, writer
+    from moshijax.weights.formats import mlx
     from moshijax.weights.names import View
 
     tensors = source.shown("lm", config)

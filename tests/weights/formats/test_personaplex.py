@@ -11,7 +11,7 @@ from safetensors.numpy import load_file
 
 from moshijax import lm, weights
 from moshijax.errors import DataError
-from moshijax.weights.lm_config import completed, lm_config, published_config
+from moshijax.weights.formats.lm_config import completed, lm_config, published_config
 from moshijax.weights.source import open_source
 from moshijax.weights.transfer import export_weights, import_weights
 from tests.weights.test_lm import PUBLISHED, published_tensors, write

@@ -8,7 +8,7 @@ from safetensors.numpy import load_file, save_file
 
 from moshijax import weights
 from moshijax.errors import DataError
-from moshijax.weights.mlx import unpacked
+from moshijax.weights.formats.mlx import unpacked
 from moshijax.weights.source import open_source
 from moshijax.weights.transfer import export_weights
 from tests.weights.test_lm import PUBLISHED, published_tensors, write
