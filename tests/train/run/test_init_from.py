@@ -13,7 +13,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from moshijax import lm
 from moshijax.errors import ConfigError
 from moshijax.lm.layouts import MODEL, Stream, StreamLayout
-from moshijax.lm.tokens import ZERO
+from moshijax.tokens import ZERO
 from moshijax.train.run.init_from import TRANSFORMS
 from tests.lm.models import codes, params, small
 
