@@ -3,8 +3,8 @@
     python -m tools.soak.training --kills 20 --write docs/reliability.md
 
 `moshijax train` runs as a process on a small language model, with text steps and a checkpoint every five steps. SIGKILL
-arrives alternately at a random point in the next one to nine steps, or within 20 ms of the start of a save. Then the same
-command runs again. At the end all leaves of the state are compared bit for bit, and all metrics except times.
+arrives alternately at a random point in the next one to nine steps, or within 20 ms of the start of a save. Then the
+same command runs again. At the end all leaves of the state are compared bit for bit, and all metrics except times.
 """
 
 from __future__ import annotations
