@@ -1,4 +1,4 @@
-"""Runs every parity fixture and writes the largest errors to docs/parity.md.
+"""Run every parity fixture and write the largest errors to docs/parity.md.
 
 python -m tools.reference.parity_table [--only PREFIX]
 
@@ -134,7 +134,7 @@ def lm_rows(name: str) -> list[Row]:
 
 
 def adapter_rows(name: str, merged: lm.LMOutput) -> list[Row]:
-    """The adapter beside the weights, and left away."""
+    """Return the rows of the adapter beside the weights, and without it."""
     description, want = load_fixture(name)
     conditions = test_lm.conditions(description, want)
     rows = []
@@ -153,7 +153,7 @@ def adapter_rows(name: str, merged: lm.LMOutput) -> list[Row]:
 
 
 def synthesis_rows(name: str, scratch: Path) -> list[Row]:
-    """The artifact against the package's engine, greedily."""
+    """Compare the artifact with the package's engine, greedily."""
     frames, _ = test_synthesis.spoken(name, scratch / name)
     want, returned = test_synthesis.expected(name)
     same = equal(frames.swapaxes(1, 2)[returned], want.swapaxes(1, 2)[returned])
@@ -161,7 +161,7 @@ def synthesis_rows(name: str, scratch: Path) -> list[Row]:
 
 
 def translation_rows(name: str, scratch: Path) -> list[Row]:
-    """The artifact against the package's runner, greedily, to the call in which it stops."""
+    """Compare the artifact with the package's runner, greedily, up to the call in which it stops."""
     found = test_translation.translated(scratch / name)
     kinds = {"early": "an end of text before that of the input", "together": "with it", "after": "after it"}
     return [
@@ -171,7 +171,7 @@ def translation_rows(name: str, scratch: Path) -> list[Row]:
 
 
 def transformers_rows(name: str, scratch: Path) -> list[Row]:
-    """A class of Transformers, from the file that it saved."""
+    """Compare with a class of Transformers, from the file that it saved."""
     description, want = load_fixture(name)
     folder = write_checkpoint(scratch / name, description)
     if description["kind"] == "mimi":
@@ -190,7 +190,7 @@ def transformers_rows(name: str, scratch: Path) -> list[Row]:
 
 
 def way_back_rows(name: str, scratch: Path) -> list[Row]:
-    """Our export in the package's loader."""
+    """Compare with the package's loader on our export."""
     with np.load(FIXTURES / f"{name}.npz") as file:
         want = dict(file)
     tokens, codes, decoded = test_way_back.ours(test_way_back.exported(scratch), want)
@@ -202,7 +202,7 @@ def way_back_rows(name: str, scratch: Path) -> list[Row]:
 
 
 def makers(scratch: Path) -> dict[str, Callable[[], list[Row]]]:
-    """The rows of every fixture, in the order of the page."""
+    """Return the functions that make each fixture's rows, in the order of the page."""
     found: dict[str, Callable[[], list[Row]]] = {}
     for path in sorted(FIXTURES.glob("*.json"), key=lambda p: (not p.stem.startswith("mimi"), p.stem)):
         description = load_fixture(path.stem)[0]
@@ -221,7 +221,7 @@ def makers(scratch: Path) -> dict[str, Callable[[], list[Row]]]:
 
 
 def present() -> dict[str, list[Row]]:
-    """The rows of the page as it is, by model."""
+    """Return the present rows of the page by model."""
     rows: dict[str, list[Row]] = {}
     for line in PAGE.read_text().splitlines():
         cells = [cell.strip() for cell in line.strip("|").split("|")]
