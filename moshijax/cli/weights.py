@@ -94,7 +94,7 @@ def export(
         place = codec or sources.codec_of(source)
         found = replace(found, codec=None if place is None else open_source(place, "codec"))
     if release:
-        from moshijax.train.run.init_from import released
+        from moshijax.weights.release import released
 
         if found.kind != "lm":
             raise ConfigError(f"{source} is a codec; leave --release out")

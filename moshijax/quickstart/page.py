@@ -96,7 +96,7 @@ def _losses(page: Page, folder: Folder) -> None:
 
 
 def panels(metrics: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, str]]:
-    """Return the curves of a run: one panel for the losses of streams or parts, one for accuracies, one for codebooks."""
+    """Return the curves of a run by panel: losses, losses of streams or parts, accuracies, and use of codebooks."""
     names = [name for name in dict.fromkeys(n for line in metrics for n in line) if name.startswith("train")]
     found: dict[str, dict[str, str]] = {"loss": {}, "loss by part": {}, "accuracy": {}, "codebook usage": {}}
     for name in names:

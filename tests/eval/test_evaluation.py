@@ -47,7 +47,7 @@ def test_a_folder_that_cannot_be_made_is_one_error(tmp_path):
 
 RECIPES = {
     "another class": "evaluation.EvaluationConfig.evaluation = @codec.MimiConfig()",
-    "unknown field": "evaluation.EvaluationConfig.evaluation = @codec.CodecEvaluation()\ncodec.CodecEvaluation.clip = 3",
+    "unknown field": "codec.CodecEvaluation.clip = 3",
     "unknown class": "evaluation.EvaluationConfig.evaluation = @codec.CodecEvaluatoin()",
     "no evaluation": "codec.CodecEvaluation.clips = 3",
 }

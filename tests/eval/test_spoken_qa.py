@@ -73,9 +73,8 @@ def questions(tmp_path_factory) -> Path:
     """Calls of noise for the tiny artifact, which needs no meaning."""
     folder = tmp_path_factory.mktemp("calls")
     rng, lines = np.random.default_rng(0), []
-    for number, (question, answer) in enumerate(
-        [("how is it", "rain"), ("who is it", "moshi"), ("well", ""), ("", "")]
-    ):
+    said = [("how is it", "rain"), ("who is it", "moshi"), ("well", ""), ("", "")]
+    for number, (question, answer) in enumerate(said):
         pcm = np.stack([np.zeros(7680), 0.1 * rng.standard_normal(7680)], axis=1).astype(np.float32)
         soundfile.write(folder / f"call-{number}.wav", pcm, 24_000)
         words = [[word, [0.1, 0.2], "SPEAKER_USER"] for word in question.split()]

@@ -1,10 +1,10 @@
-"""Run an exported step for a long time and see that nothing changes: no error, no compilation, no growing memory.
+"""Run an exported step for a long time and check that it stays stable: no error, no compilation, no growing memory.
 
     python -m tools.soak.runtime --steps 100000 --write docs/reliability.md
 
 A tiny model with random weights is exported and loaded like any other; rows open and close at random, so that resets,
-priming and idle rows are part of it. The weights are random because only the machinery is tested: every cache rolls
-over many times, and the outputs are checked for being finite and in range.
+priming and idle rows take part. The weights are random because only the machinery is tested: every cache wraps around
+many times, and the outputs must be finite and in range.
 """
 
 from __future__ import annotations
@@ -28,7 +28,11 @@ COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
 
 
 def soak(program: runtime.Program, steps: int, seed: int = 0, report_every: int = 5000) -> dict:
-    """Step `program` with random audio; returns the figures. Raises: AssertionError on the first fault."""
+    """Step `program` with random audio and return the figures.
+
+    Raises:
+      AssertionError: on the first fault.
+    """
     compiled: list[str] = []
     jax.monitoring.register_event_duration_secs_listener(
         lambda event, seconds, **_: compiled.append(event) if event == COMPILE_EVENT else None
@@ -72,7 +76,7 @@ def soak(program: runtime.Program, steps: int, seed: int = 0, report_every: int 
 
 
 def table(figures: dict, context: int) -> str:
-    """The figures as a Markdown table."""
+    """Return the figures as rows of a Markdown table."""
     steps = figures["steps"]
     rows = {
         "steps": steps,
@@ -107,7 +111,7 @@ def main() -> None:
 
 
 def machine() -> str:
-    """Python, jax and processor count: what the figures depend on."""
+    """Return what the figures depend on: Python, jax and processor count."""
     return (
         f"Python {platform.python_version()}, jax {jax.__version__}, {psutil.cpu_count()} cores ({platform.machine()})"
     )
@@ -117,9 +121,9 @@ SECTION = """```
 python -m tools.soak.runtime --steps {steps} --batch {batch} --write docs/reliability.md
 ```
 
-A tiny codec and language model with random weights, exported and loaded as any artifact is; random audio in; rows open
-and close at random all the time. Checked at every step: audio finite, every ready row returns valid codes.
-Other work ran on the machine, so the step times only show that they do not grow. {machine}.
+A tiny codec and language model with random weights is exported and loaded like any artifact. It hears random audio, and
+rows open and close at random throughout. Every step is checked: the audio is finite, and every ready row returns valid
+codes. Other work ran on the machine, so the step times show only that they do not grow. {machine}.
 
 | figure | value |
 |---|---|
