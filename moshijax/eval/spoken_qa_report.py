@@ -10,7 +10,7 @@ import numpy as np
 
 from moshijax.eval.calls import HeldOutCall
 from moshijax.eval.evaluation import Results
-from moshijax.lm.tokens import EPAD, PAD
+from moshijax.tokens import EPAD, PAD
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
