@@ -48,14 +48,14 @@ def ours_step(directory: Path, steps: int, clock: Callable[[], float]):
     params = jax.device_put(unstack_layers(params))
     step = jax.jit(partial(lm.generate_step, config), donate_argnums=1)
     given = jnp.zeros((1, config.layout.n_q - config.layout.dep_q), jnp.int32)
-    sampling = lm.Sampling(temperature=0.8, text_temperature=0.7, top_k=250, text_top_k=25)
+    sampling = lm.Sampling(temperature=0.8, text_temperature=0.7, top_k=250, text_top_k=25).rows(1)
 
     def run():
-        state = lm.init_generation(config, params, 1, sampling)
+        state = lm.init_generation(config, params, 1)
         seconds = []
         for _ in range(steps + 4):
             started = clock()
-            state, out = step(params, state, given)
+            state, out = step(params, state, given, sampling)
             np.asarray(out)
             seconds.append(clock() - started)
         return {"step": seconds[4:]}

@@ -23,6 +23,7 @@ import numpy as np
 
 from moshijax import codec, lm
 from moshijax.lm.generation import step
+from moshijax.tokens import UNGENERATED
 from moshijax.weights import load_lm, load_mimi
 from tests.parity import test_lm, test_mimi, test_synthesis, test_translation, test_way_back
 from tests.parity.weights_by_name import FIXTURES, clip, load_fixture, write_checkpoint
@@ -106,8 +107,8 @@ def lm_rows(name: str) -> list[Row]:
         return rows
 
     @jax.jit
-    def one(params, state, given, force, active, reset):
-        return step(config, params, lm.reset_generation(config, state, reset), given, force, active)
+    def one(params, state, given, greedy, guided, force, active, reset):
+        return step(config, params, lm.reset_generation(config, state, reset), given, greedy, guided, force, active)
 
     labels = {"sync": "in step", "masked": "rows frozen and reset", "forced": "forced tokens", "guided": "guidance"}
     for kind, run in description["generation"].items():
@@ -115,15 +116,15 @@ def lm_rows(name: str) -> list[Row]:
         calls, batch = given.shape[:2]
         active = want.get(f"{kind}_active", np.ones((calls, batch), bool))
         reset = want.get(f"{kind}_reset", np.zeros((calls, batch), bool))
-        force = want.get(f"{kind}_force", np.full(out.shape, lm.tokens.UNGENERATED))
+        force = want.get(f"{kind}_force", np.full(out.shape, UNGENERATED))
         conditions = test_lm.conditions(description, want, "generation_conditions")
         guidance = test_lm.guidance(run)
-        state = lm.init_generation(
-            config, params, batch, lm.Sampling.greedy(), conditions=conditions, guidance=guidance
-        )
+        state = lm.init_generation(config, params, batch, conditions=conditions, guided=guidance is not None)
+        greedy = lm.Sampling.greedy().rows(batch)
+        guided = None if guidance is None else guidance.rows(batch)
         found, largest = [], 0.0
         for n in range(calls):
-            state, output = one(params, state, given[n], force[n], active[n], reset[n])
+            state, output = one(params, state, given[n], greedy, guided, force[n], active[n], reset[n])
             found.append(output.out_BK)
             logits = want[f"{kind}_text_logits"][n]
             if active[n].any():

@@ -29,9 +29,9 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from moshijax import lm
 from moshijax.lm import LMConfig, layouts, losses
 from moshijax.lm.losses import LossConfig
-from moshijax.lm.tokens import BOS, EPAD, PAD, UNGENERATED, ZERO
 from moshijax.lm.transforms import helium_to_moshi
 from moshijax.nn.transformer import TransformerConfig
+from moshijax.tokens import BOS, EPAD, PAD, UNGENERATED, ZERO
 from moshijax.train.experiment import OptimizerConfig, ParameterGroup
 from moshijax.train.optimizer import make_optimizer
 from moshijax.train.tasks.lm import TEXT_OWNS
@@ -226,7 +226,8 @@ def speak(model: Trained, world: World, with_text: bool, rows: int = 128, seed: 
     """Sample sequences from nothing and listen to their words."""
     config = model.config
     steps = FRAMES + config.layout.max_delay + 1
-    state = lm.init_generation(config, model.params, rows, lm.Sampling(0.8, 0.8, 0, 0, seed=seed), top_k_limit=CARD)
+    state = lm.init_generation(config, model.params, rows)
+    sampling = lm.Sampling(0.8, 0.8, 0, 0, seed=seed).rows(rows, CARD)
     force = np.full((rows, 1 + config.layout.dep_q), UNGENERATED, np.int32)
     if not with_text:
         force[:, 0] = ZERO
@@ -234,7 +235,8 @@ def speak(model: Trained, world: World, with_text: bool, rows: int = 128, seed: 
     @jax.jit
     def run(params: Any, state: Any) -> Any:
         def step(state: Any, _: Any) -> Any:
-            return lm.generate_step(config, params, state, None, jnp.asarray(force), top_k_limit=CARD)
+            force_BK = jnp.asarray(force)
+            return lm.generate_step(config, params, state, None, sampling, force_BK=force_BK, top_k_limit=CARD)
 
         return jax.lax.scan(step, state, None, length=steps)[1]
 
