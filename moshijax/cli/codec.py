@@ -1,4 +1,4 @@
-"""`moshijax codec`: audio to codes and back."""
+"""`moshijax codec`: audio to codes, and back."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def decode(codes: str, audio: str, weights: str, streaming: bool) -> None:
     if codes_BQT.shape[1] > books or codes_BQT.min() < 0 or codes_BQT.max() >= card:
         raise DataError(
             f"{codes} holds {codes_BQT.shape[1]} codebooks, ids {codes_BQT.min()} to {codes_BQT.max()}; this codec has "
-            f"{books} of 0 to {card - 1}; give the codec that wrote the file"
+            f"{books} with ids 0 to {card - 1}; give the codec that wrote the file"
         )
     if streaming:
         waveform_BN = np.concatenate([np.asarray(p) for p in _decode_frames(config, params, codes_BQT)], axis=1)
@@ -160,7 +160,9 @@ def _read_codes(path: Path) -> tuple[np.ndarray, int]:
         with np.load(path, allow_pickle=False) as file:
             codes_BQT, samples = file["codes"], int(file["samples"])
     except Exception as error:  # zip, header, missing key: all mean another or a damaged file
-        raise DataError(f"{path} is not a file of `moshijax codec encode` ({error}); encode the audio again") from None
+        raise DataError(
+            f"{path} was not written by `moshijax codec encode` ({error}); encode the audio again"
+        ) from None
     if codes_BQT.ndim != 3 or codes_BQT.dtype.kind not in "iu" or not codes_BQT.size:
         raise DataError(
             f"{path}: codes must be integers [channels, codebooks, frames], got {codes_BQT.dtype} {codes_BQT.shape}"

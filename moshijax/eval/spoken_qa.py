@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from moshijax.runtime.rows import Program
 
 CALLS, RECORDINGS, REPLY = "calls.json", "recordings.npz", "reply.wav"
-LIVE_REPEATS = 8  # the timed live call hears its question so often
+LIVE_REPEATS = 8  # times that the timed live call hears its question
 
 
 @dataclass(frozen=True)

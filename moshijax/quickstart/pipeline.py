@@ -1,4 +1,4 @@
-"""What the stages do. Each is a thin call of the same functions that the single commands use."""
+"""What the stages do. Each is a thin call to the functions that the single commands use."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from moshijax.train.experiment import ExperimentConfig
 
 # Text is taken greedily, so that a call has one answer; the voice is sampled.
-# A little less PAD than the model says: between words and silence it errs towards silence.
+# A little less PAD than the model predicts, because it errs towards silence.
 SAMPLING = {"text_temperature": 0.0, "temperature": 0.5, "top_k": 20, "pad_bonus": -0.5}
 TEXT_PIECES = 120
 
@@ -152,7 +152,7 @@ def load_tokenizer(folder: Folder) -> Tokenizer:
 
 
 def export(settings: Settings, folder: Folder, tell: ProgressFn) -> Mapping[str, Any]:
-    """The artifact for every platform, and for comparison one of the same model before its training."""
+    """Export the artifact for every platform, and for comparison one of the same model before its training."""
     import jax
 
     from moshijax import lm, weights
