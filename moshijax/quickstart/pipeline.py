@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from moshijax.files import write_json
 from moshijax.quickstart import world
 from moshijax.quickstart.settings import BATCHES, PLATFORMS, Folder, Settings
-from moshijax.quickstart.stages import Stage, write_json
+from moshijax.quickstart.stages import Stage
 
 if TYPE_CHECKING:
     from moshijax.data.synthesis import Dialogue, SynthesisResult
