@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from moshijax.data.manifest import Item, read_manifest
+from moshijax.data.records import digest
 from moshijax.data.transcript import SPEAKERS, read_sidecar
 from moshijax.errors import ConfigError, DataError
 from moshijax.eval import calls as scores
@@ -70,7 +71,9 @@ class SpokenQA(Evaluation):
         results.values = dict(flat(played.figures))
         sampling = artifact.read(self.artifact)["sampling"]["defaults"]
         model = hashlib.sha256((Path(self.artifact) / artifact.MANIFEST).read_bytes()).hexdigest()
-        results.provenance = self.provenance(model, {"calls": read_manifest(self.calls).sha256}, sampling=sampling)
+        asked = digest([(question.item.id, question.meta) for question in read_questions(self.calls)])
+        data = {"calls": read_manifest(self.calls).sha256, "questions": asked}
+        results.provenance = self.provenance(model, data, sampling=sampling)
         return results
 
 

@@ -103,6 +103,7 @@ def _train(experiment: ExperimentConfig, run_dir: Path, tell: ProgressFn) -> Map
     from moshijax import config
     from moshijax.train.loop import train
     from moshijax.train.run.metrics import read_metrics
+    from moshijax.weights.run import METRICS
 
     loss = ""
 
@@ -114,7 +115,7 @@ def _train(experiment: ExperimentConfig, run_dir: Path, tell: ProgressFn) -> Map
 
     tell(0, experiment.steps, "steps  compiling")
     train(experiment, run_dir, recipe=config.dump(experiment), progress=progress)
-    lines = read_metrics(run_dir / "metrics.jsonl")
+    lines = read_metrics(run_dir / METRICS)
     return {"steps": experiment.steps, "last": lines[-1] if lines else {}}
 
 
