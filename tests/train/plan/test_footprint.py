@@ -159,7 +159,7 @@ def test_slices_by_name():
     assert planning.torus("v5p-8") == "v5p:2x2x1" and planning.torus("v5p-16") == "v5p:2x2x2"
     assert planning.torus("v6e-64") == "v6e:8x8" and planning.topology_devices("v6e-64") == 64
     for name, devices, message in (
-        ("h100-8", None, "is none that is known"),
+        ("h100-8", None, "is unknown; write v4"),
         ("v6e-48", None, "slices have 1, 2, 4"),
         ("v6e-64", 8, "has 64 chips, but --devices is 8"),
     ):
