@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import shlex
@@ -16,9 +17,10 @@ from moshijax import config, shipped
 from moshijax.cli import main
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 EXPERIMENTS = shipped.folder("experiments")
 RECIPES = [str(path.relative_to(EXPERIMENTS)) for path in EXPERIMENTS.rglob("*.gin")]
+DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 IDS = [str(page.relative_to(ROOT)) for page in PAGES]
 
 
@@ -63,6 +65,32 @@ def test_documented_commands_exist_with_the_options_they_show(page) -> None:
             config.load(words[0], overrides)
         shown = words if not isinstance(command, click.Group) else [w for w in words if w != "--version"]
         assert not unknown_options(command, shown), f"{line!r}: no option {unknown_options(command, shown)}"
+
+
+def tools(page: Path) -> list[list[str]]:
+    """The words after `python -m` of every command that starts a module of tools/."""
+    return [shlex.split(line, comments=True) for line in re.findall(r"python -m (tools\.[^`\n]*)", page.read_text())]
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if tools(page)], ids=lambda page: page.name)
+def test_documented_tools_exist_with_the_options_they_show(page) -> None:
+    for module, *words in tools(page):
+        path = ROOT.joinpath(*module.split(".")).with_suffix(".py")
+        assert path.is_file(), f"{module} is not there"
+        source = "".join(file.read_text() for file in (path, path.with_name("support.py")) if file.is_file())
+        options = re.findall(r"add_argument\(\s*[\"'](--[\w-]+)", source)
+        assert not {word for word in words if word.startswith("--")} - set(options), f"{module} {words}: no such option"
+
+
+def test_the_functions_that_the_map_names_are_there() -> None:
+    """`folder/file.py:name` or `folder/file.py:Class.method`, with folders below moshijax/."""
+    named = re.findall(r"`([\w/]+\.py):([\w.]+)`", (ROOT / "docs" / "architecture.md").read_text())
+    for path, name in named:
+        body = ast.parse((ROOT / "moshijax" / path).read_text()).body
+        for part in name.split("."):
+            found = [node for node in body if isinstance(node, DEFINITIONS) and node.name == part]
+            assert found, f"moshijax/{path} has no {name}"
+            body = found[0].body
 
 
 @pytest.mark.parametrize("page", PAGES, ids=IDS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import subprocess
 import sys
 import sysconfig
@@ -46,6 +47,66 @@ def test_imports_point_one_way() -> None:
     command = [str(Path(sysconfig.get_path("scripts")) / "lint-imports"), "--no-cache"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+#: Functions that import a module by its name, and the only files that may call them with a name that is not written
+#: there: a recipe names the modules of its bindings, `optional` has a table of packages that are not ours.
+BY_NAME = ("import_module", "__import__", "run_module", "resolve_name")
+NAMES_FROM_ELSEWHERE = ("config.py", "optional.py")
+
+
+def hidden_imports(source: str, file: str) -> list[str]:
+    """Calls in a module at `file` (a path inside `moshijax/`) that import by name what the linter should see.
+
+    A call may name a module by a string (or the constant beginning of an f-string) of the folder that the file is in
+    (`moshijax.cli.` in `moshijax/cli/main.py`), which crosses no layer, or of another package than ours. Any other
+    argument is hidden, except in the files of `NAMES_FROM_ELSEWHERE`.
+    """
+    folder = ".".join(("moshijax", *Path(file).parts[:-1])) + "."
+    found = []
+    for call in ast.walk(ast.parse(source)):
+        if not isinstance(call, ast.Call):
+            continue
+        name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", None)
+        if name not in BY_NAME:
+            continue
+        argument = call.args[0] if call.args else None
+        if isinstance(argument, ast.JoinedStr):
+            argument = argument.values[0]
+        named = argument.value if isinstance(argument, ast.Constant) else None
+        if named is None:
+            allowed = file in NAMES_FROM_ELSEWHERE
+        else:
+            ours = named.startswith((".", "moshijax.")) or named == "moshijax"
+            allowed = not ours or (folder != "moshijax." and named.startswith(folder))
+        if not allowed:
+            found.append(f"moshijax/{file}:{call.lineno}: {ast.unparse(call)}")
+    return found
+
+
+def test_no_module_of_ours_is_imported_by_name() -> None:
+    package = ROOT / "moshijax"
+    files = [path.relative_to(package) for path in sorted(package.rglob("*.py")) if "shipped" not in path.parts]
+    found = [line for file in files for line in hidden_imports((package / file).read_text(), str(file))]
+    assert not found, found
+
+
+@pytest.mark.parametrize(
+    ("call", "file", "hidden"),
+    [
+        ("importlib.import_module('moshijax.train.loop')", "weights/source.py", True),
+        ("import_module('moshijax.weights.run')", "weights/source.py", False),
+        ("importlib.import_module(f'moshijax.{name}')", "weights/source.py", True),
+        ("importlib.import_module('..train.loop', __package__)", "weights/source.py", True),
+        ("__import__(name)", "weights/source.py", True),
+        ("__import__('torch')", "data/teacher.py", False),
+        ("importlib.import_module(f'moshijax.cli.{name}')", "cli/main.py", False),
+        ("importlib.import_module(f'moshijax.cli.{name}')", "config.py", True),
+        ("importlib.import_module(module)", "optional.py", False),
+    ],
+)
+def test_what_counts_as_an_import_by_name(call, file, hidden) -> None:
+    assert bool(hidden_imports(call, file)) is hidden
 
 
 def test_the_package_imports_nothing_eagerly() -> None:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from moshijax.cli.common import ProgressBar
 from moshijax.errors import ConfigError, DataError, Stopped
 
 if TYPE_CHECKING:
@@ -30,32 +29,6 @@ def command() -> None:
       moshijax data prepare calls/manifest.jsonl prepared --codec runs/first/codec
       moshijax data report prepared
     """
-
-
-@contextmanager
-def _bar(title: str, total: int | None) -> Iterator:
-    """A progress bar on stderr; yields update(done, note)."""
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    columns = (
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-        TimeRemainingColumn(), TextColumn("{task.fields[note]}"),
-    )  # fmt: skip
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        task = progress.add_task(title, total=total, note="")
-
-        def update(done: int, total: int | None = None, note: str = "") -> None:
-            progress.update(task, completed=done, total=total, note=note)
-
-        yield update
 
 
 def _speakers(pairs: tuple[str, ...]) -> dict[str, str]:
@@ -144,7 +117,7 @@ def synthesize(texts: Path, out: Path, seed: int, copies: int, calls: int, worke
         dialogues = draw_calls(world, answered, calls - answered, seed=seed)
     else:
         dialogues = scripts.load(texts, seed=seed, copies=copies)
-    with _bar("speaking", len(dialogues)) as update:
+    with ProgressBar("speaking", len(dialogues)) as update:
         result = speak(dialogues, out, seed=seed, workers=workers or min(8, os.cpu_count() or 1), progress=update)
     click.echo(
         f"wrote {result.manifest}: {result.items} recordings, {result.seconds / 60:.1f} minutes, {result.words} words"
@@ -225,7 +198,7 @@ def prepare(
     augmentation = UserAugmentation(clips=noise) if augment else None
     config = PrepareConfig(rules, shard_items, augmentation=augmentation, copies=copies, seed=seed)
     try:
-        with _bar("encoding", len(content.items)) as update:
+        with ProgressBar("encoding", len(content.items)) as update:
             index, report = run(
                 content, out, encoder, config,
                 lambda done, total, found: update(done, total, f"{found.seconds / 60:.1f} min"),
@@ -257,7 +230,7 @@ def validate(manifest, against, tokenizer, strict, speaker, channels, min_score)
     content = read_manifest(manifest)
     rules = _rules(strict, speaker, channels, min_score)
     report: Report
-    with _bar("checking", len(content.items)) as update:
+    with ProgressBar("checking", len(content.items)) as update:
         done = iter(range(1, len(content.items) + 1))
         report = check(content.items, rules, lambda: update(next(done)))
     _tell(report)
@@ -339,7 +312,7 @@ def report(dataset: Path, tokenizer: Path | None, out: Path | None) -> None:
 
     source = _dialogues(RecordSource(dataset))
     out = out or dataset / "report.html"
-    with _bar("reading", len(source)) as update:
+    with ProgressBar("reading", len(source)) as update:
         summary = write_page(source, out, None if tokenizer is None else Tokenizer.load(tokenizer), update)
     words: Counter[str] = Counter(summary["words"])
     click.echo(f"{summary['items']} items, {summary['seconds'] / 60:.1f} minutes, {words.total()} words")
@@ -384,7 +357,7 @@ def teacher(manifest, out, kind, model, layer, strict, speaker, channels, min_sc
     content = read_manifest(manifest) if kind == "phonemes" else read_recordings(manifest)
     rules = _rules(strict, speaker, channels, min_score)
     maker = make_teacher(kind, model, layer)
-    with _bar("features", len(content.items)) as update:
+    with ProgressBar("features", len(content.items)) as update:
         index, found = compute_features(content, out, maker, rules, progress=lambda done, total, _: update(done, total))
     _tell(found)
     click.echo(

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import click
 
-from moshijax.cli.main import writable
+from moshijax.cli.common import writable
 
 FREE_DISK_GB = 3  # a quickstart's data, checkpoints and artifact, with room to spare
 FREE_MEMORY_GB = 4

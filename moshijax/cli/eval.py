@@ -6,14 +6,13 @@ from pathlib import Path
 
 import click
 
-from moshijax.cli.data import _bar
-from moshijax.cli.train import overrides_of, show_log
+from moshijax.cli.common import ProgressBar, overrides_of, recipe_overrides, show_log
 
 
 @click.command("eval", context_settings={"ignore_unknown_options": True})
 @click.argument("recipe")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of report.html and metrics.json.")
-@click.argument("overrides", nargs=-1, type=click.UNPROCESSED, metavar="[--gin.field=VALUE ...]")
+@recipe_overrides
 def command(recipe: str, out: Path, overrides: tuple[str, ...]) -> None:
     """Measure the codec that RECIPE names: distances, stability of the codes, phonemes told apart.
 
@@ -30,7 +29,7 @@ def command(recipe: str, out: Path, overrides: tuple[str, ...]) -> None:
 
     evaluation = config.load(recipe, bindings, root=CodecEvaluation)
     show_log()
-    with _bar("clips", evaluation.clips) as update:
+    with ProgressBar("clips", evaluation.clips) as update:
         measured = evaluate(evaluation, out, progress=update)
     for name, value in measured.values.items():
         click.echo(f"{name} {value:.4g}")

@@ -5,9 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from moshijax.cli.common import ProgressBar
 from moshijax.errors import ConfigError
 
 
@@ -61,13 +60,10 @@ def command(source: str, artifact: str, codec: str | None, tokenizer: str | None
     artifacts.check_request(options.get("platforms", ("cpu",)), options.get("batches", (1,)))
     if Path(artifact).exists():
         raise ConfigError(f"{artifact} exists; choose another path or remove it first")
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("reading the models", total=None)
+    with ProgressBar("reading the models") as bar:
 
         def progress(name: str) -> None:
-            bar.update(task, description=f"writing {name}")
+            bar.retitle(f"writing {name}")
 
         if (Path(source) / MANIFEST).is_file():
             if codec or tokenizer or any(use.values()):

@@ -8,13 +8,13 @@ import importlib.util
 import os
 import signal
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import click
 
 import moshijax
+from moshijax.cli.common import writable
 from moshijax.errors import MoshijaxError, Stopped
 from moshijax.optional import EXTRA_OF, missing
 
@@ -65,16 +65,6 @@ def cli() -> None:
     Example:
       moshijax quickstart --run-dir runs/first
     """
-
-
-def writable(folder: Path) -> bool:
-    """Whether a file can be made in `folder`, which is made too if need be."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            return True
-    except OSError:
-        return False
 
 
 def fail(message: object, exit_code: int) -> int:

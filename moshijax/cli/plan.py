@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from moshijax.cli.train import overrides_of
+from moshijax.cli.common import overrides_of, recipe_overrides
 from moshijax.errors import ConfigError, MoshijaxError
 
 RECIPE_VARIABLE = "MOSHIJAX_PLAN_RECIPE"
@@ -28,7 +28,7 @@ RECIPE_VARIABLE = "MOSHIJAX_PLAN_RECIPE"
     show_default=True,
     help="Share of the peak that the times assume.",
 )
-@click.argument("overrides", nargs=-1, type=click.UNPROCESSED, metavar="[--gin.path.to.field=VALUE ...]")
+@recipe_overrides
 def command(
     recipe: str,
     devices: int | None,

@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from moshijax.cli.common import ProgressBar
 from moshijax.quickstart.settings import Folder, Settings
 from moshijax.quickstart.stages import Stage, Tell
 
@@ -20,39 +19,37 @@ class _Screen:
     """One bar per stage on a terminal; elsewhere a line when a stage begins and every half minute."""
 
     def __init__(self, count: int) -> None:
-        self.count = count
-        self.console = Console(stderr=True)
-        columns = (
-            TextColumn("{task.description:34}"),
-            BarColumn(bar_width=28),
-            TextColumn("{task.percentage:>3.0f} %"),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"),
-        )
-        self.bars = Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal)
-        self.said = 0.0
+        self._count = count
+        self._bar: ProgressBar | None = None
+
+    def __enter__(self) -> _Screen:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._bar is not None:
+            self._bar.__exit__()
+            self._bar = None
 
     def start(self, index: int, stage: Stage) -> Tell:
-        label = f"[{index + 1}/{self.count}] {stage.title}"
-        task = self.bars.add_task(label, total=None, note="")
-        if not self.console.is_terminal:
+        label = f"[{index + 1}/{self._count}] {stage.title}"
+        bar = self._bar = ProgressBar(label).__enter__()
+        if not bar.shown:
             click.echo(f"{label} ...", err=True)
-        self.said = time.monotonic()
+        said = time.monotonic()
 
         def tell(done: float, total: float | None, note: str) -> None:
-            self.bars.update(task, completed=done, total=total, note=note)
-            if not self.console.is_terminal and time.monotonic() - self.said > 30:
-                self.said = time.monotonic()
+            nonlocal said
+            bar(done, total, note)
+            if not bar.shown and time.monotonic() - said > 30:
+                said = time.monotonic()
                 click.echo(f"{label}: {done:g}" + (f" of {total:g} {note}" if total else f" {note}"), err=True)
 
         return tell
 
     def finish(self, index: int, stage: Stage, marker: Mapping[str, Any], before: bool) -> None:
-        for task in list(self.bars.task_ids):
-            self.bars.remove_task(task)
+        self.__exit__()
         note = "done before" if before else f"{marker['seconds']:6.1f} s"
-        self.bars.console.print(f"[{index + 1}/{self.count}] {stage.title:26} {note}", markup=False, highlight=False)
+        click.echo(f"[{index + 1}/{self._count}] {stage.title:26} {note}", err=True)
 
 
 @click.command("quickstart")
@@ -79,9 +76,8 @@ def command(run_dir: Path, until: str | None, seed: int) -> None:
 
     logging.getLogger("moshijax").setLevel(logging.WARNING)
     folder, settings = Folder(run_dir), Settings(seed=seed)
-    screen = _Screen(len(pipeline.STAGES))
     begun = time.monotonic()
-    with screen.bars:
+    with _Screen(len(pipeline.STAGES)) as screen:
         stages.run(pipeline.STAGES, settings, folder, until, screen.start, screen.finish)
     if until is not None and until != pipeline.STAGES[-1].name:
         click.echo(f"done until {until}; the same command without --until goes on")

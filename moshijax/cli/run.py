@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import click
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from moshijax.cli.common import ProgressBar
 from moshijax.runtime.artifact import PLATFORMS
 
 
@@ -48,14 +47,7 @@ def command(artifact: str, user: str | None, out: str | None, **options) -> None
     from moshijax.runtime.rows import SAMPLING_INPUTS
 
     sampling = {name: value for name in SAMPLING_INPUTS if (value := options.pop(name)) is not None}
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("loading", total=None)
-
-        def progress(done: int, total: int) -> None:
-            bar.update(task, description="playing", completed=done, total=total)
-
+    with ProgressBar("playing") as progress:
         result = call.run(artifact, user, out, sampling=sampling, progress=progress, **options)
     for line in call.report_lines(result):
         click.echo(line)

@@ -2,83 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
-import logging
 import os
-from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from moshijax.errors import ConfigError
+from moshijax.cli.common import ProgressBar, overrides_of, recipe_overrides, show_log
 
 if TYPE_CHECKING:
     from moshijax.train.evaluate import Evaluator
     from moshijax.train.experiment import ExperimentConfig
-
-GIN = "--gin."
-
-
-def overrides_of(arguments: tuple[str, ...]) -> list[str]:
-    """`--gin.path=VALUE` and `--gin.path VALUE` as `path=VALUE`.
-
-    Raises:
-      ConfigError: another option, or one without a value.
-    """
-    found, rest = [], list(arguments)
-    while rest:
-        argument = rest.pop(0)
-        if not argument.startswith(GIN):
-            raise ConfigError(
-                f"unknown argument {argument!r}; fields of the recipe are set by {GIN}path.to.field=VALUE"
-            )
-        if "=" not in argument:
-            if not rest:
-                raise ConfigError(f"{argument} has no value; write {argument}=VALUE")
-            argument = f"{argument}={rest.pop(0)}"
-        found.append(argument.removeprefix(GIN))
-    return found
-
-
-class Echo(logging.Handler):
-    """Log lines on standard output, above a progress bar if there is one."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        click.echo(record.getMessage())
-
-
-def show_log() -> None:
-    """Show the log of this package, without decoration; of the first process of a run alone."""
-    import jax
-
-    logger = logging.getLogger("moshijax")
-    logger.setLevel(logging.INFO if jax.process_index() == 0 else logging.ERROR)
-    logger.propagate = False
-    if not any(isinstance(handler, Echo) for handler in logger.handlers):
-        logger.addHandler(Echo())
-
-
-@contextlib.contextmanager
-def progress_bar() -> Iterator[Callable[[int, int, Mapping[str, float]], None]]:
-    """A bar on the terminal for `train(progress=...)`; nothing where the output is no terminal, or in any process but
-    the first of a run."""
-    import jax
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    console = Console(stderr=True)
-    columns = (TextColumn("training"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal or jax.process_index() > 0) as bar:
-        task = bar.add_task("training", total=None)
-        yield lambda done, steps, values: bar.update(task, completed=done, total=steps)
 
 
 @click.command("train", context_settings={"ignore_unknown_options": True})
@@ -112,7 +46,7 @@ def progress_bar() -> Iterator[Callable[[int, int, Mapping[str, float]], None]]:
     metavar="SECONDS",
     help="After so long a silence another process counts as lost, and the run ends. One that ends is noticed at once.",
 )
-@click.argument("overrides", nargs=-1, type=click.UNPROCESSED, metavar="[--gin.path.to.field=VALUE ...]")
+@recipe_overrides
 def command(
     recipe: str,
     run_dir: Path,
@@ -136,6 +70,8 @@ def command(
       moshijax train quickstart/moshi.gin --run-dir runs/moshi --gin.steps=2000
     """
     bindings = overrides_of(overrides)
+    import jax
+
     from moshijax import config
     from moshijax.report.run import write_run_page
     from moshijax.train.loop import train
@@ -146,13 +82,13 @@ def command(
     if distributed or (distributed is None and (named or hosts.in_cluster(os.environ))):
         hosts.join(coordinator, processes, process, lost_after=lost_after)
     show_log()
-    with progress_bar() as progress:
+    with ProgressBar("training", shown=jax.process_index() == 0) as bar:
         train(
             experiment,
             run_dir,
             evaluators=evaluators_of(experiment, run_dir),
             recipe=config.dump(experiment),
-            progress=progress,
+            progress=lambda done, steps, values: bar(done, steps),
             report=write_run_page,
             allow_change=allow_change,
             lost_after=lost_after,

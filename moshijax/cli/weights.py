@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import click
 
+from moshijax.cli.common import ProgressBar
 from moshijax.errors import ConfigError
 
 
@@ -20,19 +19,6 @@ def command() -> None:
       moshijax weights import moshiko models/moshiko
       moshijax weights export runs/first/lm mine --format kyutai
     """
-
-
-@contextlib.contextmanager
-def _shown() -> Iterator[Callable[[str], None]]:
-    """Names as they are written, where somebody looks."""
-    from rich.console import Console
-    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-
-    console = Console(stderr=True)
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("reading", total=None)
-        yield lambda name: bar.update(task, description=name)
 
 
 def _megabytes(files: list[Path]) -> str:
@@ -56,8 +42,8 @@ def import_(source: str, directory: str, adapter: str | None) -> None:
     """
     from moshijax.weights.transfer import import_weights
 
-    with _shown() as progress:
-        made = import_weights(source, directory, progress, adapter)
+    with ProgressBar("reading") as bar:
+        made = import_weights(source, directory, bar.retitle, adapter)
     files = [file for file in Path(directory).rglob("*") if file.is_file()]
     parts = {"lm": "a language model", "codec": "a codec"}[made.kind]
     parts += ", an adapter" * (made.adapter is not None)
@@ -108,14 +94,14 @@ def export(
         place = codec or sources.codec_of(source)
         found = replace(found, codec=None if place is None else open_source(place, "codec"))
     if release:
-        from moshijax.train.run.init_from import released
+        from moshijax.weights.release import released
 
         if found.kind != "lm":
             raise ConfigError(f"{source} is a codec; leave --release out")
         found = released(found)
-    with _shown() as progress:
+    with ProgressBar("reading") as bar:
         limit = None if max_file_gb is None else int(max_file_gb * 1e9)
-        files = export_weights(found, directory, form, limit, progress, merge_adapter)
+        files = export_weights(found, directory, form, limit, bar.retitle, merge_adapter)
     click.echo(f"wrote {directory}: {', '.join(file.name for file in files)}; {_megabytes(files)}")
 
 
@@ -173,8 +159,8 @@ def retokenize(source: str, directory: str, tokenizer: str, old_tokenizer: str |
         raise ConfigError(f"{source} has no tokenizer; give the one it was trained with as --old-tokenizer")
     old, new = Tokenizer.load(present), Tokenizer.load(tokenizer)  # whose special ids no text can become
     changed = changing.retokenize(found, old.pieces, new.pieces, seed)
-    with _shown() as progress:
-        write_imported(changed, directory, progress)
+    with ProgressBar("reading") as bar:
+        write_imported(changed, directory, bar.retitle)
     shutil.copyfile(tokenizer, Path(directory) / TOKENIZER)
     kept = int((changing.carried(old.pieces, new.pieces) >= 0).sum())
     click.echo(f"wrote {directory}: {new.vocab_size} pieces, {kept} of them carried over")

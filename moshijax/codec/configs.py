@@ -5,7 +5,8 @@ from __future__ import annotations
 from moshijax.codec.config import MimiConfig, QuantizerConfig, SeanetConfig
 from moshijax.nn.transformer import TransformerConfig
 
-#: The published Mimi: 24 kHz, 12.5 frames per second, 32 codebooks of 2048 (arXiv 2410.00037; 79 308 609 parameters).
+#: The published Mimi (arXiv 2410.00037): 24 kHz, 12.5 frames per second, 32 codebooks of 2048. It has 79 308 609
+#: parameters, and 96 151 393 with the codebooks and their usage counts.
 MIMI = MimiConfig()
 
 #: The same architecture, small enough to train in minutes on a CPU. Same frames, 8 codebooks.

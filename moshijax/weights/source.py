@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -26,6 +25,7 @@ from moshijax.weights.formats.lm_table import lm_table
 from moshijax.weights.formats.mimi_config import mimi_config
 from moshijax.weights.formats.mimi_table import mimi_table
 from moshijax.weights.names import Both, View, theirs
+from moshijax.weights.run import load_run
 from moshijax.weights.safetensors import INDEX_SUFFIX, check_names_and_shapes, open_tensors
 from moshijax.weights.table import Entry, Leaves, Published, same
 
@@ -228,7 +228,7 @@ def _imported(path: Path) -> Source:
 
 
 def _run(path: Path) -> Source:
-    kind, config, params, extras = importlib.import_module("moshijax.train.run.checkpoint").load_run(path)
+    kind, config, params, _, tokenizer = load_run(path)
     flat = flatten_dict(params, sep="/")
     update = config.lora if kind == "lm" else None
     base = config if update is None else replace(config, lora=None)
@@ -241,7 +241,7 @@ def _run(path: Path) -> Source:
         path,
         table,
         Published(table, flat),
-        tokenizer=extras["tokenizer"],
+        tokenizer=tokenizer,
     )
     if update is None:
         return source

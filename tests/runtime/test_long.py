@@ -14,7 +14,7 @@ from moshijax.runtime import audio
 from moshijax.runtime import play as call
 from moshijax.runtime import rows as runtime
 from moshijax.testing import tiny
-from tools.soak import runtime as soak
+from tools.soak.runtime import soak
 
 
 @pytest.mark.slow

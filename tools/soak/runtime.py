@@ -1,10 +1,10 @@
-"""Run an exported step for a long time and see that nothing changes: no error, no compilation, no growing memory.
+"""Run an exported step for a long time and check that it stays stable: no error, no compilation, no growing memory.
 
     python -m tools.soak.runtime --steps 100000 --write docs/reliability.md
 
 A tiny model with random weights is exported and loaded like any other; rows open and close at random, so that resets,
-priming and idle rows are part of it. The weights are random because only the machinery is tested: every cache rolls
-over many times, and the outputs are checked for being finite and in range.
+priming and idle rows take part. The weights are random because only the machinery is tested: every cache wraps around
+many times, and the outputs must be finite and in range.
 """
 
 from __future__ import annotations
@@ -117,9 +117,9 @@ SECTION = """```
 python -m tools.soak.runtime --steps {steps} --batch {batch} --write docs/reliability.md
 ```
 
-A tiny codec and language model with random weights, exported and loaded as any artifact is; random audio in; rows open
-and close at random all the time. Checked at every step: audio finite, every ready row returns valid codes.
-Other work ran on the machine, so the step times only show that they do not grow. {machine}.
+A tiny codec and language model with random weights is exported and loaded like any artifact. It hears random audio, and
+rows open and close at random throughout. Every step is checked: the audio is finite, and every ready row returns valid
+codes. Other work ran on the machine, so the step times show only that they do not grow. {machine}.
 
 | figure | value |
 |---|---|

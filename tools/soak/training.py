@@ -1,10 +1,10 @@
-"""Kill a training run again and again, also while it saves, and see that it ends as one that nothing disturbed.
+"""Kill a training run repeatedly, also while it saves, and check that it ends like an undisturbed run.
 
     python -m tools.soak.training --kills 20 --write docs/reliability.md
 
 `moshijax train` runs as a process on a small language model, with text steps and a checkpoint every five steps. SIGKILL
-comes at a random point of the next one to nine steps, or within 20 ms of the beginning of a save, in turn. Then the
-same command runs again. At the end all leaves of the state are compared bit for bit, and all metrics but times.
+arrives alternately at a random point in the next one to nine steps, or within 20 ms of the start of a save. Then the
+same command runs again. At the end all leaves of the state are compared bit for bit, and all metrics except times.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def soak(folder: Path, kills: int, seed: int) -> list[tuple[str, int]]:
         where = kill_once(folder, killed, while_saving=len(found) % 2 == 1, chance=chance)
         assert where is not None, f"the run was over after {len(found)} kills: make it longer"
         found.append((where, (complete_steps(killed) or [0])[-1]))
-        print(f"{len(found):3d}  {where}; goes on from {found[-1][1]}", flush=True)
+        print(f"{len(found):3d}  {where}; resumes from {found[-1][1]}", flush=True)
     code, output = finish(start(folder, killed))
     assert code == 0, output
     assert_same_end(whole, killed, experiment)

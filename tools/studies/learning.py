@@ -29,10 +29,10 @@ from moshijax import lm
 from moshijax.lm import LMConfig, layouts, losses
 from moshijax.lm.losses import LossConfig
 from moshijax.lm.tokens import BOS, EPAD, PAD, UNGENERATED, ZERO
+from moshijax.lm.transforms import helium_to_moshi
 from moshijax.nn.transformer import TransformerConfig
 from moshijax.train.experiment import OptimizerConfig, ParameterGroup
 from moshijax.train.optimizer import make_optimizer
-from moshijax.train.run.init_from import helium_to_moshi
 from moshijax.train.tasks.lm import TEXT_OWNS
 
 FRAMES, ROWS, CARD, TEXT_CARD, CODEBOOKS = 48, 16, 32, 32, 4

@@ -12,16 +12,17 @@ from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
-from flax.traverse_util import flatten_dict, unflatten_dict
 
-from moshijax.config_json import from_json
 from moshijax.errors import DataError, MoshijaxError
 from moshijax.train.run.run_dir import RunDir
 from moshijax.train.sharding import path_of
 from moshijax.train.state import TrainState
+from moshijax.weights.run import MODEL_ITEM
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 NO_SPACE_WORDS = ("no space left", "resource_exhausted", "disk quota", "file too large")
+#: Item of a checkpoint that only the run itself needs; the model is an item of its own (`moshijax.weights.run`).
+OPTIMIZER_ITEM = "optimizer"
 AFTER_FREEING = "free some and run the same command again: the run continues from its last complete checkpoint"
 SHOWN_MISMATCHES = 12
 
@@ -72,7 +73,7 @@ def _parts(state: Any) -> dict[str, Any]:
     """Items of a checkpoint: what other commands read (the model) apart from what only this run needs."""
     model = {"params": state.params, "model_state": state.model_state, "ema": state.ema}
     rest = {"opt_states": state.opt_states, "step": state.step, "nonfinite": state.nonfinite}
-    return {"model": {name: tree for name, tree in model.items() if jax.tree.leaves(tree)}, "optimizer": rest}
+    return {MODEL_ITEM: {name: tree for name, tree in model.items() if jax.tree.leaves(tree)}, OPTIMIZER_ITEM: rest}
 
 
 def _leaves(tree: Any) -> dict[str, Any]:
@@ -98,7 +99,7 @@ class Checkpointer:
     def __init__(self, run: RunDir, keep: int = 2) -> None:
         self.path = run.checkpoints.absolute()
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, enable_async_checkpointing=True)
-        items = {"model": ocp.StandardCheckpointHandler(), "optimizer": ocp.StandardCheckpointHandler()}
+        items = {name: ocp.StandardCheckpointHandler() for name in (MODEL_ITEM, OPTIMIZER_ITEM)}
         with _space_errors(self.path):
             self._manager = ocp.CheckpointManager(
                 self.path, options=options, item_handlers={**items, "meta": ocp.JsonCheckpointHandler()}
@@ -137,39 +138,20 @@ class Checkpointer:
             raise_on_mismatch(self.path / str(step) / name, tree, metadata[name].tree)
         items = {name: ocp.args.StandardRestore(tree) for name, tree in wanted.items()}
         found = self._manager.restore(step, args=ocp.args.Composite(**items, meta=ocp.args.JsonRestore()))
+        model, rest = found[MODEL_ITEM], found[OPTIMIZER_ITEM]
         state = TrainState(
-            step=found["optimizer"]["step"],
-            params=found["model"]["params"],
-            model_state=found["model"].get("model_state", abstract.model_state),
-            opt_states=found["optimizer"]["opt_states"],
-            ema=found["model"].get("ema", {}),
-            nonfinite=found["optimizer"]["nonfinite"],
+            step=rest["step"],
+            params=model["params"],
+            model_state=model.get("model_state", abstract.model_state),
+            opt_states=rest["opt_states"],
+            ema=model.get("ema", {}),
+            nonfinite=rest["nonfinite"],
         )
         return state, found["meta"]
 
     def meta(self, step: int) -> dict[str, Any]:
         """What was saved beside the state."""
         return self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
-
-    def model_shapes(self, step: int) -> dict[str, Any]:
-        """Shapes and types of params, model_state and ema of a checkpoint (those that it has)."""
-        metadata = self._manager.item_metadata(step)["model"].tree
-        return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), metadata)
-
-    def restore_model(self, step: int, shardings: Any = None) -> dict[str, Any]:
-        """params, model_state and ema of a checkpoint (those that it has), on the first device of this machine or,
-        where `shardings` of the parameters are given, laid out like that."""
-        one = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        flat = {} if shardings is None else flatten_dict(shardings, sep="/")
-
-        def place(keys: Any, leaf: Any) -> Any:
-            kind, _, name = path_of(keys).partition("/")
-            where = flat.get(name, one) if kind in ("params", "ema") else one
-            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
-
-        abstract = jax.tree_util.tree_map_with_path(place, self.model_shapes(step))
-        args = ocp.args.Composite(model=ocp.args.StandardRestore(abstract))
-        return self._manager.restore(step, args=args)["model"]
 
     def wait(self) -> None:
         """Return when the last checkpoint is complete.
@@ -183,94 +165,3 @@ class Checkpointer:
     def close(self) -> None:
         with _space_errors(self.path):
             self._manager.close()
-
-
-def load_run(run_dir: str | Path, step: int | None = None) -> tuple[str, Any, Any, dict[str, Any]]:
-    """Read the model of a run.
-
-    Args:
-      step: steps done at the checkpoint to read; default: the newest complete one.
-
-    Returns:
-      kind ("lm" or "codec"), the model's config, its parameters as `moshijax.lm` or `moshijax.codec` takes them (the
-      running average where the run keeps one), and {"step", "tokenizer": path or None}.
-
-    Raises:
-      DataError: no run directory, or it has no complete checkpoint.
-    """
-    kind, config, model, found = read_model(run_dir, step)
-    params = model["params"]
-    if kind == "codec":
-        from moshijax.codec.training import codec_variables
-
-        params = codec_variables({"params": params, "codebooks": model["model_state"]})
-    tokenizer = Path(run_dir) / "tokenizer.model"
-    return kind, config, params, {"step": found, "tokenizer": tokenizer if tokenizer.exists() else None}
-
-
-def read_model(
-    run_dir: str | Path, step: int | None = None, shardings: Any = None
-) -> tuple[str, Any, dict[str, Any], int]:
-    """Everything of a run's model that is learnt, side heads included.
-
-    Args:
-      step: steps done at the checkpoint to read; default: the newest complete one.
-      shardings: of the parameters; default: all of it on the first device.
-
-    Returns:
-      kind, the model's config, {"params" (the running average where the run keeps one), "model_state"}, steps done.
-
-    Raises:
-      DataError: no run directory, or it has no complete checkpoint.
-    """
-    with _opened(run_dir, step) as (kind, config, checkpointer, found):
-        model = checkpointer.restore_model(found, shardings)
-    tree = {"params": _with(model["params"], model.get("ema", {})), "model_state": model.get("model_state", {})}
-    return kind, config, tree, found
-
-
-def model_shapes(run_dir: str | Path, step: int | None = None) -> tuple[str, Any, dict[str, Any]]:
-    """Kind and config of a run's model, and the shapes and types of {"params", "model_state"}; no weights are read.
-
-    Raises:
-      DataError: no run directory, or it has no complete checkpoint.
-    """
-    with _opened(run_dir, step) as (kind, config, checkpointer, found):
-        model = checkpointer.model_shapes(found)
-    return kind, config, {"params": model["params"], "model_state": model.get("model_state", {})}
-
-
-@contextlib.contextmanager
-def _opened(run_dir: str | Path, step: int | None) -> Iterator[tuple[str, Any, Checkpointer, int]]:
-    """Kind and config of a run's model, its checkpoints, and the one to read."""
-    run = RunDir(Path(run_dir))
-    kind, plain = run.model()
-    config = from_json(_config_class(kind), plain, "model.json")
-    if not run.checkpoints.is_dir():
-        raise DataError(f"{run.path} has no checkpoint yet; train it first: moshijax train RECIPE --run-dir {run.path}")
-    checkpointer = Checkpointer(run)
-    try:
-        found = checkpointer.latest() if step is None else step
-        if found is None or found not in checkpointer.steps():
-            wanted = "complete checkpoint" if step is None else f"checkpoint of step {step}"
-            raise DataError(f"{run.path} has no {wanted}; train it first: moshijax train RECIPE --run-dir {run.path}")
-        yield kind, config, checkpointer, found
-    finally:
-        checkpointer.close()
-
-
-def _with(params: dict[str, Any], average: dict[str, Any]) -> dict[str, Any]:
-    """Parameters, and their running average where there is one."""
-    return unflatten_dict({**flatten_dict(params), **flatten_dict(average)})
-
-
-def _config_class(kind: str) -> type:
-    if kind == "codec":
-        from moshijax.codec import MimiConfig
-
-        return MimiConfig
-    if kind == "lm":
-        from moshijax.lm import LMConfig
-
-        return LMConfig
-    raise DataError(f"model.json names the kind {kind!r}; this version knows 'codec' and 'lm'")

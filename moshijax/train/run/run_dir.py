@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from moshijax.config_json import differences, to_json
-from moshijax.errors import ConfigError, DataError
+from moshijax.errors import ConfigError
 from moshijax.train.experiment import FREE_ON_RESUME, ExperimentConfig
+from moshijax.weights.run import CHECKPOINTS, MODEL
 
-CONFIG, RECIPE, MODEL, DATA = "config.json", "config.gin", "model.json", "data.json"
+CONFIG, RECIPE, DATA = "config.json", "config.gin", "data.json"
 CHANGES = "changes.jsonl"
-CHECKPOINTS, METRICS, TENSORBOARD, NONFINITE = "checkpoints", "metrics.jsonl", "tensorboard", "nonfinite.json"
+METRICS, TENSORBOARD, NONFINITE = "metrics.jsonl", "tensorboard", "nonfinite.json"
 PROFILE = "profile"
 SHOWN_DIFFERENCES = 12
 
@@ -118,17 +119,3 @@ class RunDir:
 
         data = lines(DATA, identity.data) if (self.path / DATA).exists() else []
         return lines(CONFIG, to_json(identity.experiment), FREE_ON_RESUME), [f"data {line}" for line in data]
-
-    def model(self) -> tuple[str, Any]:
-        """Read the kind of the model and the JSON of its config.
-
-        Raises:
-          DataError: this is not a run directory.
-        """
-        try:
-            found = json.loads((self.path / MODEL).read_text(encoding="utf-8"))
-            return found["kind"], found["config"]
-        except (OSError, ValueError, KeyError) as error:
-            raise DataError(
-                f"{self.path} is not a run directory: no usable {MODEL} ({error}); give the --run-dir of a run"
-            ) from None

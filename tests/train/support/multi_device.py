@@ -21,6 +21,7 @@ from moshijax.train.run.metrics import read_metrics
 from moshijax.train.run.run_dir import RunDir
 from moshijax.train.state import plan_state
 from moshijax.train.steps import batch_shardings, loss_and_gradients, lower_step, program_key
+from moshijax.weights.run import load_run
 from tests.train.support.models import lm_experiment
 from tests.train.support.small_task import SmallData, SmallTask
 
@@ -213,7 +214,7 @@ def lm_refuses_indivisible(folder):
 def lm_restores(folder, run_dir):
     experiment = lm_experiment(Path(folder), steps=40)
     checkpointer = Checkpointer(RunDir(Path(run_dir)))
-    alone = checkpointer.restore_model(40)["params"]
+    alone = load_run(run_dir, 40).params
     mesh = sharding.make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
     with sharding.context(mesh):
         plan = plan_state(experiment.task, experiment, mesh)

@@ -32,7 +32,7 @@ def environment(**more: str) -> dict[str, str]:
 
 def take_part(port: int, count: int, number: int, run_dir: str, fields: dict, seconds: float) -> None:
     """One process: train the experiment of `multi_device.SMALL` with other fields, at most a step every so often."""
-    from moshijax.cli.train import show_log
+    from moshijax.cli.common import show_log
     from moshijax.errors import MoshijaxError
     from moshijax.train.experiment import MeshConfig
     from moshijax.train.loop import train

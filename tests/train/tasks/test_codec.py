@@ -13,9 +13,9 @@ from moshijax.codec.quantizer_training import QuantizerTraining
 from moshijax.errors import ConfigError
 from moshijax.nn.vq import codebook_tables
 from moshijax.train.loop import train
-from moshijax.train.run.checkpoint import load_run
 from moshijax.train.run.metrics import read_metrics
 from moshijax.train.tasks.codec import CodecLoss
+from moshijax.weights.run import load_run
 from moshijax.weights.source import open_source
 from moshijax.weights.transfer import export_weights
 from tests.train.support.devices import run_on_devices
@@ -66,8 +66,8 @@ def test_a_recording_that_cannot_be_used_is_counted(tmp_path, run_dir, caplog):
 
 
 def test_load_run_gives_a_codec_that_encodes(whole_run):
-    kind, config, params, extras = load_run(whole_run)
-    assert (kind, config, extras["tokenizer"]) == ("codec", CODEC, None)
+    kind, config, params, step, tokenizer = load_run(whole_run)
+    assert (kind, config, tokenizer) == ("codec", CODEC, None)
     wave = 0.3 * np.sin(np.arange(6400) / 10).astype(np.float32)[None]
     codes = np.asarray(codec.encode(config, params, wave))
     assert codes.shape == (1, 3, 10) and codes.min() >= 0 and codes.max() < 16

@@ -19,12 +19,12 @@ from moshijax.errors import ConfigError
 from moshijax.train import sharding
 from moshijax.train.experiment import OptimizerConfig
 from moshijax.train.loop import train
-from moshijax.train.run.checkpoint import load_run
 from moshijax.train.run.metrics import read_metrics
 from moshijax.train.state import plan_state
 from moshijax.train.steps import make_step
 from moshijax.train.tasks.codec import CodecLoss, CodecTask
 from moshijax.weights import load_mimi
+from moshijax.weights.run import load_run
 from moshijax.weights.source import open_source
 from moshijax.weights.transfer import export_weights
 from tests.parity.test_way_back import reference_python
@@ -97,7 +97,7 @@ def test_resume_is_bit_for_bit(experiment, whole_run, run_dir):
 
 def test_a_trained_codec_is_plain(whole_run, experiment):
     """What others load has no discriminators and no weight norm, and holds the running average."""
-    kind, config, variables, _ = load_run(whole_run)
+    kind, config, variables, *_ = load_run(whole_run)
     assert (kind, config) == ("codec", CODEC)
     want = codec.init(CODEC, jax.random.key(0))
     assert jax.tree.map(jnp.shape, variables) == jax.tree.map(jnp.shape, want)
@@ -191,7 +191,7 @@ def test_a_run_starts_from_a_codec_without_discriminators_and_weight_norm(folder
     still = OptimizerConfig(learning_rate=0.0)
     train(adversarial_experiment(folder, steps=1, log_every=1, init_from=str(plain), optimizer=still), run_dir)
     assert read_metrics(run_dir / "metrics.jsonl")[-1]["train/discriminator/loss"] > 0
-    before, after = (load_run(path)[2]["params"] for path in (plain, run_dir))
+    before, after = (load_run(path).params["params"] for path in (plain, run_dir))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), before, after)
 
 
@@ -233,7 +233,7 @@ def published(whole_run, tmp_path_factory):
 
 def test_a_trained_codec_exports_to_the_published_format(whole_run, published):
     """Weight norm folded, averaged parameters, no discriminators: and the same codes."""
-    _, config, variables, _ = load_run(whole_run)
+    _, config, variables, *_ = load_run(whole_run)
     again, read = load_mimi(published)
     assert dataclasses.replace(again, ring=config.ring) == config
     codes, others = (np.asarray(codec.encode(config, v, WAVE)) for v in (variables, read))
@@ -251,7 +251,7 @@ def test_the_package_gives_the_codes_of_a_trained_codec(whole_run, published, tm
         check=True,
         cwd=Path(__file__).parents[3],
     )
-    _, config, variables, _ = load_run(whole_run)
+    _, config, variables, *_ = load_run(whole_run)
     with np.load(tmp_path / "made.npz") as want:
         np.testing.assert_array_equal(codec.encode(config, variables, WAVE), want["codes"])
         decoded = codec.decode(config, variables, want["codes"])

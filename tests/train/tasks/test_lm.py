@@ -13,12 +13,13 @@ from moshijax.train import sharding
 from moshijax.train.experiment import MeshConfig, OptimizerConfig, ParameterGroup
 from moshijax.train.feed import put
 from moshijax.train.loop import train
-from moshijax.train.run.checkpoint import Checkpointer, load_run
+from moshijax.train.run.checkpoint import Checkpointer
 from moshijax.train.run.compilations import Compilations
 from moshijax.train.run.metrics import read_metrics
 from moshijax.train.run.run_dir import RunDir
 from moshijax.train.state import plan_state
 from moshijax.train.steps import batch_shardings, compile_step
+from moshijax.weights.run import load_run
 from moshijax.weights.source import open_source
 from moshijax.weights.transfer import export_weights, import_weights
 from tests.train.support.devices import run_on_devices
@@ -126,7 +127,7 @@ def test_held_out_text_has_the_perplexity_of_the_model_alone(folder, whole_run, 
     experiment = lm_experiment(folder, **fields)
     batches = [experiment.task.sources(experiment)["eval_text"].batch(n)["codes"] for n in range(3)]
     codes = np.concatenate(batches)
-    nll = lm.score(LM, load_run(whole_run)[2], codes, text_only=True).nll[:, 0]
+    nll = lm.score(LM, load_run(whole_run).params, codes, text_only=True).nll[:, 0]
     valid = codes[:, 0] != lm.tokens.ZERO
     assert line["eval_text/loss"] == pytest.approx(float((nll * valid).sum() / valid.sum()), rel=1e-5)
     assert line["eval_text/perplexity"] == pytest.approx(np.exp(line["eval_text/loss"]), rel=1e-5)
@@ -150,9 +151,9 @@ def test_resume_is_bit_for_bit(folder, whole_run, run_dir):
 
 
 def test_load_run_gives_the_model_and_its_tokenizer(folder, whole_run):
-    kind, config, params, extras = load_run(whole_run)
-    assert (kind, config, extras["step"]) == ("lm", LM, 40)
-    assert extras["tokenizer"].read_bytes() == (folder / "tokenizer.model").read_bytes()
+    kind, config, params, step, tokenizer = load_run(whole_run)
+    assert (kind, config, step) == ("lm", LM, 40)
+    assert tokenizer.read_bytes() == (folder / "tokenizer.model").read_bytes()
     expected = state_at(whole_run, 40, lm_experiment(folder, steps=40)).params
     jax.tree.map(np.testing.assert_array_equal, params, expected)
     codes = np.zeros((1, LM.layout.num_streams, 3), np.int32)

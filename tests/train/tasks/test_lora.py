@@ -16,10 +16,10 @@ from moshijax.testing.tiny import CODEC, PIECES, tiny_models
 from moshijax.train import sharding
 from moshijax.train.experiment import ExperimentConfig, OptimizerConfig, ParameterGroup
 from moshijax.train.loop import train
-from moshijax.train.run.checkpoint import load_run
 from moshijax.train.run.metrics import read_metrics
 from moshijax.train.state import plan_state
 from moshijax.train.steps import step_flops
+from moshijax.weights.run import load_run
 from moshijax.weights.source import open_source
 from moshijax.weights.transfer import export_weights
 from tests.train.support.devices import run_on_devices
@@ -68,8 +68,8 @@ def test_only_the_updates_are_trained_and_have_moments(folder, tuned):
     updates = sum(size for path, size in sizes.items() if "lora_" in path)
     moments = [leaf for leaf in jax.tree.leaves(plan.abstract.opt_states["audio"]) if leaf.ndim]
     assert sum(leaf.size for leaf in moments) == 2 * updates
-    base = flatten_dict(load_run(folder / "base")[2], sep="/")
-    trained = flatten_dict(load_run(tuned)[2], sep="/")
+    base = flatten_dict(load_run(folder / "base").params, sep="/")
+    trained = flatten_dict(load_run(tuned).params, sep="/")
     for path, leaf in trained.items():
         if path in base:
             np.testing.assert_array_equal(leaf, base[path], err_msg=path)
@@ -95,7 +95,7 @@ def test_gradients_of_the_frozen_weights_are_not_computed(folder):
 
 
 def test_merged_and_apart_and_published_are_one_function(folder, tuned):
-    _, config, params, _ = load_run(tuned)
+    _, config, params, *_ = load_run(tuned)
     assert config.lora.modules == MODULES
     codes = np.random.RandomState(0).randint(4, 30, (2, LM.layout.num_streams, 12)).astype(np.int32)
     want = jax.jit(lm.forward, static_argnums=0)(config, params, codes)
@@ -128,9 +128,9 @@ def test_single_layers_are_frozen_or_trained_whole(folder, tuned, tmp_path):
         optimizer=dataclasses.replace(experiment.optimizer, groups=groups),
     )
     train(experiment, tmp_path / "run")
-    _, config, params, _ = load_run(tmp_path / "run")
+    _, config, params, *_ = load_run(tmp_path / "run")
     trained = flatten_dict(params, sep="/")
-    base = flatten_dict(unstack_layers(load_run(folder / "base")[2], ("layers",)), sep="/")
+    base = flatten_dict(unstack_layers(load_run(folder / "base").params, ("layers",)), sep="/")
     changed = {path for path in base if np.any(trained[path] != base[path])}
     assert changed == {path for path in base if path.startswith("temporal/layers_1/mlp/")}
     moved = {path for path in trained if path.endswith("lora_b") and np.any(trained[path])}

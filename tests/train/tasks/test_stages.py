@@ -15,11 +15,12 @@ from moshijax import config
 from moshijax.cli.main import cli
 from moshijax.errors import ConfigError
 from moshijax.train.loop import train
-from moshijax.train.run.checkpoint import Checkpointer, load_run
-from moshijax.train.run.init_from import released
+from moshijax.train.run.checkpoint import Checkpointer
 from moshijax.train.run.metrics import read_metrics
 from moshijax.train.run.run_dir import RunDir
 from moshijax.train.sharding import path_of
+from moshijax.weights.release import released
+from moshijax.weights.run import load_run
 from moshijax.weights.source import open_source
 from tests.train.support.grids import write_dialogues, write_text, write_tokenizer
 
@@ -99,23 +100,23 @@ def test_each_twin_differs_from_its_recipe_in_size_alone():
 
 def test_what_came_before_is_where_a_stage_starts(runs):
     """The user's tables began as copies and the release dropped the user's steps; the released model is whole."""
-    _, helium, text, _ = load_run(runs / "helium")
-    _, one, single, _ = load_run(runs / "pretraining")
+    _, helium, text, *_ = load_run(runs / "helium")
+    _, one, single, *_ = load_run(runs / "pretraining")
     assert helium.layout.num_streams == 1 and one.layout.delays == (0, 0, 2)
     assert set(text) == {"temporal", "out_norm", "text_embedding", "text_head"}
-    _, two, both, _ = load_run(runs / "instruct")
-    _, released, last, _ = load_run(runs / "finetuning")
+    _, two, both, *_ = load_run(runs / "instruct")
+    _, released, last, *_ = load_run(runs / "finetuning")
     assert (two.layout.dep_q, released.layout.dep_q) == (4, 2) and released.layout.delays == (0, 0, 1, 0, 1)
     assert both["depth"]["heads"]["steps"]["kernel"].shape[0] == 4
     assert last["depth"]["heads"]["steps"]["kernel"].shape[0] == 2
-    assert load_run(runs / "recognition")[1].depth is None
+    assert load_run(runs / "recognition").config.depth is None
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(last))
 
 
 def test_updates_are_all_that_lora_trains(runs):
     """The weights are those of the run it starts from, in bfloat16, without optimiser state; the updates moved."""
-    tree = load_run(runs / "lora")[2]
-    flat, before = flatten_dict(tree, sep="/"), flatten_dict(load_run(runs / "instruct")[2], sep="/")
+    tree = load_run(runs / "lora").params
+    flat, before = flatten_dict(tree, sep="/"), flatten_dict(load_run(runs / "instruct").params, sep="/")
     updates = {path for path in flat if path.endswith(("lora_a", "lora_b"))}
     assert len(updates) == 24 and all(np.abs(flat[path]).max() > 0 for path in updates)
     same = [path for path in flat if path not in updates and flat[path].shape == before[path].shape]
@@ -136,7 +137,7 @@ def test_a_run_is_published_in_its_released_form(runs, tmp_path):
     CliRunner().invoke(cli, [*args, "--release"], catch_exceptions=False)
     found = open_source(tmp_path / "moshi")
     assert (found.config.layout.dep_q, found.config.layout.num_streams) == (2, 5)
-    whole = flatten_dict(load_run(runs / "instruct")[2], sep="/")
+    whole = flatten_dict(load_run(runs / "instruct").params, sep="/")
     for path, leaf in flatten_dict(found.leaves(stacked=True).tree(), sep="/").items():
         kept = whole[path]  # steps and tables of the model's rows come first
         steps = path.startswith("depth/layers") and "/steps/" in path

@@ -14,7 +14,7 @@ from moshijax import lm
 from moshijax.errors import ConfigError
 from moshijax.lm.layouts import MODEL, Stream, StreamLayout
 from moshijax.lm.tokens import ZERO
-from moshijax.train.run.init_from import TRANSFORMS
+from moshijax.lm.transforms import TRANSFORMS
 from tests.lm.models import codes, params, small
 
 TEXT = small(StreamLayout((Stream("text", MODEL),)))

@@ -1,0 +1,181 @@
+"""The model of a training run: what `model.json` and the checkpoints of a run directory hold of it.
+
+A checkpoint is a directory of Orbax items; the item `MODEL_ITEM` holds `params`, `model_state` (what is learnt without
+gradients, such as codebooks) and `ema` (the running average of the parameters), each where the run has it. The trainer
+(`moshijax.train.run.checkpoint`) writes it and the rest of the state; whoever wants the model alone reads it here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import orbax.checkpoint as ocp
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from moshijax.codec import MimiConfig
+from moshijax.codec.training import codec_variables
+from moshijax.config_json import from_json
+from moshijax.errors import DataError
+from moshijax.lm import LMConfig
+
+#: Files of a run directory that say what its model is.
+MODEL, CHECKPOINTS, TOKENIZER = "model.json", "checkpoints", "tokenizer.model"
+#: Item of a checkpoint that holds the model.
+MODEL_ITEM = "model"
+CONFIG_CLASSES = {"lm": LMConfig, "codec": MimiConfig}
+
+
+class RunModel(NamedTuple):
+    """The model of a run at one checkpoint.
+
+    Attributes:
+      kind: "lm" or "codec".
+      config: of the model.
+      params: as `moshijax.lm` or `moshijax.codec` takes them; the running average where the run keeps one.
+      step: steps done at the checkpoint.
+      tokenizer: the SentencePiece model of the run, if it has one.
+    """
+
+    kind: str
+    config: Any
+    params: dict[str, Any]
+    step: int
+    tokenizer: Path | None
+
+
+class TrainedModel(NamedTuple):
+    """Everything of a run's model that is learnt, side heads included.
+
+    Attributes:
+      kind: "lm" or "codec".
+      config: of the model.
+      variables: {"params", "model_state"}, of arrays or of their shapes and types.
+      step: steps done at the checkpoint.
+    """
+
+    kind: str
+    config: Any
+    variables: dict[str, Any]
+    step: int
+
+
+def is_run(path: str | Path) -> bool:
+    """Whether `path` is the directory of a run that has begun to save checkpoints."""
+    return (Path(path) / CHECKPOINTS).is_dir()
+
+
+def load_run(run_dir: str | Path, step: int | None = None) -> RunModel:
+    """Read the model of a run.
+
+    Args:
+      run_dir: the directory of the run.
+      step: steps done at the checkpoint to read; default: the newest complete one.
+
+    Raises:
+      DataError: this is no run directory, or it has no such checkpoint.
+    """
+    kind, config, variables, found = read_model(run_dir, step)
+    params = variables["params"]
+    if kind == "codec":
+        params = codec_variables({"params": params, "codebooks": variables["model_state"]})
+    tokenizer = Path(run_dir) / TOKENIZER
+    return RunModel(kind, config, params, found, tokenizer if tokenizer.exists() else None)
+
+
+def read_model(run_dir: str | Path, step: int | None = None, shardings: Any = None) -> TrainedModel:
+    """Read everything of a run's model that is learnt; of the parameters the running average where the run keeps one.
+
+    Args:
+      run_dir: the directory of the run.
+      step: steps done at the checkpoint to read; default: the newest complete one.
+      shardings: of the parameters; default: everything on the first device of this process.
+
+    Raises:
+      DataError: this is no run directory, or it has no such checkpoint.
+    """
+    with _opened(run_dir, step) as (kind, config, manager, found):
+        abstract = _laid_out(_shapes(manager, found), shardings)
+        args = ocp.args.Composite(**{MODEL_ITEM: ocp.args.StandardRestore(abstract)})
+        model = manager.restore(found, args=args)[MODEL_ITEM]
+    params = {**flatten_dict(model["params"]), **flatten_dict(model.get("ema", {}))}
+    variables = {"params": unflatten_dict(params), "model_state": model.get("model_state", {})}
+    return TrainedModel(kind, config, variables, found)
+
+
+def model_shapes(run_dir: str | Path, step: int | None = None) -> TrainedModel:
+    """Return what `read_model` does with shapes and types in place of arrays; no weights are read.
+
+    Raises:
+      DataError: this is no run directory, or it has no such checkpoint.
+    """
+    with _opened(run_dir, step) as (kind, config, manager, found):
+        model = _shapes(manager, found)
+    variables = {"params": model["params"], "model_state": model.get("model_state", {})}
+    return TrainedModel(kind, config, variables, found)
+
+
+def read_description(run_dir: str | Path) -> tuple[str, Any]:
+    """Return the kind of a run's model, and its config.
+
+    Raises:
+      DataError: this is no run directory, or of a model that this version does not know.
+    """
+    path = Path(run_dir)
+    try:
+        found = json.loads((path / MODEL).read_text(encoding="utf-8"))
+        kind, fields = found["kind"], found["config"]
+    except (OSError, ValueError, KeyError) as error:
+        raise DataError(
+            f"{path} is not a run directory: no usable {MODEL} ({error}); give the --run-dir of a run"
+        ) from None
+    if kind not in CONFIG_CLASSES:
+        raise DataError(f"{path / MODEL} names the kind {kind!r}; this version knows {', '.join(CONFIG_CLASSES)}")
+    return kind, from_json(CONFIG_CLASSES[kind], fields, MODEL)
+
+
+@contextlib.contextmanager
+def _opened(run_dir: str | Path, step: int | None) -> Iterator[tuple[str, Any, ocp.CheckpointManager, int]]:
+    """Kind and config of a run's model, its checkpoints, and the step of the one to read."""
+    path = Path(run_dir)
+    kind, config = read_description(path)
+    remedy = f"train it first: moshijax train RECIPE --run-dir {path}"
+    if not is_run(path):
+        raise DataError(f"{path} has no checkpoint yet; {remedy}")
+    # Read only: a run that is still training must not lose the checkpoint that it is writing.
+    options = ocp.CheckpointManagerOptions(create=False, read_only=True, save_interval_steps=0)
+    handlers = {MODEL_ITEM: ocp.StandardCheckpointHandler()}
+    manager = ocp.CheckpointManager((path / CHECKPOINTS).absolute(), options=options, item_handlers=handlers)
+    try:
+        found = manager.latest_step() if step is None else step
+        if found is None or found not in manager.all_steps():
+            wanted = "complete checkpoint" if step is None else f"checkpoint of step {step}"
+            raise DataError(f"{path} has no {wanted}; {remedy}")
+        yield kind, config, manager, found
+    finally:
+        manager.close()
+
+
+def _shapes(manager: ocp.CheckpointManager, step: int) -> dict[str, Any]:
+    """Shapes and types of params, model_state and ema of a checkpoint (those that it has)."""
+    metadata = manager.item_metadata(step)[MODEL_ITEM].tree
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), metadata)
+
+
+def _laid_out(shapes: dict[str, Any], shardings: Any) -> dict[str, Any]:
+    """The same with a sharding for every leaf: that of its parameter, else the first device of this process."""
+    one = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    of_parameters = {} if shardings is None else flatten_dict(shardings)
+
+    def one_tree(tree: dict[str, Any], given: dict[tuple[str, ...], Any]) -> dict[str, Any]:
+        flat = {
+            path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=given.get(path, one))
+            for path, leaf in flatten_dict(tree).items()
+        }
+        return unflatten_dict(flat)
+
+    return {name: one_tree(tree, of_parameters if name in ("params", "ema") else {}) for name, tree in shapes.items()}
