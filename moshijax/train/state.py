@@ -82,7 +82,9 @@ def make_optimizers(task: Task, experiment: ExperimentConfig) -> dict[str, Optim
     return found
 
 
-def make_init(task: Task, experiment: ExperimentConfig, optimizers: Mapping[str, Optimizer]) -> Callable[[jax.Array], TrainState]:
+def make_init(
+    task: Task, experiment: ExperimentConfig, optimizers: Mapping[str, Optimizer]
+) -> Callable[[jax.Array], TrainState]:
     """Return a function key -> TrainState whose parameters are boxed with logical axis names."""
 
     def init(key: jax.Array) -> TrainState:

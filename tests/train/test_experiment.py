@@ -7,26 +7,40 @@ import jax.numpy as jnp
 import pytest
 
 from moshijax.config_json import differences, from_json, to_json
+from moshijax.data import TextData
 from moshijax.errors import ConfigError
-from moshijax.train.experiment import (
-    ExperimentConfig,
-    MeshConfig,
-    OptimizerConfig,
-    ParameterGroup,
-    place_of_step,
-)
-from moshijax.train.optimizer import check_groups, learning_rate
+from moshijax.train.experiment import ExperimentConfig, MeshConfig, place_of_step
+from moshijax.train.optimizer import OptimizerConfig, ParameterGroup, check_groups, learning_rate
+from moshijax.train.tasks.lm import LMTask, TextSteps
+from tests.train.support.models import LM
 from tests.train.support.small_task import SmallData, SmallTask
+
+TEXT = TextData("text.txt", batch_size=8, num_frames=16)
 
 
 @pytest.mark.parametrize("ratio", [0.0, 0.1, 0.125, 0.3, 0.5, 0.9, 1.0])
-def test_text_ratio_is_exact_and_every_batch_is_used_once(ratio):
-    steps = 1000
-    places = [place_of_step(n, ratio) for n in range(steps)]
-    text = [index for program, index in places if program == "text"]
-    audio = [index for program, index in places if program == "audio"]
-    assert text == list(range(math.floor(steps * Fraction(str(ratio)))))
+def test_the_share_of_text_is_exact_and_every_batch_is_used_once(ratio):
+    steps, share = 1000, Fraction(str(ratio))
+    shares = {kind.name: kind.share for kind in SmallTask(text_data=SmallData(), text_share=ratio).step_kinds()}
+    places = [place_of_step(n, shares) for n in range(steps)]
+    assert [kind == "text" for kind, _ in places] == [
+        math.floor((n + 1) * share) > math.floor(n * share) for n in range(steps)
+    ]
+    text = [index for kind, index in places if kind == "text"]
+    audio = [index for kind, index in places if kind == "audio"]
+    assert text == list(range(math.floor(steps * share)))
     assert audio == list(range(steps - len(text)))
+
+
+def test_three_kinds_of_steps_have_their_shares_too():
+    shares = {"audio": Fraction(1, 2), "text": Fraction(1, 3), "other": Fraction(1, 6)}
+    places = [place_of_step(n, shares) for n in range(600)]
+    for kind, share in shares.items():
+        assert [index for name, index in places if name == kind] == list(range(int(600 * share)))
+    assert [place_of_step(n, {"a": Fraction(0), "b": Fraction(1), "c": Fraction(0)}) for n in (0, 5)] == [
+        ("b", 0),
+        ("b", 5),
+    ]
 
 
 def test_learning_rate_schedule():
@@ -48,14 +62,26 @@ def test_mesh_takes_the_rest_and_names_both_numbers():
     ("fields", "message"),
     [
         ({"steps": 0}, "steps is 0"),
-        ({"text_ratio": 1.5}, "text_ratio is 1.5"),
-        ({"text_ratio": 0.5}, "text_data is not set"),
         ({"ema_decay": 1.0}, "ema_decay is 1.0"),
     ],
 )
 def test_impossible_experiments_are_refused(fields, message):
     with pytest.raises(ConfigError, match=message):
-        ExperimentConfig(task=SmallTask(), data=SmallData(), **fields)
+        ExperimentConfig(task=SmallTask(), **fields)
+
+
+@pytest.mark.parametrize(
+    ("steps", "message"),
+    [
+        (dict(text=dict(share=1.5, data=TEXT)), "share is 1.5; it is a share of the steps"),
+        (dict(text=dict(share=0.5)), "share is 0.5 but data is not set"),
+        (dict(text=dict(share=0.5, data=TEXT)), "text.share is 0.5, but there are no audio steps to take the rest"),
+        (dict(), "text.share is 0, but there are no audio steps"),
+    ],
+)
+def test_impossible_kinds_of_steps_are_refused(steps, message):
+    with pytest.raises(ConfigError, match=message):
+        LMTask(LM, "none.model", **{name: TextSteps(**fields) for name, fields in steps.items()})
 
 
 def test_a_group_that_matches_nothing_is_refused():
@@ -65,9 +91,7 @@ def test_a_group_that_matches_nothing_is_refused():
 
 
 def test_configs_survive_json():
-    experiment = ExperimentConfig(
-        task=SmallTask(), data=SmallData(), optimizer=OptimizerConfig(groups=(ParameterGroup("a", "first"),))
-    )
+    experiment = ExperimentConfig(task=SmallTask(), optimizer=OptimizerConfig(groups=(ParameterGroup("a", "first"),)))
     plain = to_json(experiment)
     assert from_json(OptimizerConfig, plain["optimizer"]) == experiment.optimizer
     assert differences(plain, plain) == []

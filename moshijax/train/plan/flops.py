@@ -34,8 +34,8 @@ OTHER = "other"
 def training_flops(loss: Any, params: Any, *arguments: Any, parts: Sequence[str] = ()) -> dict[str, float]:
     """Count the FLOPs of `loss(params, *arguments)` [] and of its gradient with respect to `params`.
 
-    They are found on the forward pass: 2 per multiply-add of every contraction and convolution. The body of a scan counts
-    once per iteration, the body of a while loop once, and of branches the dearest one.
+    They are found on the forward pass: 2 per multiply-add of every contraction and convolution. The body of a scan
+    counts once per iteration, the body of a while loop once, and of branches the dearest one.
 
     A contraction counts once forward and once more for each of its operands that the gradient needs, so what is frozen,
     or lies before the first thing that is trained, costs its forward pass alone. Nothing counts twice because it is

@@ -127,7 +127,9 @@ def _remesh(experiment: ExperimentConfig, mesh: Mesh) -> Mesh:
     return sharding.make_mesh(experiment.mesh, list(mesh.devices.flat))
 
 
-def _candidates(experiment: ExperimentConfig, mesh: Mesh, kind: StepKind) -> Iterator[tuple[str, str, ExperimentConfig]]:
+def _candidates(
+    experiment: ExperimentConfig, mesh: Mesh, kind: StepKind
+) -> Iterator[tuple[str, str, ExperimentConfig]]:
     """(setting, cost, experiment), in the order of what they cost."""
     task, replace = experiment.task, dataclasses.replace
     rows = next(iter(task.batch_shapes(kind, kind.data).values())).shape[0] // _row_shards(mesh)

@@ -63,9 +63,7 @@ def topology_devices(topology: str, devices: int | None = None) -> int:
     """
     match = re.fullmatch(r"(v\d+[a-z]?)-(\d+)", topology)
     if match is None or match[1] not in TPUS:
-        raise ConfigError(
-            f"topology {topology!r} is unknown; write {', '.join(TPUS)} and a size, such as v5p-256"
-        )
+        raise ConfigError(f"topology {topology!r} is unknown; write {', '.join(TPUS)} and a size, such as v5p-256")
     chips = int(match[2]) // TPUS[match[1]][1]
     if not chips or chips & (chips - 1):
         raise ConfigError(f"topology {topology!r} has {chips} chips; slices have 1, 2, 4, 8, ...")
@@ -161,9 +159,7 @@ def make(experiment: ExperimentConfig, request: Request) -> Plan:
         if over:
             worst = max(over, key=lambda f: f.peak)
             changes = remedies(experiment, mesh, [worst.kind])
-            verdict = (
-                f"the {worst.kind.name} step needs {_gb(worst.peak)} per device, {request.memory_gb:g} GB are available; "
-            )
+            verdict = f"the {worst.kind.name} step needs {_gb(worst.peak)} per device, {request.memory_gb:g} GB are available; "
             verdict += changes
     return Plan(lines, verdict)
 

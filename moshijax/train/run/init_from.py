@@ -120,7 +120,7 @@ def _with(state: TrainState, task: Task, params: Any, model_state: Any) -> Train
 
 
 def _codec_start(path: str, task: Task, plan: StatePlan) -> Callable[[TrainState], TrainState]:
-    """Of a codec: a run with its codebooks, or published weights; what is auxiliary stays fresh where none fits."""
+    """Of a codec: a run with its codebooks, or published weights; what only training uses stays fresh where none fits."""
     if is_run(path):
         return lambda state: _with(state, task, *_of_codec_run(path, state, task, plan))
     source = open_source(path)
@@ -149,7 +149,7 @@ def _of_codec_run(path: str, state: TrainState, task: Task, plan: StatePlan) -> 
     model, found = {**model, "params": task.training_form(model["params"])}, {}
     for kind, tree in model.items():
         own, there = flatten_dict(getattr(state, kind), sep="/"), flatten_dict(tree, sep="/")
-        for name in filter(task.auxiliary, {*own, *there}):
+        for name in filter(task.training_only, {*own, *there}):
             fits = name in own and name in there and own[name].shape == there[name].shape
             there[name] = there[name] if fits else own.get(name)
         found[kind] = unflatten_dict({name: leaf for name, leaf in there.items() if leaf is not None}, sep="/")

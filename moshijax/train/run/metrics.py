@@ -152,7 +152,9 @@ class MetricsWriter:
     they will be written again.
     """
 
-    def __init__(self, metrics: Path, tensorboard: Path, step: int, lines: int, others: Sequence[MetricsLog] = ()) -> None:
+    def __init__(
+        self, metrics: Path, tensorboard: Path, step: int, lines: int, others: Sequence[MetricsLog] = ()
+    ) -> None:
         self._file = self._board = None
         self._others = others
         self.lines = 0
