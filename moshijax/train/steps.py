@@ -36,7 +36,7 @@ def step_key(seed: int, kind: str, step: jax.Array) -> jax.Array:
 
 
 def split_rows(batch: Mapping[str, jax.Array], count: int) -> dict[str, jax.Array]:
-    """Split [B, ...] into [count, B / count, ...]; row i goes to part i % count, so that every device keeps its rows."""
+    """Split [B, ...] into [count, B / count, ...]; row i goes to part i % count, so that devices keep their rows."""
     return {k: jnp.moveaxis(x.reshape(x.shape[0] // count, count, *x.shape[1:]), 1, 0) for k, x in batch.items()}
 
 
@@ -254,7 +254,7 @@ def lower_step(
 def compile_step(
     task: Task, experiment: ExperimentConfig, plan: StatePlan, kind: StepKind, batch: Shapes, mesh: Mesh
 ) -> CompiledStep:
-    """Compile the step of a kind, for good: the result never compiles again. Call it inside `sharding.context(mesh)`."""
+    """Compile the step of a kind; the result never compiles again. Call it inside `sharding.context(mesh)`."""
     compiled = lower_step(task, experiment, plan, kind, batch, mesh).compile()
     memory = compiled.memory_analysis()
     temporary = getattr(memory, "temp_size_in_bytes", 0) or 0

@@ -138,7 +138,7 @@ class Task(ABC):
 
     @abstractmethod
     def init(self, key: jax.Array) -> tuple[Any, Any]:
-        """Make the parameters, boxed with logical axis names, and the state that is learnt without gradients (or {})."""
+        """Make the parameters, boxed with logical axis names, and the state learnt without gradients (or {})."""
 
     @abstractmethod
     def denominators(self, update: str, batch: Batch) -> dict[str, jax.Array]:
@@ -157,8 +157,8 @@ class Task(ABC):
         """Return the loss of a microbatch in an update.
 
         Args:
-          batch: with `batch["row"]` [B], the row numbers in the whole batch: randomness that is drawn per row from `key`
-            and these is the same for every number of microbatches.
+          batch: with `batch["row"]` [B], the row numbers in the whole batch: randomness that is drawn per row from
+            `key` and these is the same for every number of microbatches.
           key: the same for all updates of a step.
         """
 
@@ -196,5 +196,5 @@ class Task(ABC):
         """
         return []
 
-    def save_assets(self, run_dir: Path) -> None:
+    def save_assets(self, run_dir: Path) -> None:  # noqa: B027
         """Put what the model needs besides its parameters (a tokenizer) into the run directory."""

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import re
 from fractions import Fraction
 
 import jax.numpy as jnp
@@ -82,6 +83,62 @@ def test_impossible_experiments_are_refused(fields, message):
 def test_impossible_kinds_of_steps_are_refused(steps, message):
     with pytest.raises(ConfigError, match=message):
         LMTask(LM, "none.model", **{name: TextSteps(**fields) for name, fields in steps.items()})
+
+
+RECIPE = """from __gin__ import dynamic_registration
+from moshijax.codec import configs as codec_configs
+from moshijax.data import grids
+from moshijax.data import packed_text
+from moshijax.lm import configs
+from moshijax.train import experiment
+from moshijax.train import optimizer
+from moshijax.train.tasks import codec as codec_task
+from moshijax.train.tasks import lm as lm_task
+
+experiment.ExperimentConfig.task = @lm_task.LMTask()
+lm_task.LMTask:
+  model = %configs.TINY
+  tokenizer = 'none.model'
+  audio = @lm_task.AudioSteps()
+lm_task.AudioSteps.data = @grids.GridData()
+grids.GridData.paths = ('none',)
+packed_text.TextData.path = 'none'
+"""
+CODEC_TASK = """experiment.ExperimentConfig.task = @codec_task.CodecTask()
+codec_task.CodecTask:
+  model = %codec_configs.MIMI
+  audio = @codec_task.AudioSteps()
+"""
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (
+            "experiment.ExperimentConfig.task = @grids.GridData()",
+            "task = GridData(.* takes Task; give Task, not GridData",
+        ),
+        ("experiment.ExperimentConfig.task = 'lm'", "task = 'lm': the field takes Task; give Task, not str"),
+        (
+            "lm_task.AudioSteps.data = @packed_text.TextData()",
+            "task.audio.data = TextData(.* give GridData, not TextData",
+        ),
+        ("lm_task.AudioSteps.data = None", "task.audio.data = None: the field takes GridData; give GridData"),
+        ("lm_task.LMTask.text = @lm_task.AudioSteps()", "task.text = AudioSteps(.* give TextSteps, not AudioSteps"),
+        ("lm_task.LMTask.model = %codec_configs.MIMI", "task.model = MimiConfig(.* give LMConfig, not MimiConfig"),
+        (CODEC_TASK + "codec_task.AudioSteps.data = @grids.GridData()", "task.audio.data = GridData(.* give AudioData"),
+        (
+            "experiment.ExperimentConfig.optimizer = @grids.GridData()",
+            "optimizer = GridData(.* takes OptimizerConfig; give OptimizerConfig, not GridData",
+        ),
+    ],
+)
+def test_a_wrong_class_in_a_recipe_is_an_error_of_the_recipe(tmp_path, cli, lines, message):
+    (tmp_path / "wrong.gin").write_text(RECIPE + lines + "\n")
+    code, _, err = cli("train", tmp_path / "wrong.gin", "--run-dir", tmp_path / "run")
+    assert code == 2 and "Traceback" not in err
+    assert re.search(f"wrong.gin:\\d+: {message.replace('(', '[(]')}", " ".join(err.split())), err
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_group_that_matches_nothing_is_refused():

@@ -130,7 +130,7 @@ def _remesh(experiment: ExperimentConfig, mesh: Mesh) -> Mesh:
 def _candidates(
     experiment: ExperimentConfig, mesh: Mesh, kind: StepKind
 ) -> Iterator[tuple[str, str, ExperimentConfig]]:
-    """(setting, cost, experiment), in the order of what they cost."""
+    """Yield (setting, cost, experiment), in the order of what they cost."""
     task, replace = experiment.task, dataclasses.replace
     rows = next(iter(task.batch_shapes(kind, kind.data).values())).shape[0] // _row_shards(mesh)
     more = next((m for m in range(experiment.microbatches + 1, rows + 1) if rows % m == 0), None)

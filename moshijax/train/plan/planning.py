@@ -159,8 +159,8 @@ def make(experiment: ExperimentConfig, request: Request) -> Plan:
         if over:
             worst = max(over, key=lambda f: f.peak)
             changes = remedies(experiment, mesh, [worst.kind])
-            verdict = f"the {worst.kind.name} step needs {_gb(worst.peak)} per device, {request.memory_gb:g} GB are available; "
-            verdict += changes
+            needs = f"the {worst.kind.name} step needs {_gb(worst.peak)} per device"
+            verdict = f"{needs}, {request.memory_gb:g} GB are available; {changes}"
     return Plan(lines, verdict)
 
 

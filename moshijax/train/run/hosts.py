@@ -95,7 +95,7 @@ def join(
     except RuntimeError as error:
         who = "the coordinator" if coordinator is None else coordinator
         raise MoshijaxError(
-            f"the processes of the run did not meet at {who}: {error}; check that all of them run and that its port is open"
+            f"the processes of the run did not meet at {who}: {error}; check that all of them run and its port is open"
         ) from None
 
 

@@ -120,7 +120,10 @@ def _with(state: TrainState, task: Task, params: Any, model_state: Any) -> Train
 
 
 def _codec_start(path: str, task: Task, plan: StatePlan) -> Callable[[TrainState], TrainState]:
-    """Of a codec: a run with its codebooks, or published weights; what only training uses stays fresh where none fits."""
+    """Return the start of a codec: from a run with its codebooks, or from published weights.
+
+    What only training uses stays fresh where nothing there fits.
+    """
     if is_run(path):
         return lambda state: _with(state, task, *_of_codec_run(path, state, task, plan))
     source = open_source(path)
