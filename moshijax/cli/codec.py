@@ -13,7 +13,7 @@ from moshijax.errors import ConfigError, DataError
 
 @click.group()
 def command() -> None:
-    """Audio file to codec codes, and back.
+    """Encode audio files to codec codes, and decode them.
 
     \b
     Example:
@@ -29,8 +29,8 @@ CODEC_HELP = "Weights: a run of the codec, a published safetensors file, or a fo
 @click.argument("audio", type=click.Path())
 @click.argument("codes", type=click.Path())
 @click.option("--codec", "weights", required=True, type=click.Path(), help=CODEC_HELP)
-@click.option("--num-codebooks", type=int, help="Codebooks to write. Default: all the codec uses.")
-@click.option("--streaming", is_flag=True, help="Frame by frame, as in a live call, instead of the whole file.")
+@click.option("--num-codebooks", type=int, help="Number of codebooks to write. Default: all that the codec uses.")
+@click.option("--streaming", is_flag=True, help="Process frame by frame, as in a live call, instead of the whole file.")
 def encode(audio: str, codes: str, weights: str, num_codebooks: int | None, streaming: bool) -> None:
     """Encode every channel of AUDIO into the .npz file CODES.
 
@@ -74,7 +74,7 @@ def encode(audio: str, codes: str, weights: str, num_codebooks: int | None, stre
 @click.argument("codes", type=click.Path())
 @click.argument("audio", type=click.Path())
 @click.option("--codec", "weights", required=True, type=click.Path(), help=CODEC_HELP)
-@click.option("--streaming", is_flag=True, help="Frame by frame, as in a live call, instead of the whole file.")
+@click.option("--streaming", is_flag=True, help="Process frame by frame, as in a live call, instead of the whole file.")
 def decode(codes: str, audio: str, weights: str, streaming: bool) -> None:
     """Decode CODES, written by `moshijax codec encode`, into the WAV file AUDIO.
 

@@ -154,7 +154,7 @@ def compilation_cache() -> Finding:
 
 @click.command()
 def command() -> int:
-    """What is missing on this machine, and the fix.
+    """Report what is missing on this machine, and how to install it.
 
     Checks Python, the packages of the quickstart and their versions, the speech library, devices, disk, memory and the
     compilation cache. Exits with 0 when the quickstart can run here, with 1 when something it needs is missing.

@@ -6,13 +6,16 @@ import logging
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from moshijax.cli.common import ProgressBar
 from moshijax.quickstart.settings import Folder, Settings
-from moshijax.quickstart.stages import Stage, Tell
+from moshijax.quickstart.stages import Stage
+
+if TYPE_CHECKING:
+    from moshijax.eval.evaluation import ProgressFn
 
 
 class _Screen:
@@ -30,7 +33,7 @@ class _Screen:
             self._bar.__exit__()
             self._bar = None
 
-    def start(self, index: int, stage: Stage) -> Tell:
+    def start(self, index: int, stage: Stage) -> ProgressFn:
         label = f"[{index + 1}/{self._count}] {stage.title}"
         bar = self._bar = ProgressBar(label).__enter__()
         if not bar.shown:
@@ -72,7 +75,8 @@ def command(run_dir: Path, until: str | None, seed: int) -> None:
     Example:
       moshijax quickstart --run-dir runs/first
     """
-    from moshijax.quickstart import calls, page, pipeline, stages
+    from moshijax.eval.spoken_qa import summary_lines
+    from moshijax.quickstart import page, pipeline, stages
 
     logging.getLogger("moshijax").setLevel(logging.WARNING)
     folder, settings = Folder(run_dir), Settings(seed=seed)
@@ -84,7 +88,7 @@ def command(run_dir: Path, until: str | None, seed: int) -> None:
         return
     import json
 
-    for line in calls.summary_lines(json.loads(folder.figures.read_text(encoding="utf-8"))):
+    for line in summary_lines(json.loads(folder.figures.read_text(encoding="utf-8"))):
         click.echo(line)
     click.echo(
         f"\n{folder.report}  {folder.reply}  {folder.artifact}/  after {(time.monotonic() - begun) / 60:.1f} min\n"

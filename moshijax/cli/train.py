@@ -99,6 +99,6 @@ def evaluators_of(experiment: ExperimentConfig, run_dir: Path) -> tuple[Evaluato
     """Return what is measured besides the losses: of a codec with held-out data, how it sounds."""
     if experiment.task.kind != "codec" or not experiment.held_out:
         return ()
-    from moshijax.eval.codec import CodecEvaluator
+    from moshijax.eval.codec_training import CodecEvaluator
 
     return (CodecEvaluator(experiment, run_dir),)

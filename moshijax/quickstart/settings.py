@@ -7,6 +7,10 @@ from pathlib import Path
 
 from moshijax.errors import ConfigError
 
+# What the artifact is exported for: machines, and calls at once.
+PLATFORMS = ("cpu", "cuda", "tpu")
+BATCHES = (1, 16)
+
 
 @dataclass(frozen=True)
 class Settings:

@@ -9,16 +9,16 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import moshijax
 from moshijax.errors import ConfigError, DataError, MoshijaxError
 from moshijax.quickstart.settings import Folder, Settings
 
-CLAIM = "quickstart.json"
+if TYPE_CHECKING:
+    from moshijax.eval.evaluation import ProgressFn
 
-# Tells how far a stage is: (done, total, note); total None means unknown.
-Tell = Callable[[float, float | None, str], None]
+CLAIM = "quickstart.json"
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Stage:
 
     name: str
     title: str
-    work: Callable[[Settings, Folder, Tell], Mapping[str, Any]]
+    work: Callable[[Settings, Folder, ProgressFn], Mapping[str, Any]]
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -90,7 +90,7 @@ def run(
     settings: Settings,
     folder: Folder,
     until: str | None = None,
-    start: Callable[[int, Stage], Tell] = lambda index, stage: lambda done, total, note: None,
+    start: Callable[[int, Stage], ProgressFn] = lambda index, stage: lambda done, total, note: None,
     finish: Callable[[int, Stage, Mapping[str, Any], bool], None] = lambda index, stage, marker, before: None,
 ) -> None:
     """Work off the stages that have no marker yet, in order, up to and with `until`.

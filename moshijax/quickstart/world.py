@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from moshijax.data.synthesis.dialogue import Dialogue
     from moshijax.data.synthesis.world import CallRanges, World
 
-FRAME_SECONDS = 0.08
 CALL_SECONDS = 4.8
 
 # espeak-ng timbre variants. The model speaks with one that no user has; held-out users have voices that no training

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from moshijax import lm
 from moshijax.lm.config import LMConfig
+from moshijax.tokens import EOS, PAD
 from moshijax.weights.source import open_source
 
 
@@ -48,7 +48,7 @@ def load_lm(
     if source.record.config.get("model_type") == "hibiki":  # an end of text must not end the translation
         table = params["text_embedding"]["table"]
         if isinstance(table, np.ndarray):
-            table[0, lm.tokens.EOS] = table[0, lm.tokens.PAD]
+            table[0, EOS] = table[0, PAD]
         else:
-            params["text_embedding"]["table"] = table.at[0, lm.tokens.EOS].set(table[0, lm.tokens.PAD])
+            params["text_embedding"]["table"] = table.at[0, EOS].set(table[0, PAD])
     return config, params

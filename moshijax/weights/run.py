@@ -25,6 +25,8 @@ from moshijax.lm import LMConfig
 
 #: Files of a run directory that say what its model is.
 MODEL, CHECKPOINTS, TOKENIZER = "model.json", "checkpoints", "tokenizer.model"
+#: Its experiment as JSON and as a recipe, and what it measured, one JSON object a line.
+CONFIG, RECIPE, METRICS = "config.json", "config.gin", "metrics.jsonl"
 #: Item of a checkpoint that holds the model.
 MODEL_ITEM = "model"
 CONFIG_CLASSES = {"lm": LMConfig, "codec": MimiConfig}
