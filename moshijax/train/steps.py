@@ -152,7 +152,7 @@ def make_step(task: Task, experiment: ExperimentConfig, plan: StatePlan, kind: S
         new = apply_updates(task, experiment, plan, kind, state, batch, loss_key)
 
         def keep(after: Any, before: Any) -> Any:
-            """What a step changed, unless one of its updates was not finite: then nothing."""
+            """Select what the step changed; where one of its updates was not finite, nothing."""
             return jax.tree.map(lambda a, b: jnp.where(new.finite, a, b), after, before)
 
         # Only those of this step's updates; the others pass through, wherever they are.

@@ -248,7 +248,7 @@ def test_a_change_that_does_not_fit_is_not_recorded(whole_run, run_dir):
 
 
 @pytest.mark.parametrize("batch", [0, 5])
-def test_a_signal_in_an_evaluation_leaves_it_and_resume_makes_it_anew(whole_run, run_dir, monkeypatch, batch):
+def test_a_signal_in_an_evaluation_interrupts_it_and_resume_repeats_it(whole_run, run_dir, monkeypatch, batch):
     def killing(self, n, rows=slice(None), make=SmallData.batch):
         if self.seed == 2 and n == batch and len(numbers(run_dir)) == 2:  # not when the evaluation is compiled
             os.kill(os.getpid(), signal.SIGTERM)

@@ -29,7 +29,7 @@ SHOWN_MISMATCHES = 12
 
 @contextlib.contextmanager
 def _space_errors(path: Path) -> Iterator[None]:
-    """A full disk as one line; whatever was being written stays invisible."""
+    """Report a full disk in one line; whatever was being written stays invisible."""
     try:
         yield
     except Exception as error:
@@ -56,7 +56,7 @@ def check_space(path: Path, needed: int) -> None:
 
 @contextlib.contextmanager
 def quiet_orbax() -> Iterator[None]:
-    """Without Orbax's own log: what goes wrong in its threads is raised at the next save or wait, and said once."""
+    """Silence Orbax's own log: what goes wrong in its threads is raised at the next save or wait, and reported once."""
 
     def others(record: logging.LogRecord) -> bool:
         return "orbax" not in Path(record.pathname).parts
@@ -70,7 +70,7 @@ def quiet_orbax() -> Iterator[None]:
 
 
 def _parts(state: Any) -> dict[str, Any]:
-    """Items of a checkpoint: what other commands read (the model) apart from what only this run needs."""
+    """Return the items of a checkpoint: what other commands read (the model), and what only this run needs."""
     model = {"params": state.params, "model_state": state.model_state, "ema": state.ema}
     rest = {"opt_states": state.opt_states, "step": state.step, "nonfinite": state.nonfinite}
     return {MODEL_ITEM: {name: tree for name, tree in model.items() if jax.tree.leaves(tree)}, OPTIMIZER_ITEM: rest}
@@ -81,7 +81,11 @@ def _leaves(tree: Any) -> dict[str, Any]:
 
 
 def raise_on_mismatch(where: Path, expected: Any, found: Any, remedy: str = "use the recipe it was made by") -> None:
-    """List every leaf in which a checkpoint is not what the run needs."""
+    """Check that a checkpoint has the leaves that the run needs.
+
+    Raises:
+      DataError: leaves are missing, unexpected or of other shapes; all are listed.
+    """
     wanted, there = _leaves(expected), _leaves(found)
     lines = [f"{name} is missing" for name in wanted if name not in there]
     lines += [f"{name} is not part of this run" for name in there if name not in wanted]
@@ -150,7 +154,7 @@ class Checkpointer:
         return state, found["meta"]
 
     def meta(self, step: int) -> dict[str, Any]:
-        """What was saved beside the state."""
+        """Read what was saved beside the state."""
         return self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
 
     def wait(self) -> None:

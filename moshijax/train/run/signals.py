@@ -78,7 +78,7 @@ class StopVote:
 
     @property
     def reached(self) -> bool:
-        """Whether to stop here, as far as was heard."""
+        """Whether to stop here, by the answers so far."""
         return self.hear(None) if self._alone else self._heard
 
     @property

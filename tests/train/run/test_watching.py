@@ -1,4 +1,4 @@
-"""What a run shows while it goes on: compilations, groups, profiles, pages, Weights & Biases."""
+"""What a run shows while it trains: compilations, groups, profiles, pages, Weights & Biases."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def watched(tmp_path_factory):
         patch.setitem(sys.modules, "wandb", recorder)
         experiment = dataclasses.replace(EXPERIMENT, wandb=WandbConfig("speech", tags=("small",), mode="offline"))
         train(experiment, run_dir, reporter=PageWriter(run_dir, report))
-        # What goes on in the same directory goes on under the same id.
+        # A run that resumes in the same directory keeps the same id.
         again = dataclasses.replace(experiment, eval_every=5)
         shutil.rmtree(run_dir / "checkpoints" / "12")
         train(again, run_dir)

@@ -72,7 +72,7 @@ def test_init_from_a_published_codec(codec_speech, whole_run, run_dir, tmp_path)
     export_weights(open_source(whole_run), tmp_path / "published", "kyutai")
     train(codec_experiment(codec_speech, init_from=str(tmp_path / "published"), steps=1, log_every=1), run_dir)
     first, late = (read_metrics(path / "metrics.jsonl")[0 - (path == whole_run)] for path in (run_dir, whole_run))
-    # The codec goes on where it was; the head that estimates the teacher starts afresh.
+    # The codec continues where it was; the head that estimates the teacher starts afresh.
     assert first["train/mel/loss"] < 1.1 * late["train/mel/loss"]
     assert first["train/distillation/loss"] > 1.1 * late["train/distillation/loss"]
 
