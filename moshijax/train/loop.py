@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import jax
 
 from moshijax.config_json import to_json
-from moshijax.errors import MoshijaxError, Stopped
+from moshijax.errors import Stopped
 from moshijax.train import sharding
 from moshijax.train.evaluate import Evaluator, HeldOutLoss, Interrupted, Snapshot
 from moshijax.train.experiment import ExperimentConfig
@@ -39,6 +39,7 @@ from moshijax.train.run.metrics import (
     readable,
     readable_evaluation,
 )
+from moshijax.train.run.nonfinite import NonFiniteSteps, TooManyNonFinite
 from moshijax.train.run.profile import Profiler
 from moshijax.train.run.run_dir import RunDir, RunIdentity
 from moshijax.train.run.signals import StopSignal, StopVote
@@ -48,8 +49,6 @@ from moshijax.train.steps import NONFINITE, CompiledStep, batch_shardings, compi
 from moshijax.train.task import Batches
 
 log = logging.getLogger(__name__)
-
-MAX_NONFINITE = 3
 
 # Called after every step with (steps done, all steps, values of the line or {} between lines).
 Progress = Callable[[int, int, Mapping[str, float]], None]
@@ -108,7 +107,7 @@ def _loop(run: _Run, state: TrainState, start: int, feed: Feed) -> None:
         run.evaluate(state, step)
     except Interrupted:
         _stop(run, state, step, start)
-    except _NonFinite:
+    except TooManyNonFinite:
         _stop_non_finite(run, state)
     run.save(state, experiment.steps)
     run.checkpointer.wait()
@@ -122,7 +121,6 @@ class _Run:
       steps, batches: by kind of step; `batches` by name of the held-out ones too.
       peak: FLOP/s of all devices.
       evaluated: step of the last complete evaluation.
-      bad: the last non-finite steps in a row.
     """
 
     experiment: ExperimentConfig
@@ -141,7 +139,7 @@ class _Run:
     stop: StopVote
     evaluated: int
     clock: Clock = field(default_factory=Clock)
-    bad: list[dict[str, Any]] = field(default_factory=list)
+    nonfinite: NonFiniteSteps = field(default_factory=NonFiniteSteps)
 
     def save(self, state: TrainState, step: int) -> None:
         with jax.transfer_guard("allow"), self.clock.hold("save"):
@@ -173,7 +171,7 @@ class _Run:
         """Take in the metrics of a step (this waits for it).
 
         Raises:
-          _NonFinite: it was the third non-finite step in a row.
+          TooManyNonFinite: it was the third step in a row that was not finite.
         """
         experiment, compiled = self.experiment, self.steps[batch.kind]
         sums = packed.unpack()
@@ -181,11 +179,8 @@ class _Run:
         in_a_row = int(sums.pop(NONFINITE)[0])
         self.clock.step(compiled.flops, experiment.task.amounts(compiled.kind, batch.arrays))
         if in_a_row:
-            self.bad = [*self.bad, {"step": step, "kind": batch.kind, "batch": batch.index}][-MAX_NONFINITE:]
-            log.warning("step %d was not finite: update skipped (%s batch %d)", step, batch.kind, batch.index)
             self.sums.add("skipped", {"steps": (1.0, 1.0)})
-            if in_a_row >= MAX_NONFINITE:
-                raise _NonFinite
+            self.nonfinite.add(step, batch, in_a_row)
         else:
             self.sums.add(compiled.kind.train_name, sums)
         values: dict[str, float] = {}
@@ -205,10 +200,6 @@ class _Run:
         return {"data/skipped_recordings": float(skipped)} if skipped else {}
 
 
-class _NonFinite(Exception):
-    """Too many non-finite steps in a row."""
-
-
 def _stop(run: _Run, state: TrainState, step: int, start: int) -> None:
     if step == start:
         raise Stopped(f"stopped by {run.stop.name} before the first step; the same command starts again")
@@ -220,14 +211,10 @@ def _stop(run: _Run, state: TrainState, step: int, start: int) -> None:
 def _stop_non_finite(run: _Run, state: TrainState) -> None:
     done = int(jax.device_get(state.step))
     if jax.process_index() == 0:
-        files.write_json(run.files.path / files.NONFINITE, run.bad)
+        run.nonfinite.write(run.files.path)
     run.save(state, done)
     run.checkpointer.wait()
-    named = ", ".join(f"{b['step']} ({b['kind']} batch {b['batch']})" for b in run.bad)
-    raise MoshijaxError(
-        f"steps {named} were not finite, {MAX_NONFINITE} in a row; the last good parameters are saved and the batches "
-        f"written to {run.files.path / files.NONFINITE}; look at them, or lower the learning rate in a new run"
-    )
+    raise run.nonfinite.error(run.files.path)
 
 
 def train(

@@ -13,9 +13,7 @@ from moshijax.errors import ConfigError
 from moshijax.train.experiment import FREE_ON_RESUME, ExperimentConfig
 from moshijax.weights.run import CHECKPOINTS, CONFIG, METRICS, MODEL, RECIPE
 
-DATA, CHANGES = "data.json", "changes.jsonl"
-TENSORBOARD, NONFINITE = "tensorboard", "nonfinite.json"
-PROFILE = "profile"
+DATA, CHANGES, TENSORBOARD, PROFILE = "data.json", "changes.jsonl", "tensorboard", "profile"
 SHOWN_DIFFERENCES = 12
 
 
