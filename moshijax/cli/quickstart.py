@@ -61,15 +61,15 @@ class _Screen:
     type=click.Path(path_type=Path),
     default=Path("runs/quickstart"),
     show_default=True,
-    help="Where everything is written; an interrupted run goes on there.",
+    help="Where everything is written; an interrupted run continues there.",
 )
 @click.option("--until", help="Stop after this stage (synthesize, tokenizer, teacher, codec, prepare, moshi, ...).")
 @click.option("--seed", default=0, show_default=True, help="Seed of voices, data order, parameters and sampling.")
 def command(run_dir: Path, until: str | None, seed: int) -> None:
     """Make speech, train a small codec and a small Moshi, export it, and let it answer held-out calls.
 
-    Takes about a quarter of an hour on two CPU cores. Killed at any time, the same command goes on. It ends with
-    report.html, reply.wav, artifact/ and the measured figures.
+    Takes about a quarter of an hour on two CPU cores, and writes report.html, reply.wav, artifact/ and the measured
+    figures. If it is killed at any time, the same command continues.
 
     \b
     Example:
@@ -84,7 +84,7 @@ def command(run_dir: Path, until: str | None, seed: int) -> None:
     with _Screen(len(pipeline.STAGES)) as screen:
         stages.run(pipeline.STAGES, settings, folder, until, screen.start, screen.finish)
     if until is not None and until != pipeline.STAGES[-1].name:
-        click.echo(f"done until {until}; the same command without --until goes on")
+        click.echo(f"done until {until}; the same command without --until continues")
         return
     import json
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib import metadata
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import moshijax
-from moshijax import optional
+from moshijax import files, optional
 from moshijax.errors import MoshijaxError
 from moshijax.report.page import Page
 
@@ -115,7 +114,7 @@ def run(evaluation: Evaluation, out: Path, progress: ProgressFn = silent) -> Res
         raise MoshijaxError(f"cannot create {out}: {error.strerror}; choose another folder") from None
     results = evaluation.run(out, progress)
     content = {"values": results.values, "notes": results.notes, "provenance": results.provenance}
-    (out / RESULTS).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    files.write_json(out / RESULTS, content)
     write_page(results, out / REPORT)
     return results
 

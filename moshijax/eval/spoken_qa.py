@@ -20,6 +20,7 @@ from moshijax.eval import calls as scores
 from moshijax.eval import spoken_qa_report
 from moshijax.eval.calls import HeldOutCall
 from moshijax.eval.evaluation import Evaluation, ProgressFn, Results, silent
+from moshijax.files import staged, write_json
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from moshijax.runtime.rows import Program
 
 CALLS, RECORDINGS, REPLY = "calls.json", "recordings.npz", "reply.wav"
-LIVE_REPEATS = 8  # the timed live call hears its question so often
+LIVE_REPEATS = 8  # times that the timed live call hears its question
 
 
 @dataclass(frozen=True)
@@ -111,12 +112,14 @@ class PlayedCalls:
         return self.frame_size / self.sample_rate
 
     def save(self, folder: Path) -> None:
-        """Write `calls.json` and `recordings.npz`."""
-        np.savez_compressed(
-            folder / RECORDINGS,
-            step_seconds=self.step_seconds,
-            **{f"{name}_{n}": value for n in self.shown for name, value in self.recordings[n]._asdict().items()},
-        )
+        """Write `calls.json` and `recordings.npz`.
+
+        Raises:
+          MoshijaxError: a file cannot be written.
+        """
+        recorded = {f"{name}_{n}": value for n in self.shown for name, value in self.recordings[n]._asdict().items()}
+        with staged(folder / RECORDINGS) as partial, partial.open("wb") as file:
+            np.savez_compressed(file, step_seconds=self.step_seconds, **recorded)
         saved = {
             "shown": self.shown,
             "calls": [dataclasses.asdict(call) for call in self.calls],
@@ -125,7 +128,7 @@ class PlayedCalls:
             "frame_size": self.frame_size,
             "figures": self.figures,
         }
-        (folder / CALLS).write_text(json.dumps(saved, indent=1) + "\n", encoding="utf-8")
+        write_json(folder / CALLS, saved)
 
     @classmethod
     def load(cls, folder: Path) -> PlayedCalls:

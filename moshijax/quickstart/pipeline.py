@@ -1,4 +1,4 @@
-"""What the stages do. Each is a thin call of the same functions that the single commands use."""
+"""What the stages do. Each is a thin call to the functions that the single commands use."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from moshijax.files import write_json
 from moshijax.quickstart import world
 from moshijax.quickstart.settings import BATCHES, PLATFORMS, Folder, Settings
-from moshijax.quickstart.stages import Stage, write_json
+from moshijax.quickstart.stages import Stage
 
 if TYPE_CHECKING:
     from moshijax.data.synthesis import Dialogue, SynthesisResult
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from moshijax.train.experiment import ExperimentConfig
 
 # Text is taken greedily, so that a call has one answer; the voice is sampled.
-# A little less PAD than the model says: between words and silence it errs towards silence.
+# A little less PAD than the model predicts, because it errs towards silence.
 SAMPLING = {"text_temperature": 0.0, "temperature": 0.5, "top_k": 20, "pad_bonus": -0.5}
 TEXT_PIECES = 120
 
@@ -152,7 +153,7 @@ def load_tokenizer(folder: Folder) -> Tokenizer:
 
 
 def export(settings: Settings, folder: Folder, tell: ProgressFn) -> Mapping[str, Any]:
-    """The artifact for every platform, and for comparison one of the same model before its training."""
+    """Export the artifact for every platform, and for comparison one of the same model before its training."""
     import jax
 
     from moshijax import lm, weights

@@ -1,4 +1,4 @@
-"""What a quickstart run consists of: sizes and seed, and the folder it lives in."""
+"""The settings of a quickstart: sizes, seed, what it exports for, and the folder it lives in."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Folder:
-    """Where everything of a run lies."""
+    """Where everything of a run is."""
 
     path: Path
 
@@ -78,7 +78,7 @@ class Folder:
 
     @property
     def texts(self) -> Path:
-        """What the model says, one document a line: the text-only steps."""
+        """What the model says, one document a line, for the text-only steps."""
         return self.path / "texts.txt"
 
     @property

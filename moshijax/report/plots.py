@@ -128,7 +128,7 @@ def token_grid(
     epad: Sequence[bool] = (),
     words: Sequence[tuple[str, float, float]] = (),
     audio: Mapping[str, Float[np.ndarray, " N"]] | None = None,
-    sample_rate: int = 24_000,
+    sample_rate: int | None = None,
 ) -> Figure:
     """Draw the token grid of a call: the text row above the codes of each speaker, and optional spectrograms.
 
@@ -140,7 +140,7 @@ def token_grid(
       epad: true where the padding ends.
       words: (word, start, end) in seconds, written over the grid.
       audio: name -> waveform.
-      sample_rate: of the waveforms, in Hz.
+      sample_rate: of `audio`, in Hz.
     """
     audio = audio or {}
     frames = next(iter(groups.values())).shape[1]

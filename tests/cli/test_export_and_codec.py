@@ -177,8 +177,8 @@ class TestCodec:
             (("encode", speech, tmp_path / "a.txt"), 2, "must end in .npz"),
             (("encode", speech, tmp_path / "no" / "a.npz"), 2, "its folder does not exist"),
             (("decode", tmp_path / "no.npz", out), 2, "no codes file at"),
-            (("decode", tmp_path / "x.npz", out), 3, "is not a file of `moshijax codec encode`"),
-            (("decode", tmp_path / "y.npz", out), 3, "ids 99 to 99; this codec has 4 of 0 to 31"),
+            (("decode", tmp_path / "x.npz", out), 3, "was not written by `moshijax codec encode`"),
+            (("decode", tmp_path / "y.npz", out), 3, "ids 99 to 99; this codec has 4 with ids 0 to 31"),
         ):
             got, _, err = cli("codec", *arguments, "--codec", runs / "codec")
             assert got == code and message in err

@@ -44,6 +44,7 @@ def test_token_grid_draws_a_row_per_part(tmp_path):
         {"model": codes, "user": codes},
         card=256,
         frame_seconds=0.08,
+        sample_rate=24_000,
         text=["" for _ in range(18)] + ["▁ra", "in"],
         epad=[False] * 17 + [True] + [False] * 2,
         words=[("rain", 1.44, 1.6)],
