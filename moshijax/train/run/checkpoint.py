@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import logging
 import shutil
 from collections.abc import Iterator, Mapping
@@ -14,13 +13,13 @@ import jax
 import orbax.checkpoint as ocp
 
 from moshijax.errors import DataError, MoshijaxError
+from moshijax.files import is_out_of_space
 from moshijax.train.run.run_dir import RunDir
 from moshijax.train.sharding import path_of
 from moshijax.train.state import TrainState
 from moshijax.weights.run import MODEL_ITEM
 
-NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-NO_SPACE_WORDS = ("no space left", "resource_exhausted", "disk quota", "file too large")
+TENSORSTORE_FULL = "RESOURCE_EXHAUSTED"  # how TensorStore names a full disk
 #: Item of a checkpoint that only the run itself needs; the model is an item of its own (`moshijax.weights.run`).
 OPTIMIZER_ITEM = "optimizer"
 AFTER_FREEING = "free some and run the same command again: the run continues from its last complete checkpoint"
@@ -33,9 +32,7 @@ def _space_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        text = str(error).lower()
-        full = isinstance(error, OSError) and error.errno in NO_SPACE
-        if not full and not any(words in text for words in NO_SPACE_WORDS):
+        if not is_out_of_space(error) and TENSORSTORE_FULL not in str(error):
             raise
         raise MoshijaxError(f"no space left for a checkpoint in {path}; {AFTER_FREEING}") from error
 

@@ -6,7 +6,6 @@ import contextlib
 import json
 import logging
 import math
-import os
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,6 +16,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import flax.struct
 import jax
 import jax.numpy as jnp
+
+from moshijax.files import write
 
 if TYPE_CHECKING:
     from moshijax.train.task import Sums
@@ -197,9 +198,7 @@ def _drop_later(path: Path, step: int, lines: int) -> int:
                 kept.append(line + "\n")
         except (ValueError, KeyError):  # cut off by a kill
             continue
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text("".join(kept), encoding="utf-8")
-    os.replace(partial, path)
+    write(path, "".join(kept))
     return len(kept)
 
 

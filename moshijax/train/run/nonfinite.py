@@ -6,8 +6,8 @@ import logging
 from pathlib import Path
 
 from moshijax.errors import MoshijaxError
+from moshijax.files import write_json
 from moshijax.train.feed import StepBatch
-from moshijax.train.run.run_dir import write_json
 
 log = logging.getLogger(__name__)
 

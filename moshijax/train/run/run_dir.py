@@ -3,25 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from moshijax.config_json import differences, to_json
 from moshijax.errors import ConfigError
+from moshijax.files import write, write_json
 from moshijax.train.experiment import FREE_ON_RESUME, ExperimentConfig
 from moshijax.weights.run import CHECKPOINTS, CONFIG, METRICS, MODEL, RECIPE
 
 DATA, CHANGES, TENSORBOARD, PROFILE = "data.json", "changes.jsonl", "tensorboard", "profile"
 SHOWN_DIFFERENCES = 12
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file that is either the old one or complete."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-    os.replace(partial, path)
 
 
 @dataclass(frozen=True)
@@ -102,7 +95,7 @@ class RunDir:
         self.path.mkdir(parents=True, exist_ok=True)
         write_json(self.path / MODEL, {"kind": identity.model_kind, "config": to_json(identity.model_config)})
         if identity.recipe is not None:
-            (self.path / RECIPE).write_text(identity.recipe, encoding="utf-8")
+            write(self.path / RECIPE, identity.recipe)
         write_json(self.path / DATA, identity.data)
         write_json(self.path / CONFIG, to_json(identity.experiment))
 

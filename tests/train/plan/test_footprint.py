@@ -184,6 +184,6 @@ def test_a_described_slice(tmp_path, cli):
     assert code == 0, err
     assert "tiny.gin on 4 devices (data 2 x fsdp 2 x tensor 1), compiled for TPU v5" in out
     assert "4 x 459 TFLOP/s" in out and "peak" in out
-    code, _, err = cli("plan", recipe, "--topology", "v5p-8", "--gin.data.batch_size=4000000")
+    code, _, err = cli("plan", recipe, "--topology", "v5p-8", "--gin.task.audio.data.batch_size=4000000")
     assert code == 1 and "does not fit a TPU v5: RESOURCE_EXHAUSTED" in err and "available HBM (95.74G)" in err
     assert "cheapest changes: 1. microbatches=2" in err
