@@ -18,6 +18,7 @@ from moshijax.lm import Guidance, TensorConditioner, policies
 from moshijax.runtime.conditions import parse, read_vectors
 from moshijax.weights.formats import huggingface_config
 from moshijax.weights.formats.lm_config import completed, loader_fields
+from moshijax.weights.run import CONFIG
 from moshijax.weights.source import CODEC as IMPORTED_CODEC
 from moshijax.weights.source import PREPROCESSOR
 from moshijax.weights.source import RECORD as IMPORTED_RECORD
@@ -170,9 +171,11 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def _recorded_codecs(path: Path) -> list[tuple[str, str | None]]:
-    """sha256 and place of the codecs that the data of a run was encoded with, as its prepared data says."""
-    data = _json(path / "config.json").get("data") if path.is_dir() else None
-    folders = data.get("paths", []) if isinstance(data, dict) else []
+    """Return sha256 and place of the codecs that the data of a run was encoded with, as its prepared data says."""
+    found: Any = _json(path / CONFIG) if path.is_dir() else {}
+    for name in ("task", "audio", "data"):  # of a run's `moshijax.train.experiment.ExperimentConfig`
+        found = found.get(name) if isinstance(found, dict) else None
+    folders = found.get("paths", []) if isinstance(found, dict) else []
     indexes = [_json(Path(folder) / INDEX).get("codec", {}) for folder in folders]
     return [(index["sha256"], index.get("source")) for index in indexes if "sha256" in index]
 

@@ -80,8 +80,8 @@ def codec_experiment(settings: Settings, folder: Folder, recipe: str, *more: str
     from moshijax import config
 
     here = (
-        f"data.manifest={str(folder.speech / 'manifest.jsonl')!r}",
-        f"data.teacher={str(folder.speech / 'teacher')!r}",
+        f"task.audio.data.manifest={str(folder.speech / 'manifest.jsonl')!r}",
+        f"task.audio.data.teacher={str(folder.speech / 'teacher')!r}",
         f"seed={settings.seed}",
     )
     return config.load(recipe, (*here, *more, *settings.codec_overrides))
@@ -91,9 +91,9 @@ def lm_experiment(settings: Settings, folder: Folder) -> ExperimentConfig:
     from moshijax import config
 
     here = (
-        f"data.paths=({str(folder.grids)!r},)",
+        f"task.audio.data.paths=({str(folder.grids)!r},)",
         f"task.tokenizer={str(folder.tokenizer)!r}",
-        f"text_data.path={str(folder.texts)!r}",
+        f"task.text.data.path={str(folder.texts)!r}",
         f"seed={settings.seed}",
     )
     return config.load(settings.lm_recipe, (*here, *settings.lm_overrides))
