@@ -24,6 +24,7 @@ TEXT_PIECES = 120
 
 
 def synthesize(settings: Settings, folder: Folder, tell: ProgressFn) -> Mapping[str, Any]:
+    """Speak the codec's recordings, the training calls and the held-out calls."""
     from moshijax.data.synthesis import synthesize
 
     trained, heldout = world.load()
@@ -53,6 +54,7 @@ def synthesize(settings: Settings, folder: Folder, tell: ProgressFn) -> Mapping[
 
 
 def tokenizer(settings: Settings, folder: Folder, tell: ProgressFn) -> Mapping[str, Any]:
+    """Train the text pieces on the answers, and write the answers out for text-only steps."""
     from moshijax.data.text import train_tokenizer
 
     answers = [answer for _, answer in world.load()[0].questions]
@@ -65,6 +67,7 @@ def tokenizer(settings: Settings, folder: Folder, tell: ProgressFn) -> Mapping[s
 
 
 def teacher(settings: Settings, folder: Folder, tell: ProgressFn) -> Mapping[str, Any]:
+    """Compute the phonetic features that the codec's semantic level is distilled from."""
     from moshijax.data.manifest import read_manifest
     from moshijax.data.teacher import compute_features
 
@@ -77,6 +80,7 @@ def teacher(settings: Settings, folder: Folder, tell: ProgressFn) -> Mapping[str
 
 
 def codec_experiment(settings: Settings, folder: Folder, recipe: str, *more: str) -> ExperimentConfig:
+    """Return the experiment of a codec recipe on the data of this run; `more` are further overrides."""
     from moshijax import config
 
     here = (
@@ -88,6 +92,7 @@ def codec_experiment(settings: Settings, folder: Folder, recipe: str, *more: str
 
 
 def lm_experiment(settings: Settings, folder: Folder) -> ExperimentConfig:
+    """Return the experiment of the language model on the data of this run."""
     from moshijax import config
 
     here = (
@@ -120,15 +125,18 @@ def _train(experiment: ExperimentConfig, run_dir: Path, tell: ProgressFn) -> Map
 
 
 def train_hearing(settings: Settings, folder: Folder, tell: ProgressFn) -> Mapping[str, Any]:
+    """Train the codec's encoder alone."""
     return _train(codec_experiment(settings, folder, settings.hearing_recipe), folder.hearing, tell)
 
 
 def train_codec(settings: Settings, folder: Folder, tell: ProgressFn) -> Mapping[str, Any]:
+    """Train the codec, starting from its encoder."""
     experiment = codec_experiment(settings, folder, settings.codec_recipe, f"init_from={str(folder.hearing)!r}")
     return _train(experiment, folder.codec, tell)
 
 
 def prepare(settings: Settings, folder: Folder, tell: ProgressFn) -> Mapping[str, Any]:
+    """Encode the training calls into grids."""
     from moshijax.data.encoder import CodecEncoder
     from moshijax.data.manifest import read_manifest
     from moshijax.data.prepare import prepare
@@ -144,10 +152,12 @@ def prepare(settings: Settings, folder: Folder, tell: ProgressFn) -> Mapping[str
 
 
 def train_moshi(settings: Settings, folder: Folder, tell: ProgressFn) -> Mapping[str, Any]:
+    """Train the language model."""
     return _train(lm_experiment(settings, folder), folder.moshi, tell)
 
 
 def load_tokenizer(folder: Folder) -> Tokenizer:
+    """Load the text pieces of this run."""
     from moshijax.data.text import Tokenizer
 
     return Tokenizer.load(folder.tokenizer)
@@ -199,6 +209,7 @@ def play_calls(settings: Settings, folder: Folder, tell: ProgressFn) -> Mapping[
 
 
 def report(settings: Settings, folder: Folder, tell: ProgressFn) -> Mapping[str, Any]:
+    """Write the page."""
     from moshijax.quickstart import page
 
     page.write(settings, folder, {stage.name: stage.title for stage in STAGES})
