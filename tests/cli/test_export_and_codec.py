@@ -9,16 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from moshijax import codec, weights
+from moshijax import codec, runtime, weights
 from moshijax.config_json import to_json
 from moshijax.data import records
 from moshijax.data.encoder import CodecEncoder
 from moshijax.data.grids import GridData
 from moshijax.data.text import train_tokenizer
 from moshijax.files import write_json
-from moshijax.runtime import artifact as manifest
-from moshijax.runtime import audio
-from moshijax.runtime import rows as runtime
+from moshijax.runtime import audio, manifest
 from moshijax.testing import tiny
 from moshijax.train.experiment import ExperimentConfig
 from moshijax.train.run.checkpoint import Checkpointer
@@ -89,10 +87,10 @@ def exported(runs):
 
 
 def greedy_codes(path):
-    program = runtime.load(path, 2)
-    row = program.open(sampling=GREEDY)
+    rows = runtime.Rows(runtime.load(path), 2, prompts=False)
+    row = rows.open(runtime.CallOptions(sampling=GREEDY))
     pcm = np.random.RandomState(0).randn(8, 2, 640).astype(np.float32) * 0.3
-    frames = [program.step(piece) for piece in pcm]
+    frames = [rows.step(piece) for piece in pcm]
     return np.stack([frame.codes[row] for frame in frames])
 
 

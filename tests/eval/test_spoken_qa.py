@@ -12,7 +12,8 @@ import soundfile
 from moshijax.eval import spoken_qa
 from moshijax.eval.calls import HeldOutCall
 from moshijax.eval.spoken_qa import PlayedCalls, SpokenQA
-from moshijax.runtime.play import Call, Timing
+from moshijax.runtime.hosting import Call
+from moshijax.runtime.play import Timing
 
 RATE, FRAME = 24_000, 1920
 

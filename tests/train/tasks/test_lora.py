@@ -151,14 +151,14 @@ def test_single_layers_are_frozen_or_trained_whole(folder, tuned, tmp_path):
 
 
 def test_an_artifact_of_a_run_of_updates(tuned, tmp_path):
-    from moshijax.runtime import rows as runtime
+    from moshijax import runtime
 
     (codec_config, codec_params), _, _ = tiny_models()
     assert codec_config == CODEC
     made = build((codec_config, codec_params), weights.load_lm(tuned), PIECES[: LM.text_card], tmp_path / "artifact")
-    program = runtime.load(made, 1)
-    program.open(seed=1)
-    frames = [program.step(np.zeros((1, program.frame_size), np.float32)) for _ in range(6)]
+    rows = runtime.Rows(runtime.load(made), 1, prompts=False)
+    rows.open(runtime.CallOptions(seed=1))
+    frames = [rows.step(np.zeros((1, rows.artifact.frame_size), np.float32)) for _ in range(6)]
     assert frames[-1].ready.all() and np.isfinite(frames[-1].pcm).all()
 
 
