@@ -136,15 +136,15 @@ def write_page(results: Results, path: Path) -> None:
         page.text(note)
     if results.provenance:
         page.section("Provenance", "What these figures depend on; results.json holds the same.")
-        page.table(("", ""), _rows(results.provenance))
+        page.table(("", "", ""), _rows(results.provenance))
     page.write(path)
 
 
-def _rows(provenance: dict[str, Any]) -> list[tuple[str, str]]:
+def _rows(provenance: dict[str, Any]) -> list[tuple[str, str, str]]:
     rows = []
     for name, value in provenance.items():
         parts = value.items() if isinstance(value, dict) else [("", value)]
-        rows += [(f"{name} {part}".strip(), str(entry)) for part, entry in parts]
+        rows += [("" if n else name, part, str(entry)) for n, (part, entry) in enumerate(parts)]
     return rows
 
 

@@ -32,7 +32,7 @@ from moshijax.weights.source import abstract, open_source
 def starting_point(
     experiment: ExperimentConfig, task: Task, plan: StatePlan, mesh: Mesh
 ) -> Callable[[TrainState], TrainState]:
-    """Check what `init_from` and `init_transforms` name; the function that puts those parameters into a new state.
+    """Check what `init_from` and `init_transforms` name; return a function that puts it into a new state.
 
     Nothing is read but names and shapes, so that what does not fit is found before anything is compiled.
 
@@ -45,9 +45,7 @@ def starting_point(
         return lambda state: state
     if task.kind != "lm":
         if names:
-            raise ConfigError(
-                f"init_transforms {names} are for language models; leave them out of a {task.kind} recipe"
-            )
+            raise ConfigError(f"init_transforms {names} are for language models; omit them in a {task.kind} recipe")
         return _codec_start(path, task, plan)
     unknown = [name for name in names if name not in TRANSFORMS]
     if unknown:
@@ -120,7 +118,10 @@ def _with(state: TrainState, task: Task, params: Any, model_state: Any) -> Train
 
 
 def _codec_start(path: str, task: Task, plan: StatePlan) -> Callable[[TrainState], TrainState]:
-    """Of a codec: a run with its codebooks, or published weights; what is auxiliary stays fresh where none fits."""
+    """Return the start of a codec: from a run with its codebooks, or from published weights.
+
+    What only training uses stays fresh where nothing there fits.
+    """
     if is_run(path):
         return lambda state: _with(state, task, *_of_codec_run(path, state, task, plan))
     source = open_source(path)
@@ -144,12 +145,12 @@ def _codec_start(path: str, task: Task, plan: StatePlan) -> Callable[[TrainState
 
 
 def _of_codec_run(path: str, state: TrainState, task: Task, plan: StatePlan) -> tuple[Any, Any]:
-    """Its parameters in the form that this task trains, with weight norm or without, whatever that run had."""
+    """Read the parameters of a run in the form that this task trains, with weight norm or without."""
     model = read_model(path).variables
     model, found = {**model, "params": task.training_form(model["params"])}, {}
     for kind, tree in model.items():
         own, there = flatten_dict(getattr(state, kind), sep="/"), flatten_dict(tree, sep="/")
-        for name in filter(task.auxiliary, {*own, *there}):
+        for name in filter(task.training_only, {*own, *there}):
             fits = name in own and name in there and own[name].shape == there[name].shape
             there[name] = there[name] if fits else own.get(name)
         found[kind] = unflatten_dict({name: leaf for name, leaf in there.items() if leaf is not None}, sep="/")
