@@ -7,24 +7,15 @@ import math
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 
 from moshijax.errors import MoshijaxError
 from moshijax.weights.safetensors import DTYPES, INDEX_SUFFIX
+from moshijax.weights.tensors import Tensors
 
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 Progress = Callable[[str], None]
-
-
-class Tensors(Protocol):
-    """Arrays by name whose shapes and dtypes are known before any is made."""
-
-    shapes: Mapping[str, tuple[int, ...]]
-    dtypes: Mapping[str, np.dtype]
-
-    def __getitem__(self, name: str) -> np.ndarray: ...
 
 
 def _size(tensors: Tensors, name: str) -> int:
