@@ -56,6 +56,16 @@ def cli(capsys):
     return call
 
 
+@pytest.fixture(scope="module")
+def codec_speech(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of recordings with words, phonemes and a teacher's features, for tests that train a codec."""
+    from tests.train.support.models import write_codec_data
+
+    path = tmp_path_factory.mktemp("codec") / "speech"
+    write_codec_data(path)
+    return path
+
+
 @pytest.fixture(scope="session")
 def models():
     """A tiny codec, language model and text pieces, as `export.artifact.build` takes them."""

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from moshijax import config, shipped
-from moshijax.eval.codec import CodecEvaluation
+from moshijax.eval.evaluation import EvaluationConfig
 from moshijax.train.experiment import ExperimentConfig, MeshConfig
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -21,7 +21,7 @@ UPDATE = "MOSHIJAX_UPDATE_GOLDEN"
 
 def root(name):
     """What a recipe describes: a training run, or in `eval` an evaluation."""
-    return CodecEvaluation if name.startswith("eval/") else ExperimentConfig
+    return EvaluationConfig if name.startswith("eval/") else ExperimentConfig
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -1,4 +1,4 @@
-"""`moshijax codec`: audio to codes and back."""
+"""`moshijax codec`: audio to codes, and back."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from moshijax.errors import ConfigError, DataError
 
 @click.group()
 def command() -> None:
-    """Audio file to codec codes, and back.
+    """Encode audio files to codec codes, and decode them.
 
     \b
     Example:
@@ -29,8 +29,8 @@ CODEC_HELP = "Weights: a run of the codec, a published safetensors file, or a fo
 @click.argument("audio", type=click.Path())
 @click.argument("codes", type=click.Path())
 @click.option("--codec", "weights", required=True, type=click.Path(), help=CODEC_HELP)
-@click.option("--num-codebooks", type=int, help="Codebooks to write. Default: all the codec uses.")
-@click.option("--streaming", is_flag=True, help="Frame by frame, as in a live call, instead of the whole file.")
+@click.option("--num-codebooks", type=int, help="Number of codebooks to write. Default: all that the codec uses.")
+@click.option("--streaming", is_flag=True, help="Process frame by frame, as in a live call, instead of the whole file.")
 def encode(audio: str, codes: str, weights: str, num_codebooks: int | None, streaming: bool) -> None:
     """Encode every channel of AUDIO into the .npz file CODES.
 
@@ -74,7 +74,7 @@ def encode(audio: str, codes: str, weights: str, num_codebooks: int | None, stre
 @click.argument("codes", type=click.Path())
 @click.argument("audio", type=click.Path())
 @click.option("--codec", "weights", required=True, type=click.Path(), help=CODEC_HELP)
-@click.option("--streaming", is_flag=True, help="Frame by frame, as in a live call, instead of the whole file.")
+@click.option("--streaming", is_flag=True, help="Process frame by frame, as in a live call, instead of the whole file.")
 def decode(codes: str, audio: str, weights: str, streaming: bool) -> None:
     """Decode CODES, written by `moshijax codec encode`, into the WAV file AUDIO.
 
@@ -92,7 +92,7 @@ def decode(codes: str, audio: str, weights: str, streaming: bool) -> None:
     if codes_BQT.shape[1] > books or codes_BQT.min() < 0 or codes_BQT.max() >= card:
         raise DataError(
             f"{codes} holds {codes_BQT.shape[1]} codebooks, ids {codes_BQT.min()} to {codes_BQT.max()}; this codec has "
-            f"{books} of 0 to {card - 1}; give the codec that wrote the file"
+            f"{books} with ids 0 to {card - 1}; give the codec that wrote the file"
         )
     if streaming:
         waveform_BN = np.concatenate([np.asarray(p) for p in _decode_frames(config, params, codes_BQT)], axis=1)
@@ -160,7 +160,9 @@ def _read_codes(path: Path) -> tuple[np.ndarray, int]:
         with np.load(path, allow_pickle=False) as file:
             codes_BQT, samples = file["codes"], int(file["samples"])
     except Exception as error:  # zip, header, missing key: all mean another or a damaged file
-        raise DataError(f"{path} is not a file of `moshijax codec encode` ({error}); encode the audio again") from None
+        raise DataError(
+            f"{path} was not written by `moshijax codec encode` ({error}); encode the audio again"
+        ) from None
     if codes_BQT.ndim != 3 or codes_BQT.dtype.kind not in "iu" or not codes_BQT.size:
         raise DataError(
             f"{path}: codes must be integers [channels, codebooks, frames], got {codes_BQT.dtype} {codes_BQT.shape}"

@@ -1,4 +1,4 @@
-"""The `moshijax` command: one thin module per sub-command, imported when it is asked for."""
+"""The `moshijax` command: one thin module per sub-command, imported when it is used."""
 
 from __future__ import annotations
 
@@ -68,13 +68,16 @@ def cli() -> None:
 
 
 def fail(message: object, exit_code: int) -> int:
+    """Print an error as one line and return its exit code."""
     click.echo(f"error: {' '.join(str(message).split())}", err=True)
     return exit_code
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Run one command line and return its exit code: 0 done, 1 failed while working, 2 bad arguments or config,
-    3 bad data, 75 stopped by a signal and resumable. Whatever is not one of these is a bug and keeps its traceback.
+    """Run one command line and return its exit code.
+
+    0 done, 1 failed while working, 2 bad arguments or config, 3 bad data, 75 stopped by a signal and resumable. Any
+    other exception is a bug and keeps its traceback.
     """
     try:
         result = cli.main(args=list(arguments), prog_name="moshijax", standalone_mode=False)
@@ -109,8 +112,10 @@ def is_out_of_space(error: BaseException) -> bool:
 
 
 def drop_unwritable_cache() -> None:
-    """Say once, at the start, that compiled programs will not be kept; jax says it at a compilation, as a Python
-    warning from its own files."""
+    """Warn once, at the start, that compiled programs will not be kept, and unset the folder.
+
+    jax itself would warn at a compilation, with a Python warning from its own files.
+    """
     folder = os.environ.get("JAX_COMPILATION_CACHE_DIR", "")
     if folder and "://" not in folder and not writable(Path(folder)):
         del os.environ["JAX_COMPILATION_CACHE_DIR"]
@@ -120,8 +125,8 @@ def drop_unwritable_cache() -> None:
 def ask_for_huge_pages(arguments: Sequence[str]) -> None:
     """Start the same command again with huge pages for `malloc`, which glibc takes from the environment alone.
 
-    XLA on CPU allocates the temporaries of every step anew. In pages of 4 KB that is a fifth to a quarter of the CPU
-    time of a training step. Nothing happens where the system offers no choice, or the user has made one.
+    XLA on CPU allocates temporaries in every step. With pages of 4 KB that is a fifth to a quarter of the CPU time of
+    a training step. Nothing happens where the system offers no choice, or the user has made one.
     """
     if not arguments or arguments[0] not in STEPPING or MALLOC in os.environ:
         return
@@ -131,13 +136,15 @@ def ask_for_huge_pages(arguments: Sequence[str]) -> None:
 
 
 def interrupt(signum: int, frame: object) -> None:
+    """Handle SIGTERM as Ctrl-C."""
     raise KeyboardInterrupt
 
 
 def main() -> None:
+    """Run the command line of this process."""
     ask_for_huge_pages(sys.argv[1:])
     drop_unwritable_cache()
-    signal.signal(signal.SIGTERM, interrupt)  # as Ctrl-C; a training run takes both and saves first
+    signal.signal(signal.SIGTERM, interrupt)  # a training run takes over both signals and saves first
     sys.exit(run(sys.argv[1:]))
 
 

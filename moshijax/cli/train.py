@@ -99,6 +99,6 @@ def evaluators_of(experiment: ExperimentConfig, run_dir: Path) -> tuple[Evaluato
     """What is measured besides the losses: of a codec with held-out data, how it sounds."""
     if experiment.task.kind != "codec" or experiment.eval_data is None:
         return ()
-    from moshijax.eval.codec import CodecEvaluator
+    from moshijax.eval.codec_training import CodecEvaluator
 
     return (CodecEvaluator(experiment, run_dir),)

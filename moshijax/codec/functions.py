@@ -23,7 +23,8 @@ from moshijax.codec.mimi import Decoder, Encoder, Mimi, num_frames
 from moshijax.errors import ConfigError, DataError
 from moshijax.nn.conv import CausalConv, TransposedConv, rows_from_kernel, rows_from_transposed_kernel
 from moshijax.nn.streaming import whole_blocks
-from moshijax.nn.vq import ZERO, materialise
+from moshijax.nn.vq import materialise
+from moshijax.tokens import ZERO
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Float, Int

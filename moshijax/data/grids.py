@@ -15,7 +15,7 @@ from moshijax.data.interleave import PlacementCounts, TextPlacement, place_text
 from moshijax.data.records import RecordSource
 from moshijax.data.transcript import Word
 from moshijax.errors import ConfigError, DataError
-from moshijax.lm.tokens import ZERO
+from moshijax.tokens import ZERO
 
 if TYPE_CHECKING:
     from moshijax.data.text import Tokenizer

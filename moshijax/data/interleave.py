@@ -18,7 +18,7 @@ import numpy as np
 
 from moshijax.data.transcript import Word
 from moshijax.errors import ConfigError
-from moshijax.lm.tokens import BOS, EOS, EPAD, PAD, ZERO
+from moshijax.tokens import BOS, EOS, EPAD, PAD, ZERO
 
 _SLOP = 1e-6  # frames; start times that are exact multiples of a frame must not fall below it
 

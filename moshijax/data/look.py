@@ -13,7 +13,7 @@ from moshijax.data.grids import CHANNELS, MIXED, words_of
 from moshijax.data.interleave import PlacementCounts, TextPlacement, place_text
 from moshijax.data.records import RecordSource
 from moshijax.errors import DataError
-from moshijax.lm.tokens import EPAD, PAD
+from moshijax.tokens import EPAD, PAD
 
 if TYPE_CHECKING:
     from moshijax.data.text import Tokenizer

@@ -12,7 +12,7 @@ import numpy as np
 from moshijax.data import records
 from moshijax.data.batches import BatchSource, fold_seed, shuffled
 from moshijax.errors import ConfigError, DataError
-from moshijax.lm.tokens import BOS, EOS, ZERO
+from moshijax.tokens import BOS, EOS, ZERO
 
 if TYPE_CHECKING:
     from moshijax.data.text import Tokenizer

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from moshijax import optional
 from moshijax.errors import ConfigError, DataError
-from moshijax.lm.tokens import BOS, EOS, EPAD, PAD
+from moshijax.tokens import BOS, EOS, EPAD, PAD
 
 
 class Tokenizer:

@@ -28,10 +28,10 @@ from moshijax.config_json import from_json, to_json
 from moshijax.errors import ConfigError, MoshijaxError
 from moshijax.export.step import CallStep, flatten
 from moshijax.lm import policies
-from moshijax.lm.tokens import BOS, EOS
 from moshijax.nn.layout import unstack_layers
 from moshijax.runtime import artifact as manifests
 from moshijax.runtime import conditions as condition_values
+from moshijax.tokens import BOS, EOS
 from moshijax.weights.safetensors import TensorFile
 
 if TYPE_CHECKING:

@@ -20,8 +20,8 @@ from flax.traverse_util import unflatten_dict
 
 from moshijax import codec, lm
 from moshijax.errors import ConfigError
-from moshijax.lm import conditioning, generation, policies
-from moshijax.lm.tokens import UNGENERATED
+from moshijax.lm import conditioning, generation, policies, sampling
+from moshijax.tokens import UNGENERATED
 
 if TYPE_CHECKING:
     from jaxtyping import Array
@@ -49,10 +49,6 @@ def _key(key: Any) -> str:
 def unflatten_like(tree: Any, named: Arrays, prefix: str = "") -> Any:
     """The inverse of `flatten` for a tree of the same structure."""
     return jax.tree.unflatten(jax.tree.structure(tree), [named[name] for name in flatten(tree, prefix)])
-
-
-# The part of a generation state that the artifact takes as inputs of every step instead.
-SAMPLING_INPUTS = ("seed", "temperature", "text_temperature", "top_k", "text_top_k", "pad_bonus")
 
 
 @dataclass(frozen=True)
@@ -134,13 +130,8 @@ class CallStep:
         specs |= {
             "force_text": spec((batch,), jnp.int32),
             "force_codes": spec((batch, len(self.voice_rows)), jnp.int32),
-            "seed": spec((batch, 2), jnp.uint32),
-            "temperature": spec((batch,), jnp.float32),
-            "text_temperature": spec((batch,), jnp.float32),
-            "top_k": spec((batch,), jnp.int32),
-            "text_top_k": spec((batch,), jnp.int32),
-            "pad_bonus": spec((batch,), jnp.float32),
         }
+        specs |= {name: spec(*shape_dtype) for name, shape_dtype in sampling.input_specs(batch).items()}
         if self.guidance is not None:
             specs["guidance"] = spec((batch,), jnp.float32)
             specs["null_until"] = spec((batch,), jnp.int32)
@@ -205,11 +196,7 @@ class CallStep:
 
         null = None if self.guidance is None else values("null")
         params = unflatten_dict(weights, sep="/")["lm"]
-        tree["lm"] = self._without_inputs(
-            generation.set_conditions(
-                self.lm, params, self._with_inputs(tree["lm"], {}), values("condition"), null, inputs["active"]
-            )
-        )
+        tree["lm"] = generation.set_conditions(self.lm, params, tree["lm"], values("condition"), null, inputs["active"])
         return flatten(tree), {}
 
     def encode(self, weights: Arrays, state: Arrays, inputs: Arrays) -> tuple[Arrays, Arrays]:
@@ -227,7 +214,7 @@ class CallStep:
         return flatten(tree), {"codes": codes_BQT[:, :, 0]}
 
     def _init_tree(self, batch: int) -> dict[str, Any]:
-        tree = {"lm": self._without_inputs(lm.init_generation(self.lm, None, batch, guidance=self.guidance))}
+        tree = {"lm": lm.init_generation(self.lm, None, batch, guided=self.guidance is not None)}
         if self.given_rows or self.prompted:
             tree["encoder"] = codec.init_encoder_state(self.codec, batch)
         if self.voice_rows:
@@ -246,24 +233,17 @@ class CallStep:
         for side in ("encoder", "decoder"):
             if side in tree:
                 tree[side] = codec.reset_state(self.codec, tree[side], rows)
-        tree["lm"] = self._without_inputs(lm.reset_generation(self.lm, self._with_inputs(tree["lm"], {}), rows))
+        tree["lm"] = lm.reset_generation(self.lm, tree["lm"], rows)
         if "policy" in tree:
             tree["policy"] = policies.reset(self.policy, tree["policy"], rows)
         return tree
 
-    # The parts of a generation state that the artifact takes as inputs of every step instead.
-
-    def _with_inputs(self, state: dict[str, Any], inputs: Arrays) -> dict[str, Any]:
-        state = {**state, "sampling": {name: inputs[name] for name in SAMPLING_INPUTS if name in inputs}}
-        if self.guidance is not None:
-            state["guidance"] = self.guidance.rows(state["offset"].shape[0])
-            for name, field in (("guidance", "coefficient"), ("null_until", "masked_until")):
-                if name in inputs:
-                    state["guidance"][field] = inputs[name]
-        return state
-
-    def _without_inputs(self, state: dict[str, Any]) -> dict[str, Any]:
-        return {name: part for name, part in state.items() if name not in ("sampling", "guidance")}
+    def _guidance(self, inputs: Arrays) -> Arrays | None:
+        """The guidance of every row: the artifact's, with what the inputs say of it."""
+        if self.guidance is None:
+            return None
+        rows = self.guidance.rows(inputs["active"].shape[0])
+        return {**rows, "coefficient": inputs["guidance"], "masked_until": inputs["null_until"]}
 
     def _language_model(
         self, params: Any, tree: dict[str, Any], inputs: Arrays, given_BK: Array | None
@@ -271,14 +251,17 @@ class CallStep:
         active, force_text, policy = inputs["active"], inputs["force_text"], self.policy
         policy_state, limit = tree.get("policy", {}), self.top_k_limit
         given_BK = policy.given(self.lm, inputs, given_BK)
-        state = self._with_inputs(tree["lm"], inputs)
-        state, draft = generation.sample_text(self.lm, params, state, given_BK, active, top_k_limit=limit)
+        choice = {name: inputs[name] for name in sampling.SAMPLING_INPUTS}
+        guidance = self._guidance(inputs)
+        state, text_half = generation.sample_text(
+            self.lm, params, tree["lm"], given_BK, choice, guidance, active, top_k_limit=limit
+        )
         free = active & (force_text == UNGENERATED)
-        policy_state, text, said = policy.text(self.lm, policy_state, inputs, draft.token_B, free)
+        policy_state, text, said = policy.text(self.lm, policy_state, inputs, text_half.token_B, free)
         text = policies.forced(force_text, text)
         force_codes = policy.codes(self.lm, state["offset"], inputs["force_codes"])
         state, computed = generation.sample_audio(
-            self.lm, params, state, draft, text, force_codes, active, top_k_limit=limit
+            self.lm, params, state, text_half, text, choice, guidance, force_codes, active, top_k_limit=limit
         )
         # Never at the first executed step, not even in a layout without delays.
         max_delay = self.lm.layout.max_delay
@@ -295,5 +278,5 @@ class CallStep:
         outputs = {"text_token": token, "codes": codes, "ready": ready, **said, **finished}
         if self.lm.extra_heads:
             outputs["extra_heads"] = jax.nn.softmax(computed.extra_logits.astype(jnp.float32), axis=-1)
-        tree = {**tree, "lm": self._without_inputs(state)}
+        tree = {**tree, "lm": state}
         return {**tree, "policy": policy_state} if policy_state else tree, outputs, computed

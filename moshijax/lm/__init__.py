@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from moshijax.lm import configs, delays, layouts, tokens
+from moshijax.lm import configs, delays, layouts
 from moshijax.lm.conditioning import Vectors
 from moshijax.lm.config import DepthConfig, LMConfig, LookupConditioner, TensorConditioner
 from moshijax.lm.generation import (
-    Guidance,
     StepOutput,
     generate_step,
     init_generation,
     reset_generation,
     set_conditions,
 )
+from moshijax.lm.guidance import Guidance
 from moshijax.lm.layouts import Stream, StreamLayout
 from moshijax.lm.losses import LossConfig
 from moshijax.lm.model import (
@@ -60,5 +60,4 @@ __all__ = [
     "score",
     "set_conditions",
     "target_mask",
-    "tokens",
 ]

@@ -8,10 +8,10 @@ from typing import Any
 
 from moshijax.errors import ConfigError
 from moshijax.lm.layouts import StreamLayout
-from moshijax.lm.tokens import EPAD, PAD
 from moshijax.nn.lora import LoRA
 from moshijax.nn.norms import NORM_KINDS
 from moshijax.nn.transformer import TransformerConfig
+from moshijax.tokens import EPAD, PAD
 
 
 @dataclass(frozen=True)

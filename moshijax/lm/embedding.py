@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 import flax.linen as nn
 import jax.numpy as jnp
 
-from moshijax.lm.tokens import ZERO
 from moshijax.nn import lora
 from moshijax.nn.lora import Place
 from moshijax.nn.norms import normalise
 from moshijax.nn.projection import truncated_normal, uniform
+from moshijax.tokens import ZERO
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, Int

@@ -1,7 +1,9 @@
 """Streaming generation: one frame in, one frame out, every row of the batch on its own clock.
 
 Follows `LMGen` of `moshi` (`models/lm.py`) with `support_out_of_sync`. The state is a dict of arrays with leading axis
-B: a row can be taken out and put into another slot. In call n of a row (counted from 1 after its start or reset)
+B: a row can be taken out and put into another slot. How tokens are sampled, and how strongly they are guided, is not
+part of it: every step takes it as rows of `Sampling` and `Guidance`. In call n of a row (counted from 1 after its start
+or reset)
 
 - position n - 1 is fed; the first call feeds initial tokens only, whatever is given;
 - the text token and the codes sampled for row k have index `n - 1 - delay_k`;
@@ -14,22 +16,21 @@ conditions, and the arrays of the temporal transformer and of the conditions are
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from moshijax.errors import ConfigError
 from moshijax.lm import conditioning
 from moshijax.lm.conditioning import Conditions, default_length
 from moshijax.lm.config import LMConfig
+from moshijax.lm.guidance import guide, halves, joined, null_column
 from moshijax.lm.model import LanguageModel, Params
-from moshijax.lm.sampling import TOP_K_LIMIT, Sampling, sample
-from moshijax.lm.tokens import UNGENERATED, ZERO
+from moshijax.lm.sampling import TOP_K_LIMIT, sample
 from moshijax.nn.attention import advance
 from moshijax.nn.transformer import Transformer
+from moshijax.tokens import UNGENERATED
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Int
@@ -38,16 +39,15 @@ State = dict[str, Any]
 
 
 class StepOutput(NamedTuple):
-    """What one step computed: `out_BK` (see `generate_step`), the tokens just sampled or forced, and their logits."""
+    """What one step computed: `out_BK` (see `generate_step`) and the logits of the tokens just sampled or forced."""
 
     out_BK: Array
-    sampled_BK: Array
     text_logits_BV: Array
     logits_BQV: Array
     extra_logits: Array | None
 
 
-class Draft(NamedTuple):
+class TextHalf(NamedTuple):
     """A step between its text and its audio: the temporal output, the text logits and the token sampled from them."""
 
     z_ND: Array
@@ -55,84 +55,48 @@ class Draft(NamedTuple):
     token_B: Array
 
 
-@dataclass(frozen=True)
-class Guidance:
-    """Classifier-free guidance: logits move away from those of a second half of the row that lacks the conditions.
-
-    Numbers, or arrays `[B]`. `coefficient` c: `null + c (logits - null)`, 1 is off. `masked_until`: the second half
-    sees `ZERO` in the first so many columns, such as those of a voice prefix. `text`: whether the text logits are
-    guided; if not, the second half sees no text either (`cfg_coef`, `cfg_is_masked_until` and `cfg_is_no_text` of
-    `models/lm.py` of `moshi`).
-    """
-
-    coefficient: Any = 1.0
-    masked_until: Any = 0
-    text: Any = True
-
-    def rows(self, batch_size: int) -> dict[str, Array]:
-        """One value per row, as arrays: the part of a generation state."""
-        out = {}
-        for name, dtype in (("coefficient", np.float32), ("masked_until", np.int32), ("text", np.bool_)):
-            value = np.asarray(getattr(self, name), dtype)
-            if value.shape not in ((), (batch_size,)):
-                raise ConfigError(
-                    f"{name} of shape {value.shape}: must be a number or have one value per row, {batch_size}"
-                )
-            out[name] = jnp.asarray(np.broadcast_to(value, (batch_size,)))
-        return out
-
-
-def _halves(tree: Any) -> Any:
-    """Arrays of rows with two halves, `[2 B, ...]` to `[B, 2, ...]`."""
-    return jax.tree.map(lambda leaf: leaf.reshape(-1, 2, *leaf.shape[1:]), tree)
-
-
-def _joined(tree: Any) -> Any:
-    """The inverse of `_halves`; neither moves anything in memory."""
-    return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), tree)
-
-
 def init_generation(
     config: LMConfig,
     params: Params | None,
     batch_size: int,
-    sampling: Sampling | None = None,
     *,
-    top_k_limit: int = TOP_K_LIMIT,
     conditions: Conditions | None = None,
-    guidance: Guidance | None = None,
+    guided: bool = False,
 ) -> State:
-    """State of `batch_size` rows at their start.
+    """Return the state of `batch_size` rows at their start.
 
-    `params` matters only to a model with conditioners: None leaves its conditions to `set_conditions`.
-    `conditions`: as `lm.forward` takes them. `guidance`: None compiles the step without it; the second halves have all
-    conditions absent unless `set_conditions` gives them others.
+    Args:
+      params: Only a model with conditioners needs them; None leaves its conditions to `set_conditions`.
+      conditions: As `lm.forward` takes them.
+      guided: Rows have two halves, and every step takes `guidance`. The second halves have all conditions absent unless
+        `set_conditions` gives them others.
 
     Raises:
-        ConfigError: the model has no attention window, so its cache would have no bound; bad conditions.
+      ConfigError: The model has no attention window, so its cache would have no bound; or the conditions are bad.
     """
     if config.temporal.context is None:
         raise ConfigError("temporal.context is None: generation needs an attention window; set context")
     slots = config.layout.max_delay + 2
+    temporal = Transformer(config.temporal).init_state(2 * batch_size if guided else batch_size)
     state: State = {
         "tokens": jnp.full((batch_size, config.layout.num_streams, slots), UNGENERATED, jnp.int32),
         "offset": jnp.zeros((batch_size,), jnp.int32),
-        "temporal": Transformer(config.temporal).init_state(batch_size * (1 if guidance is None else 2)),
-        "sampling": (sampling or Sampling()).rows(batch_size, top_k_limit),
+        "temporal": halves(temporal) if guided else temporal,
     }
-    if guidance is not None:
-        state["guidance"] = guidance.rows(batch_size)
-        state["temporal"] = _halves(state["temporal"])
     if config.conditioners and params is not None:
         return set_conditions(config, params, state, conditions)
     if config.conditioners:
-        lead = (batch_size,) if guidance is None else (batch_size, 2)
-        state["conditions"] = _no_conditions(config, lead)
+        state["conditions"] = _no_conditions(config, (batch_size, 2) if guided else (batch_size,))
     return state
 
 
+def is_guided(state: State) -> bool:
+    """Return whether the rows of a state have two halves."""
+    return state["temporal"]["offset"].ndim == 2
+
+
 def _no_conditions(config: LMConfig, lead: tuple[int, ...]) -> dict[str, Any]:
-    """Zeros in the place of the conditions."""
+    """Return zeros of the shapes that conditions have."""
     stack = config.temporal
     out: dict[str, Any] = {}
     if any(c.fuse == "sum" for c in config.conditioners):
@@ -152,13 +116,15 @@ def set_conditions(
     null: Conditions | None = None,
     rows: Bool[Array, " B"] | None = None,
 ) -> State:
-    """The state with other conditions, in the rows that are true or in all.
+    """Return the state with other conditions.
 
-    `conditions`: as `lm.forward` takes them; those that are missing are absent. `null`: those of the second halves,
-    with guidance.
+    Args:
+      conditions: As `lm.forward` takes them; those that are missing are absent.
+      null: Those of the second halves, with guidance; those that are missing are absent.
+      rows: Rows to change; None changes all.
 
     Raises:
-        ConfigError: conditions that the model does not have, or of the wrong shape.
+      ConfigError: The model does not have one of the conditions, or its shape is wrong.
     """
     batch = state["offset"].shape[0]
     module = LanguageModel.of(config, params)
@@ -171,7 +137,7 @@ def set_conditions(
 
     given = conditioning.complete(config.conditioners, conditions, batch)
     new = fused(given)
-    if "guidance" in state:
+    if is_guided(state):
         lacking = fused({**conditioning.absent(given), **(null or {})})
         new = jax.tree.map(lambda *halves: jnp.stack(halves, axis=1), new, lacking)
     if rows is not None:
@@ -181,31 +147,19 @@ def set_conditions(
     return {**state, "conditions": new}
 
 
-def reset_generation(
-    config: LMConfig, state: State, rows: Bool[Array, " B"], sampling: dict[str, Array] | None = None
-) -> State:
-    """The rows that are true start afresh, with new sampling parameters (`Sampling.rows`) where given.
-
-    Their conditions stay.
-    """
+def reset_generation(config: LMConfig, state: State, rows: Bool[Array, " B"]) -> State:
+    """Return the state with the rows that are true at their start again; their conditions stay."""
     temporal = Transformer(config.temporal)
-    if "guidance" in state:
-        reset = _halves(temporal.reset(_joined(state["temporal"]), jnp.repeat(rows, 2)))
+    if is_guided(state):
+        reset = halves(temporal.reset(joined(state["temporal"]), jnp.repeat(rows, 2)))
     else:
         reset = temporal.reset(state["temporal"], rows)
-    state = {
+    return {
         **state,
         "tokens": jnp.where(rows[:, None, None], UNGENERATED, state["tokens"]),
         "offset": jnp.where(rows, 0, state["offset"]),
         "temporal": reset,
     }
-    if sampling is not None:
-
-        def replace(new: Array, old: Array) -> Array:
-            return jnp.where(rows.reshape(-1, *(1,) * (old.ndim - 1)), new, old)
-
-        state["sampling"] = {name: replace(sampling[name], old) for name, old in state["sampling"].items()}
-    return state
 
 
 def _write(tokens_BKC: Array, slot_BK: Array, values_BK: Array, active_B: Array | None) -> Array:
@@ -271,11 +225,13 @@ def sample_text(
     params: Params,
     state: State,
     given_BK: Int[Array, "B G"] | None,
+    sampling: dict[str, Array],
+    guidance: dict[str, Array] | None = None,
     active_B: Bool[Array, " B"] | None = None,
     *,
     top_k_limit: int = TOP_K_LIMIT,
-) -> tuple[State, Draft]:
-    """The first half of a step: take in the given tokens, run the temporal transformer, sample the text token.
+) -> tuple[State, TextHalf]:
+    """Run the first half of a step: take in the given tokens, run the temporal transformer, sample the text token.
 
     `sample_audio` must follow, with the token to use. Arguments as in `generate_step`.
     """
@@ -284,77 +240,63 @@ def sample_text(
         given_BK = jnp.zeros((B, 0), jnp.int32)
     if given_BK.shape != (B, given):
         raise ConfigError(f"given tokens of shape {given_BK.shape}: must be [{B}, {given}], one per given row")
-    started = state["offset"][:, None] > jnp.asarray(config.layout.delays, jnp.int32)
+    if is_guided(state) != (guidance is not None):
+        raise ConfigError("guidance goes with a state of two halves, and only with one: init_generation(guided=True)")
+    offset, delays = state["offset"][:, None], jnp.asarray(config.layout.delays, jnp.int32)
     state, column = input_column(config, state, given_BK, active_B)
     temporal, conditions, active_N = state["temporal"], state.get("conditions"), active_B
-    if "guidance" in state:
-        column = jnp.stack([column, _null_column(config, state, column, started)], axis=1).reshape(2 * B, -1)
-        temporal, conditions = _joined(temporal), _joined(conditions)
+    if guidance is not None:
+        null = null_column(guidance, column, offset - delays, offset > delays)
+        column = jnp.stack([column, null], axis=1).reshape(2 * B, -1)
+        temporal, conditions = joined(temporal), joined(conditions)
         active_N = None if active_B is None else jnp.repeat(active_B, 2)
     module, variables = LanguageModel.of(config, params), {"params": params}
     temporal, z_ND, logits = module.apply(variables, temporal, column, active_N, conditions, method="temporal_step")
     logits = logits.astype(jnp.float32)
-    if "guidance" in state:
-        temporal, with_text = _halves(temporal), state["guidance"]["text"][:, None]
-        logits = jnp.where(with_text, _guided(state, logits), _halves(logits)[:, 0])
-    choice = state["sampling"]
-    logits = logits.at[:, config.pad_id].add(choice["pad_bonus"])
-    token = sample(
-        logits, choice["text_temperature"], choice["text_top_k"], choice["seed"], state["offset"], 0, top_k_limit
-    )
-    return {**state, "temporal": temporal}, Draft(z_ND, logits, token)
-
-
-def _null_column(config: LMConfig, state: State, column_BK: Array, started_BK: Array) -> Array:
-    """What the second half of a row sees: less of the past, and perhaps no text."""
-    masked = (
-        state["offset"][:, None]
-        <= jnp.asarray(config.layout.delays, jnp.int32) + state["guidance"]["masked_until"][:, None]
-    )
-    no_text = jnp.arange(column_BK.shape[1]) == 0
-    return jnp.where(started_BK & (masked | (no_text & ~state["guidance"]["text"][:, None])), ZERO, column_BK)
-
-
-def _guided(state: State, logits_NV: Array) -> Array:
-    """`null + c (logits - null)`, exactly the logits where c is 1."""
-    halves = _halves(logits_NV.astype(jnp.float32))
-    return halves[:, 0] + (state["guidance"]["coefficient"][:, None] - 1.0) * (halves[:, 0] - halves[:, 1])
+    if guidance is not None:
+        temporal = halves(temporal)
+        logits = jnp.where(guidance["text"][:, None], guide(guidance, logits), halves(logits)[:, 0])
+    logits = logits.at[:, config.pad_id].add(sampling["pad_bonus"])
+    temperature, top_k = sampling["text_temperature"], sampling["text_top_k"]
+    token = sample(logits, temperature, top_k, sampling["seed"], state["offset"], 0, top_k_limit)
+    return {**state, "temporal": temporal}, TextHalf(z_ND, logits, token)
 
 
 def sample_audio(
     config: LMConfig,
     params: Params,
     state: State,
-    draft: Draft,
+    text_half: TextHalf,
     text_B: Int[Array, " B"],
+    sampling: dict[str, Array],
+    guidance: dict[str, Array] | None = None,
     force_BQ: Int[Array, "B Q"] | None = None,
     active_B: Bool[Array, " B"] | None = None,
     *,
     top_k_limit: int = TOP_K_LIMIT,
 ) -> tuple[State, StepOutput]:
-    """The second half of a step: sample the audio rows that follow `text_B`, store the column, advance the rows.
+    """Run the second half of a step: sample the audio rows that follow `text_B`, store the column, advance the rows.
 
-    `force_BQ`: codes that replace those sampled, `UNGENERATED` = free.
+    `force_BQ`: codes that replace those sampled, `UNGENERATED` = free. Other arguments as in `generate_step`.
     """
     module, variables = LanguageModel.of(config, params), {"params": params}
-    choice, position, guided = state["sampling"], state["offset"], "guidance" in state
     token, sampled, past, audio_logits = text_B, [text_B], (), []
+    temperature, top_k, seed = sampling["temperature"], sampling["top_k"], sampling["seed"]
     for k in range(len(config.layout.model_rows) - 1):
-        token_N = jnp.repeat(token, 2) if guided else token
-        past, logits = module.apply(variables, k, past, token_N, draft.z_ND, method="depth_step")
-        logits = _guided(state, logits) if guided else logits.astype(jnp.float32)
+        token_N = token if guidance is None else jnp.repeat(token, 2)
+        past, logits = module.apply(variables, k, past, token_N, text_half.z_ND, method="depth_step")
+        logits = logits.astype(jnp.float32) if guidance is None else guide(guidance, logits)
         audio_logits.append(logits)
-        token = sample(logits, choice["temperature"], choice["top_k"], choice["seed"], position, 1 + k, top_k_limit)
+        token = sample(logits, temperature, top_k, seed, state["offset"], 1 + k, top_k_limit)
         if force_BQ is not None:
             token = jnp.where(force_BQ[:, k] == UNGENERATED, token, force_BQ[:, k])
         sampled.append(token)
-    z_BD = _halves(draft.z_ND)[:, 0] if guided else draft.z_ND
+    z_BD = text_half.z_ND if guidance is None else halves(text_half.z_ND)[:, 0]
     extra = module.apply(variables, z_BD, method="extra") if config.extra_heads else None
-    sampled_BK = jnp.stack(sampled, axis=1)
     none = jnp.zeros((text_B.shape[0], 0, config.card), jnp.float32)
     logits_BQV = jnp.stack(audio_logits, axis=1) if audio_logits else none
-    state, out = commit(config, state, sampled_BK, active_B)
-    return state, StepOutput(out, sampled_BK, draft.text_logits_BV, logits_BQV, extra)
+    state, out = commit(config, state, jnp.stack(sampled, axis=1), active_B)
+    return state, StepOutput(out, text_half.text_logits_BV, logits_BQV, extra)
 
 
 def step(
@@ -362,14 +304,22 @@ def step(
     params: Params,
     state: State,
     given_BK: Int[Array, "B G"] | None,
+    sampling: dict[str, Array],
+    guidance: dict[str, Array] | None = None,
     force_BK: Int[Array, "B M"] | None = None,
     active_B: Bool[Array, " B"] | None = None,
     *,
     top_k_limit: int = TOP_K_LIMIT,
 ) -> tuple[State, StepOutput]:
-    """`generate_step` with everything it computed."""
-    state, draft = sample_text(config, params, state, given_BK, active_B, top_k_limit=top_k_limit)
-    text_B, force_BQ = draft.token_B, None
+    """Run `generate_step` and return everything it computed.
+
+    Raises:
+      ConfigError: Tokens have the wrong shape, or guidance does not fit the state.
+    """
+    state, text_half = sample_text(
+        config, params, state, given_BK, sampling, guidance, active_B, top_k_limit=top_k_limit
+    )
+    text_B, force_BQ = text_half.token_B, None
     if force_BK is not None:
         expected = (text_B.shape[0], len(config.layout.model_rows))
         if force_BK.shape != expected:
@@ -377,7 +327,9 @@ def step(
                 f"forced tokens of shape {force_BK.shape}: must be {list(expected)}, text then generated rows"
             )
         text_B, force_BQ = jnp.where(force_BK[:, 0] == UNGENERATED, text_B, force_BK[:, 0]), force_BK[:, 1:]
-    return sample_audio(config, params, state, draft, text_B, force_BQ, active_B, top_k_limit=top_k_limit)
+    return sample_audio(
+        config, params, state, text_half, text_B, sampling, guidance, force_BQ, active_B, top_k_limit=top_k_limit
+    )
 
 
 def generate_step(
@@ -385,24 +337,33 @@ def generate_step(
     params: Params,
     state: State,
     given_BK: Int[Array, "B G"] | None,
+    sampling: dict[str, Array],
+    guidance: dict[str, Array] | None = None,
     force_BK: Int[Array, "B M"] | None = None,
     active_B: Bool[Array, " B"] | None = None,
     *,
     top_k_limit: int = TOP_K_LIMIT,
 ) -> tuple[State, Int[Array, "B M"]]:
-    """One frame for every row.
+    """Generate one frame of every row.
 
     Args:
-        params: in the inference layout for speed (`moshijax.nn.layout.unstack_layers`); the training layout works too.
-        given_BK: tokens of `layout.given_rows`, the newest frame of each (undelayed); None when there are none.
-        force_BK: tokens that replace the ones sampled in this call, text then the generated audio rows;
-            `UNGENERATED` leaves a row free. Index `n - 1 - delay_k` in call n.
-        active_B: rows that are false keep their state and return `UNGENERATED`.
-        top_k_limit: largest top-k this compiled step can serve.
+      params: In the inference layout for speed (`moshijax.nn.layout.unstack_layers`); the training layout works too.
+      given_BK: Tokens of `layout.given_rows`, the newest frame of each (undelayed); None when there are none.
+      sampling: Parameters of every row, as `Sampling.rows` returns them.
+      guidance: Parameters of every row, as `Guidance.rows` returns them, where the state has two halves; else None.
+      force_BK: Tokens that replace the ones sampled in this call, text then the generated audio rows;
+        `UNGENERATED` leaves a row free. Index `n - 1 - delay_k` in call n.
+      active_B: Rows that are false keep their state and return `UNGENERATED`.
+      top_k_limit: Largest top-k this compiled step can serve.
 
     Returns:
-        The state and `out_BK`, tokens of `layout.model_rows` of the frame `max_delay` calls ago; `UNGENERATED` where a
-        row is not ready.
+      The state and `out_BK`, tokens of `layout.model_rows` of the frame `max_delay` calls ago; `UNGENERATED` where a
+      row is not ready.
+
+    Raises:
+      ConfigError: Tokens have the wrong shape, or guidance does not fit the state.
     """
-    state, output = step(config, params, state, given_BK, force_BK, active_B, top_k_limit=top_k_limit)
+    state, output = step(
+        config, params, state, given_BK, sampling, guidance, force_BK, active_B, top_k_limit=top_k_limit
+    )
     return state, output.out_BK

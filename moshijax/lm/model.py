@@ -20,13 +20,13 @@ from moshijax.lm.config import LMConfig, LookupConditioner
 from moshijax.lm.depth import DepthTransformer
 from moshijax.lm.embedding import TokenTables
 from moshijax.lm.scoring import LMScores, at_frames, into_frames, score_in_pieces
-from moshijax.lm.tokens import BOS, ZERO
 from moshijax.nn import lora, rope
 from moshijax.nn.layout import is_stacked, unstack_layers
 from moshijax.nn.lora import Place
 from moshijax.nn.norms import Norm
 from moshijax.nn.projection import Linear, uniform
 from moshijax.nn.transformer import Transformer
+from moshijax.tokens import BOS, ZERO
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Float, Int

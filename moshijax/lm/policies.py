@@ -15,7 +15,7 @@ import numpy as np
 
 from moshijax.errors import ConfigError
 from moshijax.lm.config import LMConfig
-from moshijax.lm.tokens import EOS, UNGENERATED, ZERO
+from moshijax.tokens import EOS, UNGENERATED, ZERO
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Int

@@ -21,6 +21,17 @@ TOP_K_LIMIT = 250
 PURPOSE_TOKEN = 0
 
 
+#: Name and dtype of every sampling parameter, one value per row (of the seed two).
+SAMPLING_INPUTS = {
+    "seed": np.uint32,
+    "temperature": np.float32,
+    "text_temperature": np.float32,
+    "top_k": np.int32,
+    "text_top_k": np.int32,
+    "pad_bonus": np.float32,
+}
+
+
 @dataclass(frozen=True)
 class Sampling:
     """Sampling parameters: numbers, or arrays `[B]` with one value per batch row.
@@ -42,19 +53,15 @@ class Sampling:
         return cls(temperature=0.0, text_temperature=0.0)
 
     def rows(self, batch_size: int, top_k_limit: int = TOP_K_LIMIT) -> dict[str, Array]:
-        """One value per row, as arrays: the part of a generation state that holds the parameters.
+        """Return the parameters as arrays `[B]`, `seed` `[B, 2]`: the argument `sampling` of a generation step.
 
         Raises:
-            ConfigError: a value is out of range or has another batch size.
+          ConfigError: A value is out of range or has another batch size.
         """
         out: dict[str, Array] = {}
-        for name, dtype in (
-            ("temperature", np.float32),
-            ("text_temperature", np.float32),
-            ("top_k", np.int32),
-            ("text_top_k", np.int32),
-            ("pad_bonus", np.float32),
-        ):
+        for name, dtype in SAMPLING_INPUTS.items():
+            if name == "seed":
+                continue
             value = np.asarray(getattr(self, name), dtype)
             if value.shape not in ((), (batch_size,)):
                 raise ConfigError(
@@ -76,6 +83,13 @@ class Sampling:
             raise ConfigError(f"seed of shape {seed.shape}: must be a number, [{batch_size}] or [{batch_size}, 2]")
         out["seed"] = jnp.asarray(seed.astype(np.int64) & 0xFFFFFFFF, jnp.uint32)
         return out
+
+
+def input_specs(batch_size: int) -> dict[str, tuple[tuple[int, ...], Any]]:
+    """Return shape and dtype of every array that `Sampling.rows` returns."""
+    return {
+        name: ((batch_size, 2) if name == "seed" else (batch_size,), dtype) for name, dtype in SAMPLING_INPUTS.items()
+    }
 
 
 def row_noise(seed_B2: Array, count_B: Int[Array, " B"], row: int, purpose: int, size: int) -> Float[Array, "B V"]:

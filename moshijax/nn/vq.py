@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 
 HIGHEST = jax.lax.Precision.HIGHEST
 USAGE_FLOOR = 1e-5
-#: The code of no code at all: it looks up the zero vector.
-ZERO = -1
 
 
 def codebook_tables(codebook: dict[str, Array]) -> Float[Array, "Q V C"]:

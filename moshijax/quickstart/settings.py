@@ -1,4 +1,4 @@
-"""What a quickstart run consists of: sizes and seed, and the folder it lives in."""
+"""The settings of a quickstart: sizes, seed, what it exports for, and the folder it lives in."""
 
 from __future__ import annotations
 
@@ -6,6 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from moshijax.errors import ConfigError
+
+# What the artifact is exported for: machines, and calls at once.
+PLATFORMS = ("cpu", "cuda", "tpu")
+BATCHES = (1, 16)
 
 
 @dataclass(frozen=True)
@@ -45,7 +49,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Folder:
-    """Where everything of a run lies."""
+    """Where everything of a run is."""
 
     path: Path
 
@@ -74,7 +78,7 @@ class Folder:
 
     @property
     def texts(self) -> Path:
-        """What the model says, one document a line: the text-only steps."""
+        """What the model says, one document a line, for the text-only steps."""
         return self.path / "texts.txt"
 
     @property

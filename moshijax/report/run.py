@@ -1,4 +1,4 @@
-"""The page of a training run, made of the files in its directory; it can be written while the run goes on."""
+"""The page of a training run, made from the files in its directory; it can be written while the run continues."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import Any
 
 from moshijax import optional
 from moshijax.report.page import Page
+from moshijax.weights.run import CONFIG, METRICS, RECIPE
 
 PAGE = "report.html"
-METRICS, CONFIG, RECIPE = "metrics.jsonl", "config.json", "config.gin"
 
 # Title of a panel -> what the names of its curves match; group 1 is the label.
 PANELS = {
@@ -43,7 +43,7 @@ PANELS = {
 
 
 def panels_of(lines: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, str]]:
-    """Title -> {metric: label} for the metrics that the lines of a run hold; each stands in the first panel it fits."""
+    """Return title -> {metric: label} for the metrics that the lines of a run hold, each in the first panel it fits."""
     names = dict.fromkeys(name for line in lines for name in line)
     found: dict[str, dict[str, str]] = {}
     for name in names:
@@ -76,10 +76,10 @@ def write_run_page(run_dir: str | Path) -> Path:
     page.cards(_cards(done, config["steps"], last))
     panels = panels_of(lines)
     if panels:
-        page.section("While it runs", "Means over the steps since the line before; losses of tokens in nats.")
-        page.figure(plots.loss_curves(lines, panels), f"Numbers of the run, to step {done}")
+        page.section("While it runs", "Means over the steps since the previous line; losses of tokens in nats.")
+        page.figure(plots.loss_curves(lines, panels), f"Metrics of the run, to step {done}")
     rows = [(name, f"{value:.5g}") for name, value in sorted(last.items())]
-    page.section("Newest numbers")
+    page.section("Latest values")
     page.table(("name", "value"), rows)
     if (run_dir / RECIPE).exists():
         page.section("Experiment", "The whole resolved recipe.")
@@ -89,7 +89,7 @@ def write_run_page(run_dir: str | Path) -> Path:
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
-    """The complete lines of a metrics file that may be growing."""
+    """Return the complete lines of a metrics file that may be growing."""
     found = []
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
         try:

@@ -29,8 +29,8 @@ from moshijax import optional
 from moshijax.errors import ConfigError, DataError, MoshijaxError
 from moshijax.runtime import artifact as manifests
 from moshijax.runtime import conditions as condition_values
+from moshijax.tokens import UNGENERATED, ZERO
 
-UNGENERATED, ZERO = -2, -1  # the same ids as in moshijax.lm.tokens, which this module must not import
 SAMPLING_INPUTS = ("temperature", "text_temperature", "top_k", "text_top_k", "pad_bonus", "guidance")
 
 

@@ -6,10 +6,10 @@ Tested in `tests/weights/test_transfer.py`.
 from __future__ import annotations
 
 import dataclasses
-import json
 import shutil
 from pathlib import Path
 
+from moshijax import files
 from moshijax.config_json import from_json, to_json
 from moshijax.errors import DataError
 from moshijax.weights import writer
@@ -79,6 +79,6 @@ def write_imported(model: OpenedModel, folder: Path, progress: Progress) -> None
     if extra:
         writer.write(folder / EXTRA, InMemory(extra))
     published["config"] = dict(model.provenance.config)
-    writer.write_text(folder / PROVENANCE, json.dumps(published, indent=1) + "\n")
+    files.write_json(folder / PROVENANCE, published)
     description = {"kind": family.kind, "config": to_json(model.config)}
-    writer.write_text(folder / MODEL, json.dumps(description, indent=2) + "\n")
+    files.write_json(folder / MODEL, description)

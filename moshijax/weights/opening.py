@@ -45,8 +45,8 @@ def open_model(path: str | Path, kind: str | None = None, config: Any = None) ->
 
 def _open_published(path: Path, kind: str | None, config: Any) -> OpenedModel:
     """Open published files by the first family that claims them; the one that is needed is asked first."""
-    files = PublishedFiles.at(path)
+    published = PublishedFiles.at(path)
     for family in sorted(FAMILIES.values(), key=lambda family: family.kind != kind):
-        if family.claims(files):
-            return family.open_published(files, config)
+        if family.claims(published):
+            return family.open_published(published, config)
     raise DataError(f"{path} has no {CONFIG_FILE}; name a weight file, or a directory with its {CONFIG_FILE}")

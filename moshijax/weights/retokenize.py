@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from moshijax.errors import ConfigError
-from moshijax.lm.tokens import BOS, EOS, EPAD, PAD
+from moshijax.tokens import BOS, EOS, EPAD, PAD
 from moshijax.weights.formats.lm_config import loader_fields, published_config
 from moshijax.weights.formats.lm_table import lm_table
 from moshijax.weights.model import OpenedModel, Provenance

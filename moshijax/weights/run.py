@@ -26,6 +26,8 @@ from moshijax.weights.published import TOKENIZER
 
 #: Files of a run directory that say what its model is.
 MODEL, CHECKPOINTS = "model.json", "checkpoints"
+#: Its experiment as JSON and as a recipe, and what it measured, one JSON object a line.
+CONFIG, RECIPE, METRICS = "config.json", "config.gin", "metrics.jsonl"
 #: Item of a checkpoint that holds the model.
 MODEL_ITEM = "model"
 

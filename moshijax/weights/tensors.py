@@ -1,4 +1,4 @@
-"""Tensors by name, and the simplest mappings that are such. Tested in `tests/weights/test_names.py`."""
+"""Tensors by name, and the simplest mappings that are such."""
 
 from __future__ import annotations
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
+from moshijax import files
 from moshijax.errors import ConfigError
 from moshijax.weights import imported
 from moshijax.weights.model import OpenedModel
@@ -53,7 +51,8 @@ def write_imported(model: OpenedModel, dst: str | Path, progress: Progress = _ig
     Raises:
       ConfigError: `dst` exists.
     """
-    with _new_directory(Path(dst)) as folder:
+    _check_new(Path(dst))
+    with files.staged_directory(Path(dst)) as folder:
         imported.write_imported(model, folder, progress)
     return open_model(dst)
 
@@ -86,26 +85,18 @@ def export_weights(
         raise ConfigError(f"format {format!r} must be one of {', '.join(FORMATS)}")
     if merge:
         model = _merged(model)
-    with _new_directory(Path(dst)) as folder:
+    _check_new(Path(dst))
+    with files.staged_directory(Path(dst)) as folder:
         model.family.write_published(model, folder, format, max_bytes, progress)
     return sorted(Path(dst).iterdir())
 
 
-@contextlib.contextmanager
-def _new_directory(path: Path) -> Iterator[Path]:
-    """A directory to fill, which becomes `path` when it is complete and disappears otherwise."""
+def _check_new(path: Path) -> None:
+    """Refuse to replace what is there, or to write into a folder that is not."""
     if path.exists():
         raise ConfigError(f"{path} exists; choose another path or remove it first")
     if not path.resolve().parent.is_dir():
         raise ConfigError(f"cannot write {path}: its folder does not exist; create it first")
-    partial = path.with_name(f".{path.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
-    try:
-        yield partial
-        partial.rename(path)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _merged(model: OpenedModel) -> OpenedModel:

@@ -15,7 +15,7 @@ from moshijax.data.grids import CHANNELS, MIXED, GridData, grid_batches
 from moshijax.data.interleave import TextPlacement
 from moshijax.lm import delays, layouts, losses
 from moshijax.lm.losses import LossConfig
-from moshijax.lm.tokens import EPAD, PAD, ZERO
+from moshijax.tokens import EPAD, PAD, ZERO
 from tests.lm.models import small
 
 #: 5 s are 62.5 frames of 80 ms: the codec makes 63.

@@ -16,7 +16,7 @@ from moshijax.data.text import train_tokenizer
 from moshijax.data.transcript import Word
 from moshijax.errors import ConfigError, DataError
 from moshijax.lm import layouts
-from moshijax.lm.tokens import EPAD, PAD, ZERO
+from moshijax.tokens import EPAD, PAD, ZERO
 from tests.data.sets import LevelEncoder, write_set
 
 LAYOUT = layouts.dialogue(3, 1)

@@ -8,7 +8,7 @@ import pytest
 from moshijax.data.interleave import TextPlacement, place_text
 from moshijax.data.transcript import Word
 from moshijax.errors import ConfigError
-from moshijax.lm.tokens import BOS, EOS, EPAD, PAD, ZERO
+from moshijax.tokens import BOS, EOS, EPAD, PAD, ZERO
 
 RATE = 12.5
 FRAME = 1 / RATE

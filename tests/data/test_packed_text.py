@@ -9,7 +9,7 @@ from moshijax.data.packed_text import TextData, pack, prepare_text, text_batches
 from moshijax.data.text import train_tokenizer
 from moshijax.errors import DataError
 from moshijax.lm import layouts
-from moshijax.lm.tokens import BOS, EOS, ZERO
+from moshijax.tokens import BOS, EOS, ZERO
 
 DOCUMENTS = [f"document number {i} speaks of the sea and of the hills" for i in range(20)]
 LAYOUT = layouts.dialogue(2)

@@ -8,7 +8,7 @@ import pytest
 
 from moshijax.data.text import Tokenizer, train_tokenizer
 from moshijax.errors import ConfigError, DataError
-from moshijax.lm.tokens import BOS, EOS, EPAD, PAD
+from moshijax.tokens import BOS, EOS, EPAD, PAD
 
 TEXTS = ["the capital of France is Paris", "it costs 42 crowns", "what is two plus two", "seven days a week"] * 3
 

@@ -12,9 +12,9 @@ import pytest
 from moshijax import codec, lm
 from moshijax.errors import ConfigError
 from moshijax.export.step import CallStep, flatten
-from moshijax.lm.tokens import UNGENERATED
 from moshijax.nn.layout import unstack_layers
 from moshijax.testing import tiny
+from moshijax.tokens import UNGENERATED
 
 
 def test_step_equals_codec_and_language_model(models, program1):
@@ -24,9 +24,9 @@ def test_step_equals_codec_and_language_model(models, program1):
     pcm = (np.random.RandomState(1).randn(1, frames * codec_config.frame_size) * 0.3).astype(np.float32)
 
     codes_BQT = np.asarray(codec.encode(codec_config, codec_params, pcm, num_codebooks=3))
-    sampling = lm.Sampling(0.8, 0.7, 20, 20, 0.5, seed=np.array([[0, 11]]))
-    state = lm.init_generation(lm_config, lm_params, 1, sampling, top_k_limit=250)
-    generate = jax.jit(lambda params, state, given: lm.generate_step(lm_config, params, state, given))
+    sampling = lm.Sampling(0.8, 0.7, 20, 20, 0.5, seed=np.array([[0, 11]])).rows(1)
+    state = lm.init_generation(lm_config, lm_params, 1)
+    generate = jax.jit(lambda params, state, given: lm.generate_step(lm_config, params, state, given, sampling))
     # The first call only primes: whatever is given, it is not looked at.
     columns = [np.zeros((1, 3), np.int32), *codes_BQT.transpose(2, 0, 1)]
     expected = []

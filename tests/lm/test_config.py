@@ -57,7 +57,10 @@ def test_named_configs_trace():
         state = jax.eval_shape(lambda config=config: lm.init_generation(config, None, 2))
         given = jax.ShapeDtypeStruct((2, len(layout.given_rows)), "int32")
         after, column = jax.eval_shape(
-            lambda p, s, g, config=config: lm.generate_step(config, p, s, g), params, state, given
+            lambda p, s, g, config=config: lm.generate_step(config, p, s, g, lm.Sampling().rows(2)),
+            params,
+            state,
+            given,
         )
         assert column.shape == (2, len(layout.model_rows))
         assert jax.tree.map(lambda a: (a.shape, a.dtype), after) == jax.tree.map(lambda a: (a.shape, a.dtype), state)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import functools
 
 import jax
@@ -9,12 +10,13 @@ import pytest
 
 from moshijax import lm
 from moshijax.errors import ConfigError
-from moshijax.lm.tokens import PAD, UNGENERATED
+from moshijax.tokens import PAD, UNGENERATED
 from tests.lm.models import codes, params, small
 
 CONFIG = small()
 DELAY = CONFIG.layout.max_delay
 CALLS = 20
+GREEDY = lm.Sampling.greedy()
 SAMPLED = lm.Sampling(temperature=1.0, text_temperature=1.0, top_k=7, text_top_k=0, seed=11)
 
 
@@ -23,12 +25,12 @@ def stepper(config):
     return jax.jit(functools.partial(lm.generate_step, config))
 
 
-def run(config, tree, state, given, force=None, active=None):
+def run(config, tree, state, given, sampling, force=None, active=None):
     """`given [calls, B, G]`; returns the state and `[calls, B, M]`."""
-    columns = []
+    columns, rows = [], sampling.rows(given.shape[1])
     for n in range(given.shape[0]):
         arguments = [None if a is None else a[n] for a in (force, active)]
-        state, out = stepper(config)(tree, state, given[n], *arguments)
+        state, out = stepper(config)(tree, state, given[n], rows, None, *arguments)
         columns.append(np.asarray(out))
     return state, np.stack(columns)
 
@@ -68,8 +70,8 @@ def test_greedy_generation_is_the_training_forward(layout):
     config = small(layout)
     assert CALLS > 2 * config.temporal.context
     tree, given = params(config, stacked=False), user(config, 2)
-    state = lm.init_generation(config, tree, 2, lm.Sampling.greedy())
-    _, columns = run(config, tree, state, given)
+    state = lm.init_generation(config, tree, 2)
+    _, columns = run(config, tree, state, given, GREEDY)
     delay = layout.max_delay
     assert (columns[:delay] == UNGENERATED).all() and (columns[delay:] >= 0).all()
     frames = CALLS - delay - 1
@@ -85,19 +87,19 @@ def test_greedy_generation_is_the_training_forward(layout):
 
 def test_codes_of_the_first_call_are_ignored():
     tree, given = params(CONFIG, stacked=False), user(CONFIG, 1)
-    start = lm.init_generation(CONFIG, tree, 1, lm.Sampling.greedy())
-    _, a = run(CONFIG, tree, start, given)
-    _, b = run(CONFIG, tree, start, changed(given, 0))
-    _, c = run(CONFIG, tree, start, changed(given, 1))
+    start = lm.init_generation(CONFIG, tree, 1)
+    _, a = run(CONFIG, tree, start, given, GREEDY)
+    _, b = run(CONFIG, tree, start, changed(given, 0), GREEDY)
+    _, c = run(CONFIG, tree, start, changed(given, 1), GREEDY)
     np.testing.assert_array_equal(a, b)
     assert (a != c).any()
 
 
 def test_both_layouts_generate_the_same():
     given = user(CONFIG, 2, 5)
-    start = lm.init_generation(CONFIG, None, 2, lm.Sampling.greedy())
-    _, a = run(CONFIG, params(CONFIG, stacked=False), start, given)
-    _, b = run(CONFIG, params(CONFIG, stacked=True), start, given)
+    start = lm.init_generation(CONFIG, None, 2)
+    _, a = run(CONFIG, params(CONFIG, stacked=False), start, given, GREEDY)
+    _, b = run(CONFIG, params(CONFIG, stacked=True), start, given, GREEDY)
     np.testing.assert_array_equal(a, b)
 
 
@@ -106,61 +108,60 @@ def test_a_row_depends_on_its_seed_and_inputs_alone():
     tree, given = params(CONFIG, stacked=False), user(CONFIG, 3)
     seeds = np.array([[1, 1], [2, 2], [3, 3]])
     sampling = lm.Sampling(temperature=1.0, text_temperature=1.0, top_k=7, text_top_k=0, seed=seeds)
-    _, base = run(CONFIG, tree, lm.init_generation(CONFIG, tree, 3, sampling), given)
+    start = lm.init_generation(CONFIG, tree, 3)
+    _, base = run(CONFIG, tree, start, given, sampling)
     assert len({column.tobytes() for column in base.transpose(1, 0, 2)}) == 3
     order = np.array([2, 0, 1])
     sampling = lm.Sampling(temperature=1.0, text_temperature=1.0, top_k=7, text_top_k=0, seed=seeds[order])
-    _, moved = run(CONFIG, tree, lm.init_generation(CONFIG, tree, 3, sampling), given[:, order])
+    _, moved = run(CONFIG, tree, start, given[:, order], sampling)
     np.testing.assert_array_equal(moved, base[:, order])
     # Row 1 again, started late in slot 0, beside strangers.
-    state = lm.init_generation(CONFIG, tree, 3, SAMPLED)
-    state, _ = run(CONFIG, tree, state, user(CONFIG, 3, 4, seed=8))
-    fresh = lm.Sampling(temperature=1.0, text_temperature=1.0, top_k=7, text_top_k=0, seed=seeds[[1, 1, 1]]).rows(3)
-    state = lm.reset_generation(CONFIG, state, np.array([True, False, False]), fresh)
+    state, _ = run(CONFIG, tree, start, user(CONFIG, 3, 4, seed=8), SAMPLED)
+    sampling = lm.Sampling(temperature=1.0, text_temperature=1.0, top_k=7, text_top_k=0, seed=seeds[[1, 1, 1]])
+    state = lm.reset_generation(CONFIG, state, np.array([True, False, False]))
     other = user(CONFIG, 3, seed=9)
     other[:, 0] = given[:, 1]
-    _, late = run(CONFIG, tree, state, other)
+    _, late = run(CONFIG, tree, state, other, sampling)
     np.testing.assert_array_equal(late[:, 0], base[:, 1])
 
 
 def test_the_same_seed_twice_and_another_seed():
     tree, given = params(CONFIG, stacked=False), user(CONFIG, 2)
-    start = lm.init_generation(CONFIG, tree, 2, SAMPLED)
-    _, a = run(CONFIG, tree, start, given)
-    _, b = run(CONFIG, tree, start, given)
+    start = lm.init_generation(CONFIG, tree, 2)
+    _, a = run(CONFIG, tree, start, given, SAMPLED)
+    _, b = run(CONFIG, tree, start, given, SAMPLED)
     np.testing.assert_array_equal(a, b)
-    other = {**start, "sampling": {**start["sampling"], "seed": start["sampling"]["seed"] + 1}}
-    _, c = run(CONFIG, tree, other, given)
+    _, c = run(CONFIG, tree, start, given, dataclasses.replace(SAMPLED, seed=12))
     assert (a != c).any()
 
 
 def test_frozen_rows():
     """A frozen row gives nothing, keeps its state, and goes on as if nothing had happened."""
     tree, given = params(CONFIG, stacked=False), user(CONFIG, 2)
-    start = lm.init_generation(CONFIG, tree, 2, SAMPLED)
-    _, base = run(CONFIG, tree, start, given)
+    start = lm.init_generation(CONFIG, tree, 2)
+    _, base = run(CONFIG, tree, start, given, SAMPLED)
     pattern = np.array([True, True, False, True, False, False, True] * 4)
     active = np.stack([np.ones_like(pattern), pattern], axis=1)
     spread = np.cumsum(pattern) - 1
     mixed = np.stack([user(CONFIG, 2, len(pattern), seed=5)[:, 0], given[spread % CALLS, 1]], axis=1)
     # What a frozen row is given must not matter.
     mixed[~pattern, 1] = 0
-    state, columns = run(CONFIG, tree, start, mixed, active=active)
+    state, columns = run(CONFIG, tree, start, mixed, SAMPLED, active=active)
     count = min(pattern.sum(), CALLS)
     np.testing.assert_array_equal(columns[pattern, 1][:count], base[:count, 1])
     assert (columns[~pattern, 1] == UNGENERATED).all()
     assert state["offset"].tolist() == [len(pattern), pattern.sum()]
-    frozen, _ = stepper(CONFIG)(tree, state, given[0], None, np.array([True, False]))
+    frozen, _ = stepper(CONFIG)(tree, state, given[0], SAMPLED.rows(2), None, None, np.array([True, False]))
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(a[1], b[1]), frozen, state)
 
 
 def test_reset_rows_start_afresh():
     tree, given = params(CONFIG, stacked=False), user(CONFIG, 2)
-    start = lm.init_generation(CONFIG, tree, 2, SAMPLED)
-    _, base = run(CONFIG, tree, start, given)
-    state, _ = run(CONFIG, tree, start, user(CONFIG, 2, 13, seed=6))
+    start = lm.init_generation(CONFIG, tree, 2)
+    _, base = run(CONFIG, tree, start, given, SAMPLED)
+    state, _ = run(CONFIG, tree, start, user(CONFIG, 2, 13, seed=6), SAMPLED)
     state = lm.reset_generation(CONFIG, state, np.array([False, True]))
-    _, again = run(CONFIG, tree, state, given)
+    _, again = run(CONFIG, tree, state, given, SAMPLED)
     np.testing.assert_array_equal(again[:, 1], base[:, 1])
     assert (again[:, 0] != UNGENERATED).all()
 
@@ -168,29 +169,30 @@ def test_reset_rows_start_afresh():
 def test_a_row_moves_to_another_slot():
     """Rows are data: cut out of one state and put into another batch."""
     tree, given = params(CONFIG, stacked=False), user(CONFIG, 2)
-    start = lm.init_generation(CONFIG, tree, 2, SAMPLED)
-    _, base = run(CONFIG, tree, start, given)
-    half, _ = run(CONFIG, tree, start, given[:9])
-    other, _ = run(CONFIG, tree, lm.init_generation(CONFIG, tree, 2, SAMPLED), user(CONFIG, 2, 4, seed=7))
+    start = lm.init_generation(CONFIG, tree, 2)
+    _, base = run(CONFIG, tree, start, given, SAMPLED)
+    half, _ = run(CONFIG, tree, start, given[:9], SAMPLED)
+    other, _ = run(CONFIG, tree, start, user(CONFIG, 2, 4, seed=7), SAMPLED)
     moved = jax.tree.map(lambda into, out: np.concatenate([out[1:2], into[1:]]), other, half)
     later = np.stack([given[9:, 1], given[9:, 0]], axis=1)
-    _, rest = run(CONFIG, tree, moved, later)
+    its_own = dataclasses.replace(SAMPLED, seed=[[11, 1], [11, 0]])
+    _, rest = run(CONFIG, tree, moved, later, its_own)
     np.testing.assert_array_equal(rest[:, 0], base[9:, 1])
 
 
 def test_forced_tokens():
     tree, given = params(CONFIG, stacked=False), user(CONFIG, 2)
-    start = lm.init_generation(CONFIG, tree, 2, lm.Sampling.greedy())
-    _, free = run(CONFIG, tree, start, given)
+    start = lm.init_generation(CONFIG, tree, 2)
+    _, free = run(CONFIG, tree, start, given, GREEDY)
     rows = len(CONFIG.layout.model_rows)
     nothing = np.full((CALLS, 2, rows), UNGENERATED)
-    _, same = run(CONFIG, tree, start, given, nothing)
+    _, same = run(CONFIG, tree, start, given, GREEDY, nothing)
     np.testing.assert_array_equal(same, free)
     # Text of row 0 from call 3 on, an acoustic code of row 1 in call 5.
     force = nothing.copy()
     force[2:, 0, 0] = 7
     force[4, 1, 2] = 5
-    _, forced = run(CONFIG, tree, start, given, force)
+    _, forced = run(CONFIG, tree, start, given, GREEDY, force)
     assert (forced[DELAY + 2 :, 0, 0] == 7).all()
     # (the delayed acoustic code of the same call already follows the forced text)
     np.testing.assert_array_equal(forced[: DELAY + 2, 0, :2], free[: DELAY + 2, 0, :2])
@@ -201,22 +203,22 @@ def test_forced_tokens():
     # Everything forced gives the forced grid back, shifted by the delays.
     grid = codes(CONFIG, 2, CALLS, seed=4)[:, :rows]
     shifted = lm.delays.delay(grid, CONFIG.layout.delays[:rows], (0,) * rows)
-    _, dictated = run(CONFIG, tree, start, given, shifted.transpose(2, 0, 1))
+    _, dictated = run(CONFIG, tree, start, given, GREEDY, shifted.transpose(2, 0, 1))
     np.testing.assert_array_equal(dictated[DELAY:], np.asarray(grid).transpose(2, 0, 1)[: CALLS - DELAY])
 
 
 def test_pad_bonus():
     tree, given = params(CONFIG, stacked=False), user(CONFIG, 2)
     sampling = lm.Sampling(pad_bonus=[0.0, 1e3], seed=1)
-    _, columns = run(CONFIG, tree, lm.init_generation(CONFIG, tree, 2, sampling), given)
+    _, columns = run(CONFIG, tree, lm.init_generation(CONFIG, tree, 2), given, sampling)
     assert (columns[DELAY:, 1, 0] == PAD).all() and (columns[DELAY:, 0, 0] != PAD).any()
 
 
 def test_state_has_one_shape_and_leading_rows():
     tree, given = params(CONFIG, stacked=False), user(CONFIG, 3)
-    state = lm.init_generation(CONFIG, tree, 3, SAMPLED)
+    state = lm.init_generation(CONFIG, tree, 3)
     assert {leaf.shape[0] for leaf in jax.tree.leaves(state)} == {3}
-    after, _ = stepper(CONFIG)(tree, state, given[0])
+    after, _ = stepper(CONFIG)(tree, state, given[0], SAMPLED.rows(3))
     assert jax.tree.map(lambda a: (a.shape, a.dtype), after) == jax.tree.map(lambda a: (a.shape, a.dtype), state)
     assert not [leaf for leaf in jax.tree.leaves(state) if not isinstance(leaf, jax.Array)]
 
@@ -224,20 +226,23 @@ def test_state_has_one_shape_and_leading_rows():
 def test_one_compilation_and_donated_state():
     tree, given = params(CONFIG, stacked=False), user(CONFIG, 1)
     step = jax.jit(functools.partial(lm.generate_step, CONFIG), donate_argnums=1)
-    state = lm.init_generation(CONFIG, tree, 1, SAMPLED)
+    state = lm.init_generation(CONFIG, tree, 1)
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
-    compiled = step.lower(tree, state, given[0]).compile()
+    compiled = step.lower(tree, state, given[0], SAMPLED.rows(1)).compile()
     assert compiled.memory_analysis().alias_size_in_bytes == size
     for n in range(5):
-        state, _ = step(tree, state, given[n])
+        state, _ = step(tree, state, given[n], SAMPLED.rows(1))
     assert step._cache_size() == 1
 
 
 def test_bad_calls():
     with pytest.raises(ConfigError, match="context is None"):
         lm.init_generation(small(context=None), None, 1)
-    state = lm.init_generation(CONFIG, None, 2)
+    state, rows = lm.init_generation(CONFIG, None, 2), GREEDY.rows(2)
+    given = jnp.zeros((2, 2), jnp.int32)
     with pytest.raises(ConfigError, match=r"given tokens of shape \(2, 1\): must be \[2, 2\]"):
-        lm.generate_step(CONFIG, params(CONFIG), state, jnp.zeros((2, 1), jnp.int32))
+        lm.generate_step(CONFIG, params(CONFIG), state, given[:, :1], rows)
     with pytest.raises(ConfigError, match=r"forced tokens of shape \(2, 1\): must be \[2, 3\]"):
-        lm.generate_step(CONFIG, params(CONFIG), state, jnp.zeros((2, 2), jnp.int32), jnp.zeros((2, 1), jnp.int32))
+        lm.generate_step(CONFIG, params(CONFIG), state, given, rows, None, given[:, :1])
+    with pytest.raises(ConfigError, match="guided=True"):
+        lm.generate_step(CONFIG, params(CONFIG), state, given, rows, lm.Guidance(2.0).rows(2))

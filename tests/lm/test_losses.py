@@ -13,7 +13,7 @@ from moshijax.lm import losses
 from moshijax.lm.losses import LossConfig
 from moshijax.lm.model import LMOutput
 from moshijax.lm.scoring import LMScores, score_targets
-from moshijax.lm.tokens import EPAD, PAD, ZERO
+from moshijax.tokens import EPAD, PAD, ZERO
 from tests.lm.models import codes, params, small
 
 LAYOUT = lm.layouts.dialogue(codebooks=2, acoustic_delay=1, score_user=True)

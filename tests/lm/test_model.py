@@ -12,8 +12,8 @@ import pytest
 from moshijax import lm
 from moshijax.errors import ConfigError
 from moshijax.lm import losses
-from moshijax.lm.tokens import BOS, EOS, ZERO
 from moshijax.nn.layout import stack_layers, unstack_layers
+from moshijax.tokens import BOS, EOS, ZERO
 from tests.lm.models import codes, params, small
 
 CONFIG = small()

@@ -12,7 +12,7 @@ import pytest
 from moshijax import lm
 from moshijax.errors import ConfigError
 from moshijax.lm import policies
-from moshijax.lm.tokens import EOS, UNGENERATED, ZERO
+from moshijax.tokens import EOS, UNGENERATED, ZERO
 from moshijax.weights.formats.lm_config import lm_config
 from tests.lm.models import small
 from tests.parity.weights_by_name import load_fixture

@@ -13,8 +13,8 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from moshijax import lm
 from moshijax.errors import ConfigError
 from moshijax.lm.layouts import MODEL, Stream, StreamLayout
-from moshijax.lm.tokens import ZERO
 from moshijax.lm.transforms import TRANSFORMS
+from moshijax.tokens import ZERO
 from tests.lm.models import codes, params, small
 
 TEXT = small(StreamLayout((Stream("text", MODEL),)))

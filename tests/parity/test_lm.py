@@ -16,6 +16,7 @@ from moshijax import lm
 from moshijax.lm.generation import step
 from moshijax.nn.layout import stack_layers
 from moshijax.nn.norms import NORM_KINDS
+from moshijax.tokens import UNGENERATED
 from moshijax.weights import load_lm
 from moshijax.weights.formats.lm_config import DEFAULTS, INHERITED, lm_config, published_config
 from tests.parity.weights_by_name import FIXTURES, load_fixture, write_checkpoint
@@ -142,9 +143,9 @@ def test_generation_token_for_token(name):
     batch = want["sync_out"].shape[1]
 
     @jax.jit
-    def one(params, state, given, force, active, reset):
+    def one(params, state, given, greedy, guided, force, active, reset):
         state = lm.reset_generation(config, state, reset)
-        return step(config, params, state, given, force, active)
+        return step(config, params, state, given, greedy, guided, force, active)
 
     for kind, run in description["generation"].items():
         given = want[f"{kind}_given"]
@@ -152,14 +153,14 @@ def test_generation_token_for_token(name):
         assert calls > config.temporal.context
         active = want.get(f"{kind}_active", np.ones((calls, batch), bool))
         reset = want.get(f"{kind}_reset", np.zeros((calls, batch), bool))
-        free = np.full(want[f"{kind}_out"].shape, lm.tokens.UNGENERATED)
+        free = np.full(want[f"{kind}_out"].shape, UNGENERATED)
         force = want.get(f"{kind}_force", free)
         chosen = conditions(description, want, "generation_conditions")
-        state = lm.init_generation(
-            config, params, batch, lm.Sampling.greedy(), conditions=chosen, guidance=guidance(run)
-        )
+        guided = None if guidance(run) is None else guidance(run).rows(batch)
+        state = lm.init_generation(config, params, batch, conditions=chosen, guided=guided is not None)
+        greedy = lm.Sampling.greedy().rows(batch)
         for n in range(calls):
-            state, output = one(params, state, given[n], force[n], active[n], reset[n])
+            state, output = one(params, state, given[n], greedy, guided, force[n], active[n], reset[n])
             np.testing.assert_array_equal(output.out_BK, want[f"{kind}_out"][n], err_msg=f"{kind}, call {n + 1}")
             run = active[n]
             np.testing.assert_allclose(

@@ -10,8 +10,8 @@ import pytest
 
 from moshijax.export import artifact
 from moshijax.lm import policies
-from moshijax.lm.tokens import EOS
 from moshijax.runtime import rows as runtime
+from moshijax.tokens import EOS
 from moshijax.weights import load_lm, load_mimi
 from tests.parity.weights_by_name import clip, load_fixture, write_checkpoint
 

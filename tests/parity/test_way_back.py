@@ -56,8 +56,8 @@ def exported(folder: Path) -> Path:
 def ours(directory: Path, want: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """What we make of the same directory: generated columns, codes and their decoding."""
     config, params = weights.load_lm(directory, dtype="float32")
-    state = lm.init_generation(config, params, 1, lm.Sampling.greedy())
-    step = jax.jit(lambda params, state, given: lm.generate_step(config, params, state, given))
+    state, greedy = lm.init_generation(config, params, 1), lm.Sampling.greedy().rows(1)
+    step = jax.jit(lambda params, state, given: lm.generate_step(config, params, state, given, greedy))
     columns = []
     for given in want["given"]:
         state, out = step(params, state, given)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from moshijax.lm.tokens import EPAD, PAD
+from moshijax.tokens import EPAD, PAD
 from tools.studies import learning
 
 

@@ -18,6 +18,7 @@ from moshijax.errors import ConfigError, DataError
 from moshijax.lm import generation
 from moshijax.nn.layout import stack_layers
 from moshijax.testing import tiny
+from moshijax.tokens import UNGENERATED
 from moshijax.weights.formats.kyutai import LINEAR
 from moshijax.weights.formats.lm_table import lm_table
 from moshijax.weights.opening import open_model
@@ -106,11 +107,12 @@ def test_apart_is_the_same_function_as_merged(tmp_path):
 
     seen = []
     for c, p in ((config, params), (apart, pairs)):
-        state = lm.init_generation(c, p, 1, lm.Sampling.greedy())
-        one = jax.jit(functools.partial(generation.step, c))
+        state = lm.init_generation(c, p, 1)
+        one, greedy = jax.jit(functools.partial(generation.step, c)), lm.Sampling.greedy().rows(1)
+        free = np.full((1, 4), UNGENERATED, np.int32)
         outputs = []
         for t in range(4):
-            state, output = one(p, state, codes[:1, 4:, t], np.full((1, 4), lm.tokens.UNGENERATED, np.int32))
+            state, output = one(p, state, codes[:1, 4:, t], greedy, None, free)
             outputs.append(output)
         seen.append(outputs)
     for want, got in zip(*seen, strict=True):

@@ -1,1 +1,1 @@
-"""Speed, against the PyTorch package where it has the same part; the results are docs/benchmarks.md."""
+"""Benchmarks, against the PyTorch package where it has the same part; the results are in docs/benchmarks.md."""

@@ -1,4 +1,4 @@
-"""Times the codec against PyTorch and the Rust codec, and writes docs/benchmarks.md.
+"""Time the codec against PyTorch and the Rust codec, and write docs/benchmarks.md.
 
 python -m tools.bench.codec --reference-python reference/bin/python
 """
@@ -20,7 +20,7 @@ ADVERSARIAL = "codec/small_adversarial.gin"
 
 
 def small_config(config) -> dict:
-    """The published JSON form of a small codec's config."""
+    """Return the published JSON form of a small codec's config."""
     seanet = {
         **{
             "channels": 1,
@@ -49,7 +49,7 @@ def small_config(config) -> dict:
 
 
 def contestants(config, params, samples: int, frames: int, clock: Callable[[], float]):
-    """Ours: `(stream, whole_file)`, each returning seconds."""
+    """Return our `(stream, whole_file)`, functions that return seconds."""
     import jax
     import numpy as np
 
@@ -87,7 +87,7 @@ def contestants(config, params, samples: int, frames: int, clock: Callable[[], f
 
 
 def training_step(config, params, clock: Callable[[], float]):
-    """One step of the small codec: L1 and commitment losses, AdamW, moving codebooks; as `codec_train` there."""
+    """Return a step of the small codec, like `codec_train` there: L1 and commitment losses, AdamW, moving codebooks."""
     import jax
     import jax.numpy as jnp
     import numpy as np
@@ -133,7 +133,7 @@ def training_step(config, params, clock: Callable[[], float]):
 
 
 def adversarial_step(recipe: str, codec_directory: Path, tensors: Path, clock: Callable[[], float]):
-    """The trainer's own step of an adversarial recipe, without randomness, on one batch of noise.
+    """Return the trainer's own step of an adversarial recipe, without randomness, on one batch of noise.
 
     Returns:
       A function that takes two steps and returns seconds; the losses of every step so far, by name; and the settings
@@ -188,7 +188,7 @@ def adversarial_step(recipe: str, codec_directory: Path, tensors: Path, clock: C
 
 
 def largest_difference(ours: list[dict[str, float]], theirs: list[dict[str, float]]) -> float:
-    """Of the losses of the first two steps; later ones differ by what replaces dead codes.
+    """Compare the losses of the first two steps; later ones differ in the vectors that replace dead codes.
 
     Not relative: the adversarial loss is a mean of logits of both signs and starts near 0.
     """
@@ -197,7 +197,7 @@ def largest_difference(ours: list[dict[str, float]], theirs: list[dict[str, floa
 
 
 def speed(options: argparse.Namespace, reference: support.Reference, scratch: Path) -> None:
-    """Frames, whole files and a training step without discriminators."""
+    """Time frames, whole files and a training step without discriminators."""
     from moshijax import codec, weights
     from tests.parity import weights_by_name
 
@@ -252,14 +252,14 @@ def speed(options: argparse.Namespace, reference: support.Reference, scratch: Pa
         [
             support.environment(reference.version, options),
             f"Full-size Mimi, {CODEBOOKS} codebooks, batch 1, float32. Training: `codec.configs.TINY`, L1 and "
-            "commitment losses, codebook averages, AdamW. Ratios are how many times faster ours is.",
+            "commitment losses, codebook averages, AdamW. Ratios say how many times faster ours is.",
         ],
         table,
     )
 
 
 def adversarial(options: argparse.Namespace, reference: support.Reference, scratch: Path) -> None:
-    """A step of discriminators and codec: the small adversarial recipe against the same networks and losses there."""
+    """Time a step of discriminators and codec: the small adversarial recipe against the same networks there."""
     from moshijax import config
 
     clock = support.CLOCKS[options.clock]
@@ -285,10 +285,10 @@ def adversarial(options: argparse.Namespace, reference: support.Reference, scrat
         support.command(options),
         [
             support.environment(reference.version, options),
-            f"Networks and losses of `{ADVERSARIAL}` without its randomness: a step of the discriminators, then one of "
-            "the codec with adversarial, feature, commitment and distillation losses, balancer, codebooks, averages "
-            "of parameters. Ours is the trainer's own compiled step with all of its metrics. On the first two steps, "
-            f"from the same weights, the losses of both, up to {largest:.1f}, differ by {difference:.0e} at most.",
+            f"Networks and losses of `{ADVERSARIAL}` without its randomness: one step of the discriminators, then one "
+            "of the codec with adversarial, feature, commitment and distillation losses, balancer, codebooks, averages "
+            "of parameters. Ours is the trainer's own compiled step with all its metrics. On the first two steps, from "
+            f"the same weights, the losses of the two, which reach {largest:.1f}, differ by at most {difference:.0e}.",
         ],
         [["", "ours", "PyTorch", "times faster"], [amount, f"{here:.0f} ms", f"{there:.0f} ms", f"{there / here:.2f}"]],
     )

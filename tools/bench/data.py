@@ -1,4 +1,4 @@
-"""How many frames a second one core makes into batches, against what an H100 consumes.
+"""Measure how many frames per second one core turns into batches, against what an H100 consumes.
 
 python -m tools.bench.data
 """
@@ -18,7 +18,7 @@ MFU, WANTED = 0.5, 10
 
 
 def consumed() -> float:
-    """Frames per second of Moshi 7B in training on one H100 at 50 % MFU, by the arithmetic of a step."""
+    """Return the frames per second of Moshi 7B in training on one H100 at 50 % MFU, by the arithmetic of a step."""
     import jax
 
     from moshijax import data
@@ -42,7 +42,7 @@ def consumed() -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--batches", type=int, default=20)
-    parser.add_argument("--note", default="", help="a sentence about the machine, such as what else ran")
+    parser.add_argument("--note", default="", help="a sentence about the machine, such as other work on it")
     options = parser.parse_args()
     support.limit_threads(1)
 
@@ -71,11 +71,11 @@ def main() -> None:
         TITLE,
         "python -m tools.bench.data",
         [
-            f"{support.machine()}. Processor time of one thread, the fastest of {options.batches} batches: prepared "
-            "records to token grids of 17 rows, text placed with jitter, one word in 0.6 s. "
+            f"{support.machine()}. Processor time of one thread, the fastest of {options.batches} batches: from "
+            "prepared records to token grids of 17 rows, with jittered text, one word per 0.6 s. "
             f"{options.note}".strip(),
             f"One H100 at {100 * MFU:.0f} % MFU consumes {need:,.0f} frames/s of Moshi 7B (all trained, windows of "
-            f"3000 frames): {WANTED} times that is {WANTED * need:,.0f}.",
+            f"3000 frames): {WANTED} times as much is {WANTED * need:,.0f}.",
         ],
         [
             ["batch", "frames/s per core", "times one H100"],

@@ -1,4 +1,4 @@
-"""Times the language model against PyTorch, and writes docs/benchmarks.md.
+"""Time the language model against PyTorch, and write docs/benchmarks.md.
 
 python -m tools.bench.lm --reference-python reference/bin/python
 """
@@ -36,7 +36,7 @@ ROWS, FRAMES = 4, 125
 
 
 def ours_step(directory: Path, steps: int, clock: Callable[[], float]):
-    """`(run, floor)`: seconds per generated frame; seconds to read every weight of it once."""
+    """Return `(run, floor)`: seconds per generated frame, and seconds to read each of its weights once."""
     import jax
     import jax.numpy as jnp
     import numpy as np
@@ -48,14 +48,14 @@ def ours_step(directory: Path, steps: int, clock: Callable[[], float]):
     params = jax.device_put(unstack_layers(params))
     step = jax.jit(partial(lm.generate_step, config), donate_argnums=1)
     given = jnp.zeros((1, config.layout.n_q - config.layout.dep_q), jnp.int32)
-    sampling = lm.Sampling(temperature=0.8, text_temperature=0.7, top_k=250, text_top_k=25)
+    sampling = lm.Sampling(temperature=0.8, text_temperature=0.7, top_k=250, text_top_k=25).rows(1)
 
     def run():
-        state = lm.init_generation(config, params, 1, sampling)
+        state = lm.init_generation(config, params, 1)
         seconds = []
         for _ in range(steps + 4):
             started = clock()
-            state, out = step(params, state, given)
+            state, out = step(params, state, given, sampling)
             np.asarray(out)
             seconds.append(clock() - started)
         return {"step": seconds[4:]}
@@ -77,7 +77,7 @@ def ours_step(directory: Path, steps: int, clock: Callable[[], float]):
 
 
 def ours_train(directory: Path, clock: Callable[[], float]):
-    """Seconds of one step of the trainer's own program."""
+    """Return a function that times one step of the trainer's own program."""
     import jax
     import numpy as np
 
@@ -141,7 +141,7 @@ def main() -> None:
             ours, torch, reading = milliseconds(in_turn({"ours": run, "PyTorch": peer, "floor": floor}))
             about.append(
                 f"{parameters / 1e6:.0f} M parameters, float32, batch 1, sampling with top-k. A frame reads "
-                f"{read / 1e6:.0f} M of them (not the embedding tables)."
+                f"{read / 1e6:.0f} M of them (all but the embedding tables)."
             )
             table = [["", "ours", "PyTorch", "times faster", "reading the weights once", "ours / reading"]]
             cells = [f"{ours:.1f} ms", f"{torch:.1f} ms", f"{torch / ours:.2f}", f"{reading:.1f} ms"]

@@ -1,7 +1,7 @@
-"""Host overhead of the training loop: a step of a second in the loop against the same compiled step alone.
+"""Measure the host overhead of the training loop: a step of a second in the loop against the compiled step alone.
 
-The device is stood in for by a pause inside the compiled step, which takes no processor time, as an accelerator does
-not. Everything else is the trainer's own: batches of prepared data, transfers, metrics, TensorBoard and log lines.
+A pause inside the compiled step stands in for the device: like an accelerator, it takes no processor time. Everything
+else is the trainer's own: batches of prepared data, transfers, metrics, TensorBoard and log lines.
 
     python -m tools.bench.loop
 """
@@ -25,7 +25,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--pause", type=float, default=1.0, help="seconds of a step in which the device is busy")
-    parser.add_argument("--note", default="", help="a sentence about the machine, such as what else ran")
+    parser.add_argument("--note", default="", help="a sentence about the machine, such as other work on it")
     options = parser.parse_args()
     support.limit_threads(2)
 
@@ -84,7 +84,7 @@ def main() -> None:
         [
             f"{support.machine()}. {leaves} arrays in the state, {len(program.names)} metrics per step, a log line "
             f"every 5 steps. {options.note}".strip(),
-            f"The whole run, compilation and {options.steps} steps of this small model included, took {host:.0f} s of "
+            f"The whole run, including compilation and {options.steps} steps of this small model, took {host:.0f} s of "
             "processor time.",
         ],
         [

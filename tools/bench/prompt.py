@@ -1,4 +1,4 @@
-"""Times what comes before a prompted call: encoding the voice, and the prompt's columns through `step_tokens`.
+"""Time what precedes a prompted call: encoding the voice, and the prompt's columns through `step_tokens`.
 
 python -m tools.bench.prompt [--threads N]
 
@@ -20,7 +20,7 @@ VOICE_SECONDS, PIECES, ROUNDS, FRAMES = 4.0, 50, 3, 21
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--note", default="", help="what else the machine was doing")
+    parser.add_argument("--note", default="", help="a sentence about the machine, such as other work on it")
     options = parser.parse_args()
     threads, note = options.threads, options.note
     support.limit_threads(threads)
@@ -49,7 +49,7 @@ def main() -> None:
         pcm = np.zeros((1, program.frame_size), np.float32)
 
         def timed(columns: np.ndarray | None, frames: int) -> float:
-            """Seconds of opening a call and its first frames."""
+            """Return the seconds for opening a call and its first frames."""
             started = time.perf_counter()
             row = program.open(seed=0, prompt=columns)
             for _ in range(frames):

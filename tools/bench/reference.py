@@ -1,4 +1,4 @@
-"""The PyTorch side of the benchmarks: reads one JSON command per line, answers with seconds, one JSON line each.
+"""The PyTorch side of the benchmarks: read one JSON command per line, and answer each with one JSON line of seconds.
 
 Started by `tools.bench.codec` and `tools.bench.lm` with the interpreter of a virtual environment that holds `moshi`
 (and `rustymimi`); not a command for people.
@@ -40,7 +40,7 @@ def setup(threads: int, clock: str) -> dict:
 
 
 def published_shapes(kind: str, config: dict) -> dict:
-    """`{name: shape}` of the published file of a model, for weights by name."""
+    """Return `{name: shape}` of a model's published file, for weights by name."""
     from tools.reference.models import published_shapes as shapes
 
     if kind == "mimi":
@@ -169,7 +169,7 @@ def codec_train(rows: int, samples: int, steps: int) -> dict:
 
 
 def load_adversarial(tensors: str, windows: list[int], filters: int) -> dict:
-    """Everything beside the codec that an adversarial step needs; weights and inputs come from a file."""
+    """Load everything else that an adversarial step needs; weights and inputs come from a file."""
     from tools.reference.adversarial import Training
 
     loaded["adversarial"] = Training(loaded["mimi"], load_file(tensors), windows, filters)
@@ -177,7 +177,7 @@ def load_adversarial(tensors: str, windows: list[int], filters: int) -> dict:
 
 
 def adversarial_train(steps: int) -> dict:
-    """Seconds per step, and the losses of every step."""
+    """Return the seconds and the losses of every step."""
     seconds, values = zip(*(timed(loaded["adversarial"].step) for _ in range(steps)), strict=True)
     return {"step": seconds, "losses": values}
 

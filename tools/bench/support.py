@@ -1,4 +1,4 @@
-"""What the benchmarks share: the reference in a process of its own, rounds in turn, and docs/benchmarks.md."""
+"""Shared by the benchmarks: the reference in a separate process, alternating rounds, and docs/benchmarks.md."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def limit_threads(threads: int) -> None:
-    """Call before jax is imported: this process and the reference run on so many cores."""
+    """Limit this process and the reference to so many cores; call it before jax is imported."""
     cores = sorted(os.sched_getaffinity(0))[:threads]
     os.sched_setaffinity(0, cores)
     os.environ["OMP_NUM_THREADS"] = str(threads)
@@ -71,7 +71,7 @@ class Reference:
 
 
 def write_model(reference: Reference, directory: Path, kind: str, config: dict) -> Path:
-    """Weights by name for a published config, as the files both sides read."""
+    """Write weights by name for a published config, in files that both sides read."""
     from tests.parity import weights_by_name
 
     shapes = reference("published_shapes", kind=kind, config=config)
@@ -79,11 +79,11 @@ def write_model(reference: Reference, directory: Path, kind: str, config: dict) 
 
 
 def in_turn(rounds: int, contestants: Mapping[str, Callable[[], Seconds]]) -> dict[str, dict[str, list[float]]]:
-    """Runs A B A B ...; all times per contestant and quantity. The first round warms up and does not count."""
+    """Run A B A B ... and return all times per contestant and quantity; the first round warms up and does not count."""
     found: dict[str, dict[str, list[float]]] = {name: {} for name in contestants}
     for index in range(rounds + 1):
         for name, run in contestants.items():
-            time.sleep(0.3)  # threads of the other have gone to sleep
+            time.sleep(0.3)  # until the threads of the other one sleep
             for quantity, seconds in run().items():
                 if index:
                     found[name].setdefault(quantity, []).extend(seconds)
@@ -91,12 +91,12 @@ def in_turn(rounds: int, contestants: Mapping[str, Callable[[], Seconds]]) -> di
 
 
 def fastest_ms(seconds: list[float]) -> float:
-    """The least disturbed measurement: what else runs on the machine only ever adds time."""
+    """Return the least disturbed measurement: other work on the machine only ever adds time."""
     return 1000 * min(seconds)
 
 
 def write_section(title: str, command: str, notes: list[str], table: list[list[str]]) -> None:
-    """Prints a section and puts it into docs/benchmarks.md in place of the one with the same title."""
+    """Print a section, and replace the one with the same title in docs/benchmarks.md."""
     head, *body = table
     lines = [
         f"## {title}",
@@ -122,7 +122,7 @@ def write_section(title: str, command: str, notes: list[str], table: list[list[s
 
 
 def command(options: argparse.Namespace) -> str:
-    """The command line, without the path of the interpreter."""
+    """Return the command line, without the path of the interpreter."""
     named = {name: getattr(options, name, None) for name in ("threads", "rounds", "clock", "only")}
     given = [f"--{name} {value}" for name, value in named.items() if value is not None]
     return " ".join([f"python -m tools.bench.{Path(sys.argv[0]).stem} --reference-python PYTHON", *given])
@@ -136,7 +136,7 @@ def processor() -> str:
 
 
 def machine() -> str:
-    """The processor and the versions."""
+    """Return the processor and the versions."""
     import jax
 
     return f"{processor()}, Python {sys.version.split()[0]}, jax {jax.__version__}"
@@ -147,14 +147,15 @@ def environment(reference_version: str, options: argparse.Namespace) -> str:
 
     return (
         f"{processor()}, {options.threads} threads, {options.clock} time, Python {sys.version.split()[0]}, "
-        f"jax {jax.__version__}, PyTorch {reference_version} eager; {options.rounds} rounds each in turn after one to "
-        "warm up; the fastest time of each."
+        f"jax {jax.__version__}, PyTorch {reference_version} eager; {options.rounds} alternating rounds after one "
+        "to warm up; the fastest time of each."
     )
 
 
 _INTRODUCTION = """# Benchmarks
 
-Ours against the PyTorch reference (package `moshi`), in one run on the same machine: same weights, same threads, the
-two taking turns. Each section names the command that made it; `--reference-python` is the interpreter of a virtual
-environment made with `pip install moshi==0.2.13 rustymimi`. Times depend on the machine; the ratios are the point.
+moshijax against the PyTorch reference (package `moshi`), in one run on the same machine, with the same weights and the
+same number of threads, in alternating rounds. Each section names the command that produced it; `--reference-python` is
+the interpreter of a virtual environment made with `pip install moshi==0.2.13 rustymimi`. Times depend on the machine;
+the ratios matter.
 """

@@ -5,7 +5,7 @@
 #
 # Arguments go to `moshijax train`. Slurm says which process is which, so nothing else is needed; the run directory must
 # be on a file system that all nodes see. Five minutes before the time limit, and when the job is preempted, every
-# process gets SIGTERM: the run saves, ends with 75 and is put back into the queue, and goes on when it starts again. A
+# process gets SIGTERM: the run saves, ends with 75 and is put back into the queue, and resumes when it starts again. A
 # lost node ends it with another code; Slurm queues it again if it saw the node fail, else up to RESTARTS times (5).
 #
 # DRY_RUN=1 prints the command instead of running it. ACTIVATE is sourced first on every node (a virtual environment).

@@ -1,4 +1,4 @@
-"""One training run on the hosts of a list, one process per host, started and watched over SSH.
+"""Start one training run on a list of hosts over SSH, one process per host, and watch it.
 
     python tools/launch/ssh_list.py hosts.txt --directory /shared/moshijax -- RECIPE.gin --run-dir /shared/runs/mine
 
@@ -57,7 +57,7 @@ class Host:
                 print(f"[{self.name}] {line}", end="", flush=True)
 
     def stop(self, name: str) -> None:
-        """Send the remote process a signal; over a connection of its own, as SSH passes none on."""
+        """Send the remote process a signal, over a separate connection, because SSH forwards none."""
         if self.pid is not None and self.process.poll() is None:
             subprocess.run([*self.ssh, self.name, f"kill -{name} {self.pid}"], check=False, timeout=60)
 
@@ -68,7 +68,7 @@ class Host:
 
 
 def commands(names: Sequence[str], options: argparse.Namespace) -> list[str]:
-    """What to run on each host."""
+    """Return the command for each host."""
     coordinator = f"{names[0].rpartition('@')[2]}:{options.port}"
     found = []
     for number in range(len(names)):

@@ -8,7 +8,7 @@
 # and learns from its environment which one it is. A run directory in a bucket needs it mounted as a folder (Cloud
 # Storage FUSE), as logs and metrics are ordinary files.
 #
-# TPU_TYPE (v5p-256), SLICES (1), RESTARTS (20: after a preemption the run goes on from its last complete checkpoint),
+# TPU_TYPE (v5p-256), SLICES (1), RESTARTS (20: after a preemption the run resumes from its last complete checkpoint),
 # GRACE (120 s between SIGTERM and the kill) and ZONE, PROJECT (gcloud's) may be set; DRY_RUN=1 prints the command.
 set -euo pipefail
 [ $# -gt 1 ] || { sed -n '2,13s/^# \{0,1\}//p' "$0"; exit 2; }

@@ -18,7 +18,7 @@ AVERAGE, BALANCER = 0.99, 0.999
 
 
 class Discriminator(nn.Module):
-    """Of one window size: logits and feature maps of a waveform [B, N]."""
+    """Logits and feature maps of a waveform [B, N], for one window size."""
 
     def __init__(self, window: int, filters: int, dilations: tuple[int, ...] = (1, 2, 4)):
         super().__init__()
@@ -42,7 +42,7 @@ class Discriminator(nn.Module):
 
     @torch.no_grad()
     def load(self, tensors: dict[str, torch.Tensor], prefix: str) -> None:
-        """Kernels [frames, frequencies, in, out] as lengths and directions."""
+        """Set kernels [frames, frequencies, in, out] as lengths and directions."""
         for i, layer in enumerate(self.layers):
             name = f"{prefix}conv_{i}/"
             layer.bias.copy_(tensors[name + "bias"])
@@ -59,7 +59,7 @@ def per_row(x: torch.Tensor) -> torch.Tensor:
 
 
 class Training:
-    """One step after the other on the same batch."""
+    """Training steps, all on the same batch."""
 
     def __init__(self, mimi: nn.Module, tensors: dict[str, torch.Tensor], windows: list[int], filters: int):
         self.mimi, self.waveform, self.teacher = mimi.train(), tensors["waveform"], tensors["teacher"]
@@ -83,7 +83,7 @@ class Training:
         self.norms, self.weight = dict.fromkeys(WEIGHTS, 0.0), 0.0
 
     def codec(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Decoded waveform, semantic level after its projection, commitment loss."""
+        """Return decoded waveform, semantic level after its projection, and commitment loss."""
         mimi = self.mimi
         x = mimi.encoder(self.waveform[:, None])
         (x,) = mimi.encoder_transformer(x)

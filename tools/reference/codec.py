@@ -27,7 +27,7 @@ def mimi_config(
     seanet: dict | None = None,
     transformer: dict | None = None,
 ) -> dict:
-    """The published JSON form of a Mimi config."""
+    """Return the published JSON form of a Mimi config."""
     base = loaders._mimi_config
     return {
         "sample_rate": sample_rate,
@@ -90,7 +90,7 @@ def build_mimi(config: dict, seed: int, num_codebooks: int) -> tuple[torch.nn.Mo
 
 
 def _streaming_tensors(model) -> list:
-    """Every mutable thing in the streaming state, as (owner, attribute) pairs."""
+    """Return every mutable part of the streaming state as (owner, attribute) pairs."""
     found = []
     for state in model.get_streaming_state().values():
         for owner in (state, getattr(state, "kv_cache", None)):
@@ -116,7 +116,7 @@ def _restore(snapshot: list) -> None:
 
 @torch.no_grad()
 def pick_frames(model, frames: int, first_seed: int, whole_from: int) -> tuple[list[int], float]:
-    """Chooses one seed per frame so that every codebook search has a clear winner, streaming and whole-file.
+    """Choose one seed per frame so that every codebook search has a clear winner, streaming and whole-file.
 
     From frame `whole_from` on (where the two may differ) the whole-file encoding of the prefix is checked as well.
     """
@@ -160,7 +160,7 @@ def to_numpy_latent(latent: torch.Tensor) -> np.ndarray:
 
 @torch.no_grad()
 def stream_encode(model, waveform: torch.Tensor, masks=None) -> tuple[np.ndarray, np.ndarray]:
-    """Frame by frame: latents [B, T, D] and codes [B, Q, T]. `masks`: (active [T, B], reset [T, B]) or none."""
+    """Return latents [B, T, D] and codes [B, Q, T], frame by frame. `masks`: (active [T, B], reset [T, B]) or none."""
     size = model.frame_size
     latents, codes = [], []
     with model.streaming(waveform.shape[0]):
@@ -258,7 +258,7 @@ def make_small_mimi(out: Path, name: str) -> None:
 
 @torch.no_grad()
 def make_full_mimi(out: Path, name: str, frames: int, num_codebooks: int, kept: list[int], length: int) -> None:
-    """Published sizes. `kept`: frames whose latents and samples are stored; `length`: samples of the clip in use."""
+    """Make a fixture of the published size: `kept` frames of latents and samples, of a clip with `length` samples."""
     seed = 3
     started = time.time()
     model, shapes = build_mimi(loaders._mimi_config, seed, num_codebooks)
@@ -308,7 +308,7 @@ def make_full_mimi(out: Path, name: str, frames: int, num_codebooks: int, kept: 
 
 
 def makers(out: Path) -> dict[str, Callable[[], None]]:
-    """What can be made, by name."""
+    """Return the makers of fixtures by name."""
     found = {name: partial(make_small_mimi, out, name) for name in SMALL_MIMIS}
     found["mimi_full"] = partial(make_full_mimi, out, "mimi_full", 6, 32, list(range(6)), 6 * 1920 - 700)
     kept = [0, 63, 123, 124, 125, 126, 129]

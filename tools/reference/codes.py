@@ -1,4 +1,4 @@
-"""Codes that the PyTorch package gives with an exported codec.
+"""Write the codes that the PyTorch package gives with an exported codec.
 
 python -m tools.reference.codes EXPORTED WAVEFORM.npy OUT.npz
 

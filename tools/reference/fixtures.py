@@ -1,4 +1,4 @@
-"""Makes the parity fixtures of tests/parity/fixtures by running the PyTorch reference.
+"""Make the parity fixtures of tests/parity/fixtures by running the PyTorch reference.
 
     python3 -m venv reference && reference/bin/pip install moshi==0.2.13 transformers==5.23
     NO_TORCH_COMPILE=1 reference/bin/python -m tools.reference.fixtures [--only PREFIX] [--out DIR]
@@ -8,7 +8,7 @@ The second line makes a record of any published weights for `moshijax weights ve
 Everything runs in float32 on the CPU. Weights are not stored: `tests/parity/weights_by_name.py` fills them from a seed
 and the published tensor name, here and in the tests alike. Every argmin (codebook search) and argmax (greedy token) is
 watched: an input is kept only when the best candidate beats the second by more than MARGIN (in Euclidean distance, in
-logits), so that equal codes and tokens are a fair demand on any machine. tests/parity/README.md describes the files.
+logits), so that any machine can be expected to give equal codes and tokens. tests/parity/README.md describes the files.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the PyTorch package makes of an exported directory, loaded by its own loader.
+"""Run the PyTorch package on an exported directory, loaded by its own loader.
 
     reference/bin/python -m tools.reference.generate DIRECTORY OUT.npz [--steps 40]
 
@@ -23,7 +23,7 @@ from tools.reference.models import MARGINS, watch_codebooks, watch_sampling
 
 
 def load(directory: Path) -> loaders.CheckpointInfo:
-    """The package's own reading of a published directory; no name of a hub is looked up."""
+    """Return a published directory as the package reads it, without looking up names on a hub."""
     fields = json.loads((directory / "config.json").read_text())
     return loaders.CheckpointInfo.from_hf_repo(
         "local",

@@ -199,7 +199,7 @@ NO_GENERATION = {"lm_defaults", "lm_rope_depth", "lm_unbounded", "lm_lora", "lm_
 
 
 def build_lm(config: dict, seed: int) -> tuple[torch.nn.Module, dict]:
-    """A model and the description of its weights; with an adapter or int8 weights it comes from files."""
+    """Return a model and the description of its weights; with an adapter or int8 weights it is read from files."""
     plain = {key: value for key, value in config.items() if key != "quantize" and not key.startswith("lora")}
     model = loaders.get_moshi_lm(None, copy.deepcopy(plain), dtype=torch.float32)
     description = {"kind": "lm", "config": config, "seed": seed, "tensors": load_weights(model, seed)}
@@ -220,7 +220,7 @@ def build_lm(config: dict, seed: int) -> tuple[torch.nn.Module, dict]:
 
 
 def linear_maps(model: torch.nn.Module) -> dict[str, tuple[int, int, int]]:
-    """Every bias-free linear map under its fused name: how many there are in it, and the rows and columns of each."""
+    """Return, for every bias-free linear map by fused name, its number of maps, and the rows and columns of each."""
     found: dict[str, tuple[int, int, int]] = {}
     for name, module in model.named_modules():
         if isinstance(module, torch.nn.Linear):
@@ -230,7 +230,7 @@ def linear_maps(model: torch.nn.Module) -> dict[str, tuple[int, int, int]]:
 
 
 def from_files(description: dict, split: bool = False, **options) -> torch.nn.Module:
-    """The model as the package's loader reads it; `options`: of the loader, or of the config."""
+    """Return the model as the package's loader reads it; `options` are of the loader, or of the config."""
     config = {**copy.deepcopy(description["config"]), **{k: v for k, v in options.items() if k == "lora"}}
     with tempfile.TemporaryDirectory() as scratch:
         folder = weights_by_name.write_checkpoint(Path(scratch) / "model", description, split)
@@ -241,13 +241,13 @@ def from_files(description: dict, split: bool = False, **options) -> torch.nn.Mo
 
 
 def quantised_forward(self, x: torch.Tensor) -> torch.Tensor:
-    """The function of an int8 map in float32; the package computes it in float16."""
+    """Compute an int8 map in float32; the package computes it in float16."""
     return torch.nn.functional.linear(x.float(), self.weight.float() * self.weight_scb[:, None] / 127)
 
 
 @torch.no_grad()
 def variant(model: torch.nn.Module, codes: torch.Tensor, prefix: str) -> dict[str, np.ndarray]:
-    """Logits of the same files in another way."""
+    """Return the logits of the same files, computed in another way."""
     output = model(codes, conditions_of(model, 2)[0])
     return {
         f"{prefix}_{name}": np.nan_to_num(getattr(output, name).float().numpy(), nan=0.0)
@@ -269,13 +269,13 @@ def variants(description: dict, model: torch.nn.Module, codes: torch.Tensor) -> 
 
 
 def text_ids(config: dict) -> int:
-    """Ids of the text row: pieces, or pairs of them."""
+    """Return ids of the text row: pieces, or pairs of them."""
     card = config["text_card"]
     return (card + 1) * (card + 1) if config.get("demux_second_stream") else card
 
 
 def random_codes(seed: int, config: dict, batch: int, steps: int) -> np.ndarray:
-    """Codes [B, K, T]: ids below the cardinality, some ZERO (-1), some initial ids on the given rows."""
+    """Return codes [B, K, T]: ids below the cardinality, some ZERO (-1), some initial ids on the given rows."""
     text = weights_by_name.tokens(seed, (batch, 1, steps), text_ids(config))
     audio = weights_by_name.tokens(seed + 1, (batch, config["n_q"], steps), config["card"])
     codes = np.concatenate([text, audio], 1)
@@ -287,7 +287,7 @@ def random_codes(seed: int, config: dict, batch: int, steps: int) -> np.ndarray:
 
 
 def conditions_of(model, rows: int, null: bool = False):
-    """`(condition tensors, {name: value})`, or none of both.
+    """Return `(condition tensors, {name: value})`, both empty for a model without conditions.
 
     Values are an index per row (-1 = absent), or vectors [rows, S, d] and their mask [rows, S]. `null`: the tensors
     have as many rows again with every condition absent.
@@ -316,7 +316,7 @@ def conditions_of(model, rows: int, null: bool = False):
 
 
 def voice(row: int, dim: int) -> TensorCondition:
-    """Vectors of row `row`: 4, 2 and 3 positions, one of the last absent."""
+    """Return the vectors of row `row`: 4, 2 and 3 positions, one of the last absent."""
     length = (4, 2, 3)[row]
     vectors = weights_by_name.uniform(np.random.RandomState([row, dim]), (1, length, dim)) * np.float32(2.0)
     mask = np.ones((1, length), bool)
@@ -379,7 +379,7 @@ def make_lm(out: Path, name: str) -> None:
 
 @torch.no_grad()
 def generate(model, config: dict, seed: int, kind: str, guidance: dict) -> tuple[dict, dict[str, np.ndarray]]:
-    """A greedy run. Tries inputs until every argmax of an executing row has a margin above MARGIN."""
+    """Make a greedy run; try inputs until every argmax of an executing row has a margin above MARGIN."""
     calls, rows = 3 * config["context"] + 8, 3
     given_rows = config["n_q"] - config["dep_q"]
     for attempt in range(500):
@@ -418,7 +418,7 @@ def generate(model, config: dict, seed: int, kind: str, guidance: dict) -> tuple
 
 
 def run_generator(model, given, active, reset, force, **options) -> tuple[np.ndarray, np.ndarray]:
-    """Outputs [calls, B, dep_q + 1] (UNGENERATED where nothing is returned), text logits [calls, B, V]."""
+    """Return outputs [calls, B, dep_q + 1] (UNGENERATED where there is none) and text logits [calls, B, V]."""
     call = {"index": 0}
     outputs, logits = [], []
 
@@ -455,5 +455,5 @@ def run_generator(model, given, active, reset, force, **options) -> tuple[np.nda
 
 
 def makers(out: Path) -> dict[str, Callable[[], None]]:
-    """What can be made, by name."""
+    """Return the makers of fixtures by name."""
     return {name: partial(make_lm, out, name) for name in LMS}

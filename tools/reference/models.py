@@ -1,4 +1,4 @@
-"""What the makers of reference numbers share: weights by name in the package's modules, and the margins of choices."""
+"""Shared by the makers of reference numbers: weights by name in the package's modules, and the margins of choices."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Margins:
         self.smallest = float("inf")
 
     def add(self, gaps: torch.Tensor) -> None:
-        """`gaps` [B, ...]; rows outside `self.rows` (frozen ones) do not count."""
+        """Count gaps [B, ...]; rows outside `self.rows` (frozen ones) are ignored."""
         if self.rows is not None:
             gaps = gaps[self.rows]
         if gaps.numel():
@@ -61,7 +61,7 @@ def watch_sampling() -> None:
 
 
 def published_shapes(model: torch.nn.Module) -> dict[str, list[int]]:
-    """`{published name: shape}`: the attention projections of the package are split per step, the files fuse them."""
+    """Return `{published name: shape}`; the package splits attention projections per step, the files fuse them."""
     shapes: dict[str, list[int]] = {}
     for name, value in model.state_dict().items():
         shape = list(value.shape)
@@ -93,7 +93,7 @@ def save(out: Path, name: str, description: dict, arrays: dict[str, np.ndarray])
 
 
 def random_masks(seed: int, steps: int, rows: int) -> tuple[np.ndarray, np.ndarray]:
-    """Active and reset masks [T, B]. Row 0 always runs and is never reset, row 1 freezes, the others do both."""
+    """Draw active and reset masks [T, B]. Row 0 always runs and is never reset, row 1 freezes, the others do both."""
     draws = weights_by_name.uniform(np.random.RandomState([seed, steps, rows]), (2, steps, rows))
     active, reset = draws[0] > -0.4, draws[1] > 0.8
     active[:, 0] = True

@@ -1,4 +1,4 @@
-"""Runs every parity fixture and writes the largest errors to docs/parity.md.
+"""Run every parity fixture and write the largest errors to docs/parity.md.
 
 python -m tools.reference.parity_table [--only PREFIX]
 
@@ -23,6 +23,7 @@ import numpy as np
 
 from moshijax import codec, lm
 from moshijax.lm.generation import step
+from moshijax.tokens import UNGENERATED
 from moshijax.weights import load_lm, load_mimi
 from tests.parity import test_lm, test_mimi, test_synthesis, test_translation, test_way_back
 from tests.parity.weights_by_name import FIXTURES, clip, load_fixture, write_checkpoint
@@ -106,8 +107,8 @@ def lm_rows(name: str) -> list[Row]:
         return rows
 
     @jax.jit
-    def one(params, state, given, force, active, reset):
-        return step(config, params, lm.reset_generation(config, state, reset), given, force, active)
+    def one(params, state, given, greedy, guided, force, active, reset):
+        return step(config, params, lm.reset_generation(config, state, reset), given, greedy, guided, force, active)
 
     labels = {"sync": "in step", "masked": "rows frozen and reset", "forced": "forced tokens", "guided": "guidance"}
     for kind, run in description["generation"].items():
@@ -115,15 +116,15 @@ def lm_rows(name: str) -> list[Row]:
         calls, batch = given.shape[:2]
         active = want.get(f"{kind}_active", np.ones((calls, batch), bool))
         reset = want.get(f"{kind}_reset", np.zeros((calls, batch), bool))
-        force = want.get(f"{kind}_force", np.full(out.shape, lm.tokens.UNGENERATED))
+        force = want.get(f"{kind}_force", np.full(out.shape, UNGENERATED))
         conditions = test_lm.conditions(description, want, "generation_conditions")
         guidance = test_lm.guidance(run)
-        state = lm.init_generation(
-            config, params, batch, lm.Sampling.greedy(), conditions=conditions, guidance=guidance
-        )
+        state = lm.init_generation(config, params, batch, conditions=conditions, guided=guidance is not None)
+        greedy = lm.Sampling.greedy().rows(batch)
+        guided = None if guidance is None else guidance.rows(batch)
         found, largest = [], 0.0
         for n in range(calls):
-            state, output = one(params, state, given[n], force[n], active[n], reset[n])
+            state, output = one(params, state, given[n], greedy, guided, force[n], active[n], reset[n])
             found.append(output.out_BK)
             logits = want[f"{kind}_text_logits"][n]
             if active[n].any():
@@ -133,7 +134,7 @@ def lm_rows(name: str) -> list[Row]:
 
 
 def adapter_rows(name: str, merged: lm.LMOutput) -> list[Row]:
-    """The adapter beside the weights, and left away."""
+    """Return the rows of the adapter beside the weights, and without it."""
     description, want = load_fixture(name)
     conditions = test_lm.conditions(description, want)
     rows = []
@@ -152,7 +153,7 @@ def adapter_rows(name: str, merged: lm.LMOutput) -> list[Row]:
 
 
 def synthesis_rows(name: str, scratch: Path) -> list[Row]:
-    """The artifact against the package's engine, greedily."""
+    """Compare the artifact with the package's engine, greedily."""
     frames, _ = test_synthesis.spoken(name, scratch / name)
     want, returned = test_synthesis.expected(name)
     same = equal(frames.swapaxes(1, 2)[returned], want.swapaxes(1, 2)[returned])
@@ -160,7 +161,7 @@ def synthesis_rows(name: str, scratch: Path) -> list[Row]:
 
 
 def translation_rows(name: str, scratch: Path) -> list[Row]:
-    """The artifact against the package's runner, greedily, to the call in which it stops."""
+    """Compare the artifact with the package's runner, greedily, up to the call in which it stops."""
     found = test_translation.translated(scratch / name)
     kinds = {"early": "an end of text before that of the input", "together": "with it", "after": "after it"}
     return [
@@ -170,7 +171,7 @@ def translation_rows(name: str, scratch: Path) -> list[Row]:
 
 
 def transformers_rows(name: str, scratch: Path) -> list[Row]:
-    """A class of Transformers, from the file that it saved."""
+    """Compare with a class of Transformers, from the file that it saved."""
     description, want = load_fixture(name)
     folder = write_checkpoint(scratch / name, description)
     if description["kind"] == "mimi":
@@ -189,7 +190,7 @@ def transformers_rows(name: str, scratch: Path) -> list[Row]:
 
 
 def way_back_rows(name: str, scratch: Path) -> list[Row]:
-    """Our export in the package's loader."""
+    """Compare with the package's loader on our export."""
     with np.load(FIXTURES / f"{name}.npz") as file:
         want = dict(file)
     tokens, codes, decoded = test_way_back.ours(test_way_back.exported(scratch), want)
@@ -201,7 +202,7 @@ def way_back_rows(name: str, scratch: Path) -> list[Row]:
 
 
 def makers(scratch: Path) -> dict[str, Callable[[], list[Row]]]:
-    """The rows of every fixture, in the order of the page."""
+    """Return the functions that make each fixture's rows, in the order of the page."""
     found: dict[str, Callable[[], list[Row]]] = {}
     for path in sorted(FIXTURES.glob("*.json"), key=lambda p: (not p.stem.startswith("mimi"), p.stem)):
         description = load_fixture(path.stem)[0]
@@ -220,7 +221,7 @@ def makers(scratch: Path) -> dict[str, Callable[[], list[Row]]]:
 
 
 def present() -> dict[str, list[Row]]:
-    """The rows of the page as it is, by model."""
+    """Return the present rows of the page by model."""
     rows: dict[str, list[Row]] = {}
     for line in PAGE.read_text().splitlines():
         cells = [cell.strip() for cell in line.strip("|").split("|")]

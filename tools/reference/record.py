@@ -1,4 +1,4 @@
-"""Records of any weights for `moshijax weights verify`."""
+"""Make records of any weights for `moshijax weights verify`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ FRAMES, STEPS = 25, 12
 
 @torch.no_grad()
 def record_codec(file: Path, config: dict | None, codebooks: int, out: Path) -> None:
-    """Codec latents, codes and their decoding, of two seconds whose every code has a clear winner."""
+    """Record codec latents, codes and their decoding, for two seconds in which every code has a clear winner."""
     model = loaders.get_mimi(file, config, num_codebooks=codebooks)
     for attempt in range(1000):
         seeds = range(1000 * attempt, 1000 * attempt + FRAMES)
@@ -41,7 +41,7 @@ def record_codec(file: Path, config: dict | None, codebooks: int, out: Path) -> 
 
 @torch.no_grad()
 def record_language_model(info: loaders.CheckpointInfo, out: Path) -> None:
-    """Text logits and those of every depth step, with every condition absent."""
+    """Record text logits and those of every depth step, with every condition absent."""
     model = info.get_moshi("cpu", dtype=torch.float32)
     rows = model.num_codebooks
     text = weights_by_name.tokens(1, (1, 1, STEPS), model.text_card)
@@ -68,7 +68,7 @@ def record_language_model(info: loaders.CheckpointInfo, out: Path) -> None:
 
 
 def record(directory: Path, out: Path) -> None:
-    """`OUT.json`, `OUT.npz` of a published directory; of a language model also `OUT-codec` where its codec is there."""
+    """Write `OUT.json` and `OUT.npz` for a published directory, and `OUT-codec` for the codec of a language model."""
     fields = json.loads((directory / "config.json").read_text())
     if "seanet" in fields:
         record_codec(directory / "model.safetensors", fields, fields["quantizer"]["n_q"], out)

@@ -48,7 +48,7 @@ MODELS = {
 
 
 def entries(seed: int, count: int, card: int) -> list[tts.Entry]:
-    """Words of 1 to 5 pieces, some with padding after them, some pauses between."""
+    """Draw words of 1 to 5 pieces, some with padding after them, and some pauses between."""
     draws = weights_by_name.tokens(seed, (count, 8), 1000)
     out = []
     for index, draw in enumerate(draws):
@@ -125,5 +125,5 @@ def make(out: Path, name: str) -> None:
 
 
 def makers(out: Path) -> dict[str, Callable[[], None]]:
-    """What can be made, by name."""
+    """Return the makers of fixtures by name."""
     return {name: partial(make, out, name) for name in MODELS}

@@ -63,7 +63,7 @@ def watch_codebooks() -> None:
 
 
 def build(kind: type, config, seed: int) -> tuple[torch.nn.Module, dict]:
-    """The class with weights by name, and the description of its file."""
+    """Return the class with weights by name, and the description of its file."""
     with tempfile.TemporaryDirectory() as scratch:
         kind(config).save_pretrained(scratch)
         file = Path(scratch) / "model.safetensors"
@@ -100,7 +100,7 @@ def make_mimi(out: Path, name: str) -> None:
 
 
 def sequence(codes: torch.Tensor, delays: list[int], text_card: int, card: int) -> torch.Tensor:
-    """The initial column, then the delayed codes."""
+    """Return the initial column followed by the delayed codes."""
     first = torch.full((codes.shape[0], codes.shape[1], 1), card)
     first[:, 0] = text_card
     return torch.cat([first, reference_lm._delay_sequence(delays, codes, first)], dim=2)
@@ -150,7 +150,7 @@ def make_speech_to_text(out: Path, name: str) -> None:
 
 
 def makers(out: Path) -> dict[str, Callable[[], None]]:
-    """What can be made, by name."""
+    """Return the makers of fixtures by name."""
     watch_codebooks()
     return {
         "hf_mimi": partial(make_mimi, out, "hf_mimi"),

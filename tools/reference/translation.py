@@ -25,7 +25,7 @@ ENDS = {"early": (3, 10), "together": (FRAMES,), "after": (11,)}
 
 
 def run(model, mimi, waveform: torch.Tensor, ends: tuple[int, ...]) -> dict[str, np.ndarray]:
-    """Columns given and returned (UNGENERATED where nothing is), call by call, until the runner stops."""
+    """Return columns given and returned (UNGENERATED where there is none), call by call, until the runner stops."""
     given, out = [], []
     tokenizer = SimpleNamespace(eos_id=lambda: EOS, id_to_piece=str)
 
@@ -78,5 +78,5 @@ def make(out: Path, name: str) -> None:
 
 
 def makers(out: Path) -> dict[str, Callable[[], None]]:
-    """What can be made, by name."""
+    """Return the makers of fixtures by name."""
     return {"hibiki_end": partial(make, out, "hibiki_end")}

@@ -28,7 +28,11 @@ COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
 
 
 def soak(program: runtime.Program, steps: int, seed: int = 0, report_every: int = 5000) -> dict:
-    """Step `program` with random audio; returns the figures. Raises: AssertionError on the first fault."""
+    """Step `program` with random audio and return the figures.
+
+    Raises:
+      AssertionError: on the first fault.
+    """
     compiled: list[str] = []
     jax.monitoring.register_event_duration_secs_listener(
         lambda event, seconds, **_: compiled.append(event) if event == COMPILE_EVENT else None
@@ -72,7 +76,7 @@ def soak(program: runtime.Program, steps: int, seed: int = 0, report_every: int 
 
 
 def table(figures: dict, context: int) -> str:
-    """The figures as a Markdown table."""
+    """Return the figures as rows of a Markdown table."""
     steps = figures["steps"]
     rows = {
         "steps": steps,
@@ -107,7 +111,7 @@ def main() -> None:
 
 
 def machine() -> str:
-    """Python, jax and processor count: what the figures depend on."""
+    """Return what the figures depend on: Python, jax and processor count."""
     return (
         f"Python {platform.python_version()}, jax {jax.__version__}, {psutil.cpu_count()} cores ({platform.machine()})"
     )

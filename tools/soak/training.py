@@ -23,7 +23,7 @@ from tools.pages import fill
 
 
 def soak(folder: Path, kills: int, seed: int) -> list[tuple[str, int]]:
-    """Per kill what was interrupted, and the last complete checkpoint then.
+    """Return for every kill what it interrupted, and the last complete checkpoint at that time.
 
     Raises:
       AssertionError: the ends differ.

@@ -1,10 +1,10 @@
-"""Peak memory of importing, loading and exporting a synthetic model of any size.
+"""Measure the peak memory of importing, loading and exporting a synthetic model of any size.
 
     python -m tools.soak.weights_memory --gigabytes 4 [--directory DIR]
 
-Writes a published file of a Moshi-shaped model in bfloat16, then runs each step in a process of its own and prints, in
-MB, the largest tensor, the parameters, and how far the step's resident memory rose over what it was before. Importing
-and exporting must stay within a few tensors, loading within the parameters and the largest tensor.
+Writes a published file of a Moshi-shaped model in bfloat16, then runs each step in a separate process and prints, in
+MB, the largest tensor, the parameters, and the growth of the step's resident memory. Importing and exporting must stay
+within a few tensors, loading within the parameters and the largest tensor.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ STEPS = ("import", "load", "load stacked", "export")
 
 
 def config_of(gigabytes: float) -> dict:
-    """A published config whose file has about this size; layers of 7B proportions, half as wide below 1 GB."""
+    """Return a published config whose file has about this size; layers of 7B proportions, half as wide below 1 GB."""
     dim = 1024 if gigabytes >= 1 else 512
     layer = 2 * (4 * dim * dim + 3 * dim * 2816 * dim // 1024)
     layers = max(2, round((gigabytes * 1e9 - 2 * 2 * 32000 * dim) / layer))
@@ -42,7 +42,7 @@ def config_of(gigabytes: float) -> dict:
 
 
 class Synthetic:
-    """Tensors of a model, made as they are written."""
+    """The tensors of a model, built when they are written."""
 
     def __init__(self, config: dict):
         from moshijax.weights.formats.lm_config import lm_config
@@ -59,7 +59,7 @@ class Synthetic:
 
 
 def make(directory: Path, gigabytes: float) -> dict[str, float]:
-    """Write the model; sizes in MB."""
+    """Write the model and return its sizes in MB."""
     from moshijax.weights.writer import write
 
     config = config_of(gigabytes)
@@ -72,7 +72,7 @@ def make(directory: Path, gigabytes: float) -> dict[str, float]:
 
 
 def status(field: str) -> float:
-    """A line of this process's memory, in MB."""
+    """Return one figure of this process's memory, in MB."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(field):
             return int(line.split()[1]) * 1024 / 1e6
@@ -80,7 +80,7 @@ def status(field: str) -> float:
 
 
 def run(step: str, directory: Path) -> dict[str, float]:
-    """One step in this process: how far memory rose, seconds."""
+    """Run one step in this process and return the growth of its memory and its seconds."""
     from moshijax import weights
     from moshijax.weights.opening import open_model
     from moshijax.weights.transfer import export_weights, import_weights
@@ -98,7 +98,7 @@ def run(step: str, directory: Path) -> dict[str, float]:
 
 
 def measure(gigabytes: float, directory: Path) -> dict[str, dict[str, float]]:
-    """All steps, each in a process of its own."""
+    """Run all steps, each in a separate process, and return their figures."""
     found = {"model": make(directory / "given", gigabytes)}
     for step in STEPS:
         command = [sys.executable, "-m", "tools.soak.weights_memory", "--step", step, "--directory", str(directory)]

@@ -1,10 +1,10 @@
-"""Trains a small codec in the variants whose comparison docs/codec-training.md shows, and measures every one.
+"""Train and measure a small codec in the variants that docs/codec-training.md compares.
 
 python -m tools.studies.codec_ablations ablations            # half an hour on two cores
 python -m tools.studies.codec_ablations ablations --heldout recordings
 
-Everything goes through `moshijax`: speech of espeak-ng, its phonetic teacher, `train`, `eval`. What is done already is
-kept, so that the same command goes on. It prints the table and writes OUT/usage.png, OUT/codebooks.png,
+Every stage is a `moshijax` command: speech of espeak-ng, its phonetic teacher, `train`, `eval`. Finished stages are
+kept, so the same command continues. It prints the table and writes OUT/usage.png, OUT/codebooks.png,
 OUT/adversarial.png and OUT/with_reconstruction.png.
 """
 
@@ -31,10 +31,10 @@ VARIANTS = {
     "no dropout": [PLAIN, WITHOUT_DROPOUT],
     # Seven of the eight levels are one residual quantiser, whose first hears the teacher.
     "first level taught": [PLAIN, WITHOUT_DROPOUT, "--gin.task.model.quantizer.semantic=7"],
-    # These go on from a codec that can speak: minutes are too short for discriminators to teach that.
+    # These start from a codec that can speak: minutes are too short for discriminators to teach that.
     "adversarial": [ADVERSARIAL, CONTINUED],
     "with reconstruction": [ADVERSARIAL, CONTINUED, "--gin.task.loss.mel=2.0", "--gin.task.loss.waveform=0.1"],
-    # As many steps more without discriminators.
+    # The same number of further steps without discriminators.
     "continued": [
         PLAIN,
         CONTINUED,
@@ -69,7 +69,7 @@ def moshijax(*words: object) -> None:
 
 
 def make_speech(out: Path) -> None:
-    """Training speech with its teacher, other words for ABX, other sentences for distances; all in other voices."""
+    """Make speech for training with its teacher, words for ABX and sentences for distances; all in different voices."""
     if not (out / "speech" / "manifest.jsonl").exists():
         moshijax("data", "synthesize", "data/dialogues", out / "speech", "--seed", 1, "--copies", 8)
     if not (out / "speech" / "teacher" / "teacher.json").exists():
@@ -86,20 +86,24 @@ def folder(out: Path, kind: str, name: str) -> Path:
 
 
 def run(out: Path, name: str, heldout: Path) -> dict[str, float]:
-    """Train and measure a variant; its figures."""
+    """Train and measure a variant, and return its figures."""
     run_dir, report = folder(out, "runs", name), folder(out, f"reports_{heldout.name}", name)
-    if not (report / "metrics.json").exists():
+    if not (report / "results.json").exists():
         recipe, *overrides = (word.format(runs=out / "runs") for word in VARIANTS[name])
         data = [f"--gin.data.manifest={out / 'speech'}", f"--gin.data.teacher={out / 'speech' / 'teacher'}"]
         moshijax("train", recipe, "--run-dir", run_dir, *data, *overrides)
-        where = [f"--gin.codec={run_dir}", f"--gin.speech={heldout}", "--gin.seconds=4.0"]
-        phonemes = f"--gin.phonemes={out / 'phonemes' / 'manifest.jsonl'}"
+        where = [
+            f"--gin.evaluation.codec={run_dir}",
+            f"--gin.evaluation.speech={heldout}",
+            "--gin.evaluation.seconds=4.0",
+        ]
+        phonemes = f"--gin.evaluation.phonemes={out / 'phonemes' / 'manifest.jsonl'}"
         moshijax("eval", "eval/codec.gin", "--out", report, *where, phonemes)
-    return json.loads((report / "metrics.json").read_text(encoding="utf-8"))
+    return json.loads((report / "results.json").read_text(encoding="utf-8"))["values"]
 
 
 def usage_of(lines: list[dict]) -> list[tuple[int, list[float]]]:
-    """Steps and the usage of every codebook."""
+    """Return the steps and the usage of every codebook."""
     name = "train/codebook_{}/usage_entropy"
     return [(x["step"], [x[name.format(q)] for q in range(COUNTS[-1])]) for x in lines if name.format(0) in x]
 
@@ -128,7 +132,7 @@ def draw(out: Path, found: dict[str, dict[str, float]]) -> None:
 
 
 def draw_adversarial(out: Path) -> None:
-    """What discriminators and codec make of one another."""
+    """Plot the losses of discriminators and codec."""
     for name in ADVERSARIAL_NAMES:
         lines = read_metrics(folder(out, "runs", name) / "metrics.jsonl")
         plots.loss_curves(lines, ADVERSARIAL_CURVES).savefig(out / f"{name.replace(' ', '_')}.png", dpi=100)

@@ -1,11 +1,12 @@
-"""What the design of the model is good for, at a scale of minutes: the orderings of the paper on a made-up language.
+"""Reproduce the paper's ablations within minutes, on an artificial language.
 
     python -m tools.studies.learning all --out learning        # or: depth, delay, monologue, steps, forgetting
     python -m tools.studies.learning plot --out learning
 
-One JSON file per experiment and seed; `docs/learning.md` says what they show. The language is made up, but has what the
-orderings rest on: words of three sounds, a grammar that depends on a topic, four speakers, and acoustic codes that
-depend on the sound now and the next one, partly on chance, and on each other within a frame.
+Writes one JSON file per experiment and seed; `docs/learning.md` says what they show. The language is artificial, but
+has the properties that the comparisons depend on: words of three sounds, a grammar that depends on a topic, four
+speakers, and acoustic codes that depend on the present and the next sound, partly on chance, and on each other within a
+frame.
 """
 
 from __future__ import annotations
@@ -28,9 +29,9 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from moshijax import lm
 from moshijax.lm import LMConfig, layouts, losses
 from moshijax.lm.losses import LossConfig
-from moshijax.lm.tokens import BOS, EPAD, PAD, UNGENERATED, ZERO
 from moshijax.lm.transforms import helium_to_moshi
 from moshijax.nn.transformer import TransformerConfig
+from moshijax.tokens import BOS, EPAD, PAD, UNGENERATED, ZERO
 from moshijax.train.experiment import OptimizerConfig, ParameterGroup
 from moshijax.train.optimizer import make_optimizer
 from moshijax.train.tasks.lm import TEXT_OWNS
@@ -41,7 +42,7 @@ SILENCE = SOUNDS
 
 
 class World:
-    """The made-up language: how words sound and follow each other."""
+    """The artificial language: how words sound and follow each other."""
 
     def __init__(self, seed: int = 0):
         random = np.random.default_rng(seed)
@@ -59,7 +60,7 @@ class World:
         self.by_sounds = {tuple(int(x) for x in sounds): word for word, sounds in enumerate(self.spelling)}
 
     def spoken(self, random: np.random.Generator, rows: int = ROWS, frames: int = FRAMES) -> np.ndarray:
-        """Grids [rows, 1 + CODEBOOKS, frames]: text, semantic codes, acoustic codes."""
+        """Yield grids [rows, 1 + CODEBOOKS, frames]: text, semantic codes, acoustic codes."""
         grids = np.empty((rows, 1 + CODEBOOKS, frames), np.int32)
         for grid in grids:
             topic, speaker = random.integers(TOPICS), random.integers(4)
@@ -80,7 +81,7 @@ class World:
         return grids
 
     def texts(self, random: np.random.Generator, rows: int = ROWS, frames: int = FRAMES) -> np.ndarray:
-        """Grids of text alone, from the written grammar."""
+        """Yield grids of text alone, from the written grammar."""
         grids = np.full((rows, 1 + CODEBOOKS, frames), ZERO, np.int32)
         for grid in grids:
             word = int(random.integers(WORDS))
@@ -91,7 +92,7 @@ class World:
         return grids
 
     def heard(self, sounds: np.ndarray) -> tuple[list[int], float]:
-        """Words in a row of semantic codes, and the share of its sounds that belong to none."""
+        """Return the words in a row of semantic codes, and the fraction of its sounds that belong to none."""
         words, lost, at = [], 0, 0
         while at < len(sounds):
             word = self.by_sounds.get(tuple(int(x) for x in sounds[at : at + 3]))
@@ -104,7 +105,7 @@ class World:
         return words, lost / spoken if spoken else 1.0
 
     def surprise(self, words: list[int]) -> float:
-        """Nats per word of a sentence under the grammar of the topic that fits it best on average (5 % unknown)."""
+        """Return the nats per word of a sentence under the grammar of its most likely topic (5 % unknown)."""
         if len(words) < 2:
             return float("nan")
         steps = [0.95 * self.grammar[:, a, b] + 0.05 / WORDS for a, b in zip(words, words[1:], strict=False)]
@@ -123,7 +124,7 @@ def model_of(layout: lm.StreamLayout, weights_per_step: bool = True, hidden: int
 
 
 def visible(params: Any, independent: bool) -> Any:
-    """The parameters; for `independent` heads without the tables through which a row sees the others of its frame."""
+    """Return the parameters; for `independent` heads, without the tables that show a row the others of its frame."""
     if not independent:
         return params
     tables = ("text_embedding", "audio_embedding")
@@ -151,7 +152,7 @@ def train(
     one_state: bool = False,
     rate: float = 3e-3,
 ) -> Trained:
-    """Audio steps, and text steps where n makes floor(n ratio) grow; optimiser states apart, or one for both."""
+    """Train with audio steps, and text steps where floor(n ratio) grows; with two optimiser states, or one for both."""
     params = lm.init(config, jax.random.key(seed)) if params is None else params
     flat = flatten_dict(params, sep="/")
     optimizer = OptimizerConfig(rate, warmup_steps=20, weight_decay=0.1)
@@ -191,7 +192,7 @@ def train(
 
 
 def held_out(model: Trained, batch: Callable[[np.random.Generator], np.ndarray], batches: int = 8) -> dict[str, float]:
-    """Nats per token of every row, and per frame of all audio rows together, on batches of another seed."""
+    """Return the nats per token of every row, and per frame of all audio rows together, on batches of another seed."""
 
     @jax.jit
     def sums(params: Any, codes: Any) -> Any:
@@ -209,7 +210,7 @@ def held_out(model: Trained, batch: Callable[[np.random.Generator], np.ndarray],
 
 
 def text_perplexity(model: Trained, world: World, batches: int = 4) -> float:
-    """Of written text."""
+    """Return the perplexity of written text."""
 
     @jax.jit
     def sums(params: Any, codes: Any) -> Any:
@@ -225,7 +226,8 @@ def speak(model: Trained, world: World, with_text: bool, rows: int = 128, seed: 
     """Sample sequences from nothing and listen to their words."""
     config = model.config
     steps = FRAMES + config.layout.max_delay + 1
-    state = lm.init_generation(config, model.params, rows, lm.Sampling(0.8, 0.8, 0, 0, seed=seed), top_k_limit=CARD)
+    state = lm.init_generation(config, model.params, rows)
+    sampling = lm.Sampling(0.8, 0.8, 0, 0, seed=seed).rows(rows, CARD)
     force = np.full((rows, 1 + config.layout.dep_q), UNGENERATED, np.int32)
     if not with_text:
         force[:, 0] = ZERO
@@ -233,7 +235,8 @@ def speak(model: Trained, world: World, with_text: bool, rows: int = 128, seed: 
     @jax.jit
     def run(params: Any, state: Any) -> Any:
         def step(state: Any, _: Any) -> Any:
-            return lm.generate_step(config, params, state, None, jnp.asarray(force), top_k_limit=CARD)
+            force_BK = jnp.asarray(force)
+            return lm.generate_step(config, params, state, None, sampling, force_BK=force_BK, top_k_limit=CARD)
 
         return jax.lax.scan(step, state, None, length=steps)[1]
 
@@ -258,7 +261,7 @@ def without_text(grids: np.ndarray) -> np.ndarray:
 
 
 def depth(world: World, seed: int, steps: int) -> dict[str, Any]:
-    """Depth transformer against independent heads, with a delay of 1, of 2, and with one per level (table 5 of the
+    """Compare depth transformer and independent heads, with a delay of 1, of 2, and one per level (table 5 of the
     paper)."""
     found = {}
     for delays in ((0, 0, 1, 1, 1), (0, 0, 2, 2, 2), (0, 0, 1, 2, 3)):
@@ -273,7 +276,7 @@ def depth(world: World, seed: int, steps: int) -> dict[str, Any]:
 
 
 def delay(world: World, seed: int, steps: int) -> dict[str, Any]:
-    """No acoustic delay, 1 and 2 frames, without text (table 6)."""
+    """Compare no acoustic delay, 1 and 2 frames, without text (table 6)."""
     found = {}
     for frames in (0, 1, 2):
         config = model_of(layouts.single_stream(CODEBOOKS, frames))
@@ -284,7 +287,7 @@ def delay(world: World, seed: int, steps: int) -> dict[str, Any]:
 
 
 def monologue(world: World, seed: int, steps: int) -> dict[str, Any]:
-    """With and without the text of what is said (table 6)."""
+    """Compare models with and without the text of what is said (table 6)."""
     config, found = model_of(layouts.single_stream(CODEBOOKS, 2)), {}
     for name, with_text in (("without text", False), ("inner monologue", True)):
         batch = world.spoken if with_text else lambda r: without_text(world.spoken(r))
@@ -294,7 +297,7 @@ def monologue(world: World, seed: int, steps: int) -> dict[str, Any]:
 
 
 def steps_(world: World, seed: int, steps: int) -> dict[str, Any]:
-    """Depth weights per step, shared ones, and shared ones with as many parameters (table 6)."""
+    """Compare depth weights per step, shared ones, and shared ones with the same number of parameters (table 6)."""
     found = {}
     variants = (("per step", True, 96), ("shared", False, 96), ("shared, as many parameters", False, 480))
     for name, own, hidden in variants:
@@ -306,7 +309,7 @@ def steps_(world: World, seed: int, steps: int) -> dict[str, Any]:
 
 
 def forgetting(world: World, seed: int, steps: int) -> dict[str, Any]:
-    """Perplexity of written text after audio training with 0, 10 and 50 % of text steps, two optimiser states or one.
+    """Measure the perplexity of written text after audio training with 0, 10 and 50 % of text steps, one state or two.
 
     All runs have the same number of audio steps.
     """
@@ -345,7 +348,7 @@ SHOWN = {
 
 
 def plot(folder: Path) -> None:
-    """A bar for every variant, the mean of the seeds, and a dot for each of them; `learning.png`."""
+    """Draw `learning.png`: a bar for every variant, the mean of the seeds, and a dot for each seed."""
     from moshijax.report import plots
 
     found = {name: sorted(folder.glob(f"{name}.*.json")) for name in SHOWN}

@@ -1,8 +1,8 @@
-"""A training step on paper: memory per device, bytes over each link, time and MFU, for the tables of docs/scaling.md.
+"""Calculate memory per device, bytes over each link, time and MFU of a training step, for docs/scaling.md.
 
     python -m tools.studies.scaling --write docs/scaling.md
 
-Only arithmetic: nothing is compiled, and no device is needed. `moshijax plan` compiles the real step.
+This is only arithmetic: nothing is compiled, and no device is needed. `moshijax plan` compiles the real step.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from tools.pages import fill
 
 BF16, F32 = 2, 4
 MATMUL = 0.7  # share of the peak that matrix products alone reach; assumed
-AGAIN = 4 / 3  # arithmetic with layers computed again in the backward pass, over that without
+AGAIN = 4 / 3  # arithmetic with layers recomputed in the backward pass, over that without
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ H100_128 = Machine("128 H100", 128, 8, 989e12, 80e9, 450e9, 50e9)
 
 @dataclass(frozen=True)
 class Work:
-    """One step: rows of so many frames, in microbatches, over a mesh."""
+    """One step: its rows, their frames, its microbatches, and the mesh."""
 
     rows: int
     frames: int
@@ -92,7 +92,7 @@ class Model:
 
 
 def state_bytes(model: Model, moments: int = F32, text_steps: bool = True) -> dict[str, float]:
-    """Bytes of parameters, gradients and moments over all devices; `moments` bytes per value of a moment."""
+    """Return the bytes of parameters, gradients and moments on all devices, with `moments` bytes per moment."""
     return {
         "parameters": F32 * model.parameters,
         "gradients": F32 * model.parameters,
@@ -102,7 +102,7 @@ def state_bytes(model: Model, moments: int = F32, text_steps: bool = True) -> di
 
 
 def flops(model: Model, work: Work) -> float:
-    """Of a step, forward and backward: 6 per parameter outside tables and frame, and the attention in its window."""
+    """Return the FLOPs of a step: 6 per frame and parameter outside tables, and the attention in its window."""
     T, S = work.frames, min(work.frames, model.context)
     attended = S * S / 2 + (T - S) * S  # pairs of a row
     attention = 3 * 4 * model.dim * model.layers * attended * work.rows
@@ -110,7 +110,7 @@ def flops(model: Model, work: Work) -> float:
 
 
 def traffic(model: Model, machine: Machine, work: Work) -> dict[str, float]:
-    """Bytes that a device receives per step, by purpose; "near" from its group, "far" from others.
+    """Return the bytes that a device receives per step, by purpose; "near" from its group, "far" from others.
 
     Ring collectives: gathering or scattering n bytes over k devices moves n (k - 1) / k, an all-reduce twice that.
     Parameters are gathered in bfloat16 for the forward pass and again for the backward pass of each microbatch;
@@ -133,7 +133,7 @@ def traffic(model: Model, machine: Machine, work: Work) -> dict[str, float]:
 
 
 def times(model: Model, machine: Machine, work: Work) -> dict[str, float]:
-    """Seconds of arithmetic, of near and far traffic, and MFU if nothing and if everything of the traffic is hidden."""
+    """Return seconds of arithmetic, near and far traffic, and the MFU with none and with all of the traffic hidden."""
     moved, total = traffic(model, machine, work), flops(model, work)
     compute = total * AGAIN / (MATMUL * machine.flops * machine.devices)
     near, far = moved["near"] / machine.near, moved["far"] / machine.far
@@ -148,7 +148,7 @@ def times(model: Model, machine: Machine, work: Work) -> dict[str, float]:
 
 
 def memory(model: Model, machine: Machine, work: Work, moments: int = F32) -> dict[str, float]:
-    """Bytes per device: the state, and what a microbatch keeps between layers that are computed again."""
+    """Return the bytes per device: the state, and what a microbatch keeps between recomputed layers."""
     rows = work.rows / work.microbatches / (work.data * work.fsdp)
     state = sum(state_bytes(model, moments).values()) / (work.fsdp * work.tensor)
     return {"state": state, "activations": rows * work.frames * model.dim * BF16 * model.layers}

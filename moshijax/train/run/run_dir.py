@@ -11,11 +11,10 @@ from typing import Any
 from moshijax.config_json import differences, to_json
 from moshijax.errors import ConfigError
 from moshijax.train.experiment import FREE_ON_RESUME, ExperimentConfig
-from moshijax.weights.run import CHECKPOINTS, MODEL
+from moshijax.weights.run import CHECKPOINTS, CONFIG, METRICS, MODEL, RECIPE
 
-CONFIG, RECIPE, DATA = "config.json", "config.gin", "data.json"
-CHANGES = "changes.jsonl"
-METRICS, TENSORBOARD, NONFINITE = "metrics.jsonl", "tensorboard", "nonfinite.json"
+DATA, CHANGES = "data.json", "changes.jsonl"
+TENSORBOARD, NONFINITE = "tensorboard", "nonfinite.json"
 PROFILE = "profile"
 SHOWN_DIFFERENCES = 12
 

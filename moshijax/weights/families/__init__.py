@@ -13,7 +13,8 @@ from moshijax.weights.families.codec import CODEC
 from moshijax.weights.families.family import Family
 from moshijax.weights.families.lm import LANGUAGE_MODEL
 
-#: kind -> family. Published files are offered to them in this order.
+#: kind -> family. Published files are offered to them in this order; language models claim every config that is not
+#: a codec's, so that other families stand before them.
 FAMILIES: dict[str, Family] = {family.kind: family for family in (LANGUAGE_MODEL, CODEC)}
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -11,7 +10,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 
-from moshijax import codec
+from moshijax import codec, files
 from moshijax.codec.configs import MIMI
 from moshijax.codec.training import codec_variables
 from moshijax.errors import DataError
@@ -55,53 +54,50 @@ class CodecFamily(Family):
 
     # Published files
 
-    def claims(self, files: PublishedFiles) -> bool:
+    def claims(self, published: PublishedFiles) -> bool:
         """A codec's own config or tensors; or the config of a language model that names its codec."""
-        if files.of_transformers:
-            return files.fields["model_type"] == "mimi"
-        if not files.is_directory:
-            return is_codec(files.tensors())
-        if "seanet" in files.fields or isinstance(files.fields.get("mimi_name"), str):
+        if published.of_transformers:
+            return published.fields["model_type"] == "mimi"
+        if not published.is_directory:
+            return is_codec(published.tensors())
+        if "seanet" in published.fields or isinstance(published.fields.get("mimi_name"), str):
             return True
-        return is_codec(files.tensors()) if has_tensors(files.file) else not files.fields
+        return is_codec(published.tensors()) if has_tensors(published.file) else not published.fields
 
-    def open_published(self, files: PublishedFiles, config: codec.MimiConfig | None = None) -> OpenedModel:
-        if files.of_transformers:
-            return self._of_transformers(files, files.fields)
-        if not files.is_directory and of_transformers(files.tensors()):
-            return self._of_transformers(files, {"model_type": "mimi"})
-        file, fields, stated_in = files.file, {}, files.folder / CONFIG_FILE
-        if "seanet" in files.fields:
-            fields = files.fields
-        elif self._is_named(files):
-            return self.beside(files, config)
-        return self._file(file, config or (mimi_config(fields, str(stated_in)) if fields else MIMI), fields)
+    def open_published(self, published: PublishedFiles, config: codec.MimiConfig | None = None) -> OpenedModel:
+        if published.of_transformers:
+            return self._of_transformers(published, published.fields)
+        if not published.is_directory and of_transformers(published.tensors()):
+            return self._of_transformers(published, {"model_type": "mimi"})
+        if "seanet" in published.fields:
+            config = config or mimi_config(published.fields, str(published.folder / CONFIG_FILE))
+            return self._file(published.file, config, published.fields)
+        name = published.fields.get("mimi_name")
+        if isinstance(name, str) and (published.is_directory or name == published.path.name):
+            return self.beside(published, config)
+        return self._file(published.file, config or MIMI, {})
 
-    def beside(self, files: PublishedFiles, config: codec.MimiConfig | None = None) -> OpenedModel:
+    def beside(self, published: PublishedFiles, config: codec.MimiConfig | None = None) -> OpenedModel:
         """Open the codec that a language model's config names, with the config that it names for it."""
-        name = files.fields.get("mimi_config_name")
-        stated_in = files.folder / Path(name).name if isinstance(name, str) else None
+        name = published.fields.get("mimi_config_name")
+        stated_in = published.folder / Path(name).name if isinstance(name, str) else None
         fields = {} if stated_in is None else read_json(stated_in)
         if config is None:
             config = mimi_config(fields, str(stated_in)) if fields else MIMI
-        return self._file(files.folder / Path(files.fields["mimi_name"]).name, config, fields)
-
-    def _is_named(self, files: PublishedFiles) -> bool:
-        name = files.fields.get("mimi_name")
-        return isinstance(name, str) and (files.is_directory or name == files.path.name)
+        return self._file(published.folder / Path(published.fields["mimi_name"]).name, config, fields)
 
     def _file(self, path: Path, config: codec.MimiConfig, fields: Mapping[str, Any]) -> OpenedModel:
         file = open_tensors(path)
         return self.opened(config, kyutai.fused(file, str(path)), Provenance(kyutai.spelling(file), fields), path)
 
-    def _of_transformers(self, files: PublishedFiles, fields: Mapping[str, Any]) -> OpenedModel:
-        file, preprocessor = files.tensors(), files.preprocessor
+    def _of_transformers(self, published: PublishedFiles, fields: Mapping[str, Any]) -> OpenedModel:
+        file, preprocessor = published.tensors(), published.preprocessor
         config = huggingface_config.mimi_config(fields)
         huggingface_config.check_preprocessor(preprocessor, config)
         groups = huggingface.mimi_groups(config)
-        check_names_and_shapes(files.file, file.shapes, theirs(groups))
+        check_names_and_shapes(published.file, file.shapes, theirs(groups))
         provenance = Provenance("huggingface", fields, preprocessor=preprocessor)
-        return self.opened(config, Renamed(file, groups, reading=True), provenance, files.file)
+        return self.opened(config, Renamed(file, groups, reading=True), provenance, published.file)
 
     def write_published(
         self, model: OpenedModel, folder: Path, format: str, max_bytes: int | None, progress: Progress
@@ -117,10 +113,10 @@ class CodecFamily(Family):
         preprocessor = model.provenance.preprocessor or huggingface_config.published_preprocessor(
             fields["model_type"], model.config.sample_rate, {}
         )
-        writer.write_text(folder / PREPROCESSOR, json.dumps(preprocessor, indent=2) + "\n")
+        files.write_json(folder / PREPROCESSOR, preprocessor)
         tensors = self.spelled(model.tensors, model.config, format)
         writer.write(file, tensors, max_bytes, huggingface.METADATA, progress)
-        writer.write_text(stated_in, json.dumps(fields, indent=2) + "\n")
+        files.write_json(stated_in, fields)
 
     def write_file(
         self, model: OpenedModel, file: Path, stated_in: Path, format: str, max_bytes: int | None, progress: Progress
@@ -131,7 +127,7 @@ class CodecFamily(Family):
         fields = model.provenance.config
         if "seanet" not in fields or mimi_config(fields) != model.config:
             fields = published_mimi_config(model.config)
-        writer.write_text(stated_in, json.dumps(fields, indent=2) + "\n")
+        files.write_json(stated_in, fields)
 
     def spelled(self, tensors: Tensors, config: codec.MimiConfig, format: str) -> Tensors:
         """Return the published tensors under the names of a format; the MLX package has those of the released file."""

@@ -90,7 +90,7 @@ class Family(ABC):
     # Published files
 
     @abstractmethod
-    def claims(self, files: PublishedFiles) -> bool:
+    def claims(self, published: PublishedFiles) -> bool:
         """Return whether a model of this family is in the files.
 
         Raises:
@@ -98,11 +98,11 @@ class Family(ABC):
         """
 
     @abstractmethod
-    def open_published(self, files: PublishedFiles, config: Any = None) -> OpenedModel:
+    def open_published(self, published: PublishedFiles, config: Any = None) -> OpenedModel:
         """Open the model that was claimed.
 
         Args:
-          files: where it is.
+          published: where it is.
           config: of the model in a lone file; default: what the files say.
 
         Raises:

@@ -5,7 +5,6 @@ Tested in `tests/weights/test_lm.py`, `tests/weights/test_transfer.py` and `test
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -16,10 +15,10 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict
 
-from moshijax import lm
+from moshijax import files, lm
 from moshijax.errors import ConfigError, DataError
-from moshijax.lm.tokens import EOS, PAD
 from moshijax.lm.transforms import TRANSFORMS
+from moshijax.tokens import EOS, PAD
 from moshijax.weights import lora, writer
 from moshijax.weights.compare import Part, compare_numbers
 from moshijax.weights.families.codec import CODEC, is_codec
@@ -95,22 +94,22 @@ class LanguageModelFamily(Family):
 
     # Published files
 
-    def claims(self, files: PublishedFiles) -> bool:
+    def claims(self, published: PublishedFiles) -> bool:
         """A config that is not a codec's; without one, a lone file of other tensors than a codec's."""
-        if files.of_transformers:
-            return files.fields["model_type"] in huggingface_config.CODECS
-        if files.is_directory:
-            return bool(files.fields) and "seanet" not in files.fields
-        return not is_codec(files.tensors())
+        if published.of_transformers:
+            return published.fields["model_type"] in huggingface_config.CODECS
+        if published.is_directory:
+            return bool(published.fields) and "seanet" not in published.fields
+        return not is_codec(published.tensors())
 
-    def open_published(self, files: PublishedFiles, config: Any = None) -> OpenedModel:
-        if files.of_transformers:
-            return self._of_transformers(files)
-        if not files.is_directory:
-            return self._file(files.path, files.fields or _legacy_fields(files.tensors()))
-        file = files.folder / Path(str(files.fields.get("moshi_name", MODEL_FILE))).name
-        mimi = CODEC.beside(files) if files.named("mimi_name") else None
-        return replace(self._file(file, files.fields), codec=mimi, tokenizer=files.tokenizer)
+    def open_published(self, published: PublishedFiles, config: Any = None) -> OpenedModel:
+        if published.of_transformers:
+            return self._of_transformers(published)
+        if not published.is_directory:
+            return self._file(published.path, published.fields or _legacy_fields(published.tensors()))
+        file = published.folder / Path(str(published.fields.get("moshi_name", MODEL_FILE))).name
+        mimi = CODEC.beside(published) if published.named("mimi_name") else None
+        return replace(self._file(file, published.fields), codec=mimi, tokenizer=published.tokenizer)
 
     def _file(self, path: Path, fields: Mapping[str, Any]) -> OpenedModel:
         config, file = lm_config(fields), open_tensors(path)
@@ -138,9 +137,9 @@ class LanguageModelFamily(Family):
         adapter = path.parent / Path(str(fields.get("lora_name") or ADAPTER)).name
         return self.with_adapter(model, adapter) if fields.get("lora") else model
 
-    def _of_transformers(self, files: PublishedFiles) -> OpenedModel:
+    def _of_transformers(self, published: PublishedFiles) -> OpenedModel:
         """Open a model of Transformers, with the codec that is part of it."""
-        path, fields, file, preprocessor = files.file, files.fields, files.tensors(), files.preprocessor
+        path, fields, file, preprocessor = published.file, published.fields, published.tensors(), published.preprocessor
         config = huggingface_config.lm_config(fields)
         inner, prefix = huggingface_config.CODECS[fields["model_type"]]
         codec_config = huggingface_config.mimi_config(fields.get(inner, {}))
@@ -151,7 +150,7 @@ class LanguageModelFamily(Family):
         mimi = CODEC.opened(codec_config, Renamed(file, codec_groups, reading=True), codec_provenance, path)
         provenance = Provenance("huggingface", fields, preprocessor=preprocessor)
         model = self.opened(config, Renamed(file, groups, reading=True), provenance, path)
-        return replace(model, codec=mimi, tokenizer=files.tokenizer)
+        return replace(model, codec=mimi, tokenizer=published.tokenizer)
 
     def write_published(
         self, model: OpenedModel, folder: Path, format: str, max_bytes: int | None, progress: Progress
@@ -186,7 +185,7 @@ class LanguageModelFamily(Family):
         if fields.get("quantize"):
             tensors = kyutai.quantised(tensors, kyutai.linear_weights(tensors, held))
         writer.write(file, self.spelled(tensors, model.config, format), max_bytes, progress=progress)
-        writer.write_text(folder / CONFIG_FILE, json.dumps(fields, indent=2) + "\n")
+        files.write_json(folder / CONFIG_FILE, fields)
 
     def spelled(self, tensors: Tensors, config: lm.LMConfig, format: str) -> Tensors:
         """Return the published tensors under the names of a format of language models alone."""
@@ -218,9 +217,9 @@ class LanguageModelFamily(Family):
         preprocessor = model.provenance.preprocessor or huggingface_config.published_preprocessor(
             fields["model_type"], model.codec.config.sample_rate, model.provenance.config.get("stt_config", {})
         )
-        writer.write_text(folder / PREPROCESSOR, json.dumps(preprocessor, indent=2) + "\n")
+        files.write_json(folder / PREPROCESSOR, preprocessor)
         writer.write(folder / MODEL_FILE, tensors, max_bytes, huggingface.METADATA, progress)
-        writer.write_text(folder / CONFIG_FILE, json.dumps(fields, indent=2) + "\n")
+        files.write_json(folder / CONFIG_FILE, fields)
 
     # Adapters and the released form
 

@@ -14,8 +14,8 @@ from moshijax.codec import MimiConfig, QuantizerConfig, SeanetConfig
 from moshijax.errors import ConfigError
 from moshijax.lm import layouts
 from moshijax.lm.config import DepthConfig, LMConfig
-from moshijax.lm.tokens import EPAD, PAD
 from moshijax.nn.transformer import TransformerConfig
+from moshijax.tokens import EPAD, PAD
 
 ARCHITECTURES = {
     "mimi": "MimiModel",

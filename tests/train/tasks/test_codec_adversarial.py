@@ -33,28 +33,20 @@ from tests.train.support.models import (
     adversarial_experiment,
     adversarial_task,
     codec_experiment,
-    write_codec_data,
 )
 from tests.train.test_loop import Crash, assert_bit_equal, at_step, crash, numbers, state_at
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    path = tmp_path_factory.mktemp("codec") / "speech"
-    write_codec_data(path)
-    return path
+def experiment(codec_speech):
+    held_out = dataclasses.replace(codec_experiment(codec_speech).data, batch_size=2)
+    return adversarial_experiment(codec_speech, steps=20, eval_data=held_out, eval_batches=1, eval_every=10)
 
 
 @pytest.fixture(scope="module")
-def experiment(folder):
-    held_out = dataclasses.replace(codec_experiment(folder).data, batch_size=2)
-    return adversarial_experiment(folder, steps=20, eval_data=held_out, eval_batches=1, eval_every=10)
-
-
-@pytest.fixture(scope="module")
-def whole_run(folder, experiment):
-    train(experiment, folder / "whole")
-    return folder / "whole"
+def whole_run(codec_speech, experiment):
+    train(experiment, codec_speech / "whole")
+    return codec_speech / "whole"
 
 
 @pytest.fixture(scope="module")
@@ -184,37 +176,37 @@ def test_degenerate_clips_give_finite_steps(one_step, clip):
         assert np.isfinite(packed[:, 0]).all(), [n for n, p in zip(names, packed, strict=True) if not np.isfinite(p[0])]
 
 
-def test_a_run_starts_from_a_codec_without_discriminators_and_weight_norm(folder, run_dir):
-    plain = folder / "plain"
+def test_a_run_starts_from_a_codec_without_discriminators_and_weight_norm(codec_speech, run_dir):
+    plain = codec_speech / "plain"
     task = dataclasses.replace(adversarial_task(), loss=CodecLoss(), discriminators=None, weight_norm=False)
-    train(codec_experiment(folder, task=task, steps=2), plain)
+    train(codec_experiment(codec_speech, task=task, steps=2), plain)
     still = OptimizerConfig(learning_rate=0.0)
-    train(adversarial_experiment(folder, steps=1, log_every=1, init_from=str(plain), optimizer=still), run_dir)
+    train(adversarial_experiment(codec_speech, steps=1, log_every=1, init_from=str(plain), optimizer=still), run_dir)
     assert read_metrics(run_dir / "metrics.jsonl")[-1]["train/discriminator/loss"] > 0
     before, after = (load_run(path).params["params"] for path in (plain, run_dir))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), before, after)
 
 
 @pytest.mark.slow
-def test_microbatches_change_only_rounding(folder, tmp_path):
+def test_microbatches_change_only_rounding(codec_speech, tmp_path):
     """Without a balancer; with one, every part brings its own norms."""
     task = adversarial_task(mel=1.0, balancer=None)
     # A large eps: the codec sees discriminators that have moved, and Adam's first step turns rounding into signs.
     own = dict(task=task, discriminator_optimizer=OptimizerConfig(1e-2, weight_decay=0.0, eps=1e-3))
     for count in (1, 2):
-        experiment = adversarial_experiment(folder, **own, microbatches=count, steps=1, log_every=1)
+        experiment = adversarial_experiment(codec_speech, **own, microbatches=count, steps=1, log_every=1)
         train(experiment, tmp_path / str(count))
     ours, theirs = (read_metrics(tmp_path / n / "metrics.jsonl")[0] for n in ("1", "2"))
     for name in ("train/loss", "train/grad_norm", "train/discriminator/loss", "train/discriminator/grad_norm"):
         np.testing.assert_allclose(ours[name], theirs[name], rtol=1e-4)
 
 
-def test_refusals(folder, run_dir):
+def test_refusals(codec_speech, run_dir):
     with pytest.raises(ConfigError, match="discriminators need a loss weight"):
         CodecTask(CODEC, loss=CodecLoss(adversarial=1.0))
     with pytest.raises(ConfigError, match="a balancer needs a loss"):
         CodecLoss(mel=0.0, waveform=0.0, balancer=Balancer())
-    experiment = adversarial_experiment(folder)
+    experiment = adversarial_experiment(codec_speech)
     small = dataclasses.replace(experiment.data, num_samples=640)
     task = adversarial_task(mel=1.0)
     with pytest.raises(ConfigError, match="num_samples 640 is less than the longest window 1024"):
@@ -226,9 +218,9 @@ WAVE = 0.3 * np.sin(np.arange(6400) / 10 + np.arange(6400) ** 2 / 3e5).astype(np
 
 @pytest.fixture(scope="module")
 def published(whole_run, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("export") / "published"
-    export_weights(open_model(whole_run), folder, "kyutai")
-    return folder
+    codec_speech = tmp_path_factory.mktemp("export") / "published"
+    export_weights(open_model(whole_run), codec_speech, "kyutai")
+    return codec_speech
 
 
 def test_a_trained_codec_exports_to_the_published_format(whole_run, published):

@@ -9,6 +9,7 @@ import pytest
 
 from moshijax import data, lm
 from moshijax.errors import ConfigError, DataError
+from moshijax.tokens import ZERO
 from moshijax.train import sharding
 from moshijax.train.experiment import MeshConfig, OptimizerConfig, ParameterGroup
 from moshijax.train.feed import put
@@ -88,7 +89,7 @@ def test_a_batch_without_targets_has_loss_0_and_is_no_fault(folder):
         plan = plan_state(experiment.task, experiment, mesh)
         batch = experiment.task.sources(experiment)["audio"].batch(0)
         program = compile_step(experiment.task, experiment, plan, "audio", batch, mesh)
-        empty = {"codes": np.full_like(batch["codes"], lm.tokens.ZERO)}
+        empty = {"codes": np.full_like(batch["codes"], ZERO)}
         state, packed = program.run(plan.create(0), put(empty, batch_shardings(empty, mesh, 1)))
     sums = program.unpack(packed)
     assert sums["loss"] == (0.0, 1.0) and sums["nonfinite"][0] == 0 and sums["text_words/loss"] == (0.0, 0.0)
@@ -128,7 +129,7 @@ def test_held_out_text_has_the_perplexity_of_the_model_alone(folder, whole_run, 
     batches = [experiment.task.sources(experiment)["eval_text"].batch(n)["codes"] for n in range(3)]
     codes = np.concatenate(batches)
     nll = lm.score(LM, load_run(whole_run).params, codes, text_only=True).nll[:, 0]
-    valid = codes[:, 0] != lm.tokens.ZERO
+    valid = codes[:, 0] != ZERO
     assert line["eval_text/loss"] == pytest.approx(float((nll * valid).sum() / valid.sum()), rel=1e-5)
     assert line["eval_text/perplexity"] == pytest.approx(np.exp(line["eval_text/loss"]), rel=1e-5)
     assert "eval/loss" not in line and not any("audio" in name for name in line)
