@@ -75,9 +75,8 @@ def test_batches_divide_by_the_mesh_and_the_hardware_that_a_recipe_names(path) -
     assert math.prod(mesh.values()) == devices
     experiment = config.load(path)
     devices = mesh["data"] * mesh["fsdp"]
-    for data in (experiment.data, experiment.text_data):
-        if data is not None:
-            rows, rest = divmod(data.batch_size, experiment.microbatches)
-            assert rest == 0 and rows % devices == 0
-    for data in (experiment.eval_data, experiment.eval_text_data):  # in one piece
-        assert data is None or data.batch_size % devices == 0
+    for kind in experiment.step_kinds:
+        rows, rest = divmod(kind.data.batch_size, experiment.microbatches)
+        assert rest == 0 and rows % devices == 0
+    for kind in experiment.held_out:
+        assert kind.eval_data.batch_size % devices == 0  # in one piece

@@ -9,6 +9,7 @@ import click
 import numpy as np
 
 from moshijax.errors import ConfigError, DataError
+from moshijax.files import staged
 
 
 @click.group()
@@ -58,12 +59,13 @@ def encode(audio: str, codes: str, weights: str, num_codebooks: int | None, stre
         codes_BQT = np.concatenate(pieces, axis=2)
     else:
         codes_BQT = np.asarray(codec.encode(config, params, waveform_BN, num_codebooks=num_codebooks))
-    _save_npz(
-        Path(codes),
-        codes=codes_BQT.astype(np.int32),
-        samples=np.int64(waveform_BN.shape[1]),
-        sample_rate=np.int64(config.sample_rate),
-    )
+    with staged(Path(codes)) as partial, partial.open("wb") as file:
+        np.savez_compressed(
+            file,
+            codes=codes_BQT.astype(np.int32),
+            samples=np.int64(waveform_BN.shape[1]),
+            sample_rate=np.int64(config.sample_rate),
+        )
     channels, books, frames = codes_BQT.shape
     click.echo(
         f"wrote {codes}: {channels} channel(s), {books} codebooks, {frames} frames of {config.frame_size} samples"
@@ -144,24 +146,15 @@ def _check_out(path: str, suffix: str) -> None:
         raise ConfigError(f"cannot write {path}: its folder does not exist; create it first")
 
 
-def _save_npz(path: Path, **arrays: np.ndarray) -> None:
-    partial = path.with_name(path.stem + ".partial.npz")
-    try:
-        np.savez_compressed(partial, **arrays)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
 def _read_codes(path: Path) -> tuple[np.ndarray, int]:
     if not path.is_file():
         raise ConfigError(f"no codes file at {path}; check the path")
     try:
         with np.load(path, allow_pickle=False) as file:
             codes_BQT, samples = file["codes"], int(file["samples"])
-    except Exception as error:  # zip, header, missing key: all mean another or a damaged file
+    except Exception:  # zip, header, missing key: all mean another or a damaged file
         raise DataError(
-            f"{path} was not written by `moshijax codec encode` ({error}); encode the audio again"
+            f"{path} was not written by `moshijax codec encode`, or is damaged; encode the audio again"
         ) from None
     if codes_BQT.ndim != 3 or codes_BQT.dtype.kind not in "iu" or not codes_BQT.size:
         raise DataError(

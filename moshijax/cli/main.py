@@ -16,6 +16,7 @@ import click
 import moshijax
 from moshijax.cli.common import writable
 from moshijax.errors import MoshijaxError, Stopped
+from moshijax.files import is_out_of_space
 from moshijax.optional import EXTRA_OF, missing
 
 # In the order in which a user meets them. `moshijax.cli.<name>.command` is the click command; one without a module
@@ -39,8 +40,6 @@ STEPPING = ("quickstart", "data", "train", "eval")
 MALLOC = "GLIBC_TUNABLES"
 HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
-# No space left, quota exceeded, file size limit.
-NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 NO_ACCESS = (errno.EACCES, errno.EROFS, errno.EPERM)
 
 
@@ -89,8 +88,7 @@ def run(arguments: Sequence[str]) -> int:
     except (click.Abort, KeyboardInterrupt):
         return fail("interrupted; the same command continues the work", Stopped.exit_code)
     except MoshijaxError as error:
-        remedy = "; free some and run the same command again" if is_out_of_space(error) else ""
-        return fail(f"{error}{remedy}", error.exit_code)
+        return fail(error, error.exit_code)
     except ModuleNotFoundError as error:
         if error.name not in EXTRA_OF:
             raise
@@ -98,17 +96,10 @@ def run(arguments: Sequence[str]) -> int:
     except Exception as error:
         if is_out_of_space(error):
             where = f" while writing {error.filename}" if getattr(error, "filename", None) else ""
-            return fail(f"no space left on the device{where}; free some and run the same command again", 1)
+            return fail(f"no space left on the device{where}; free some space and run the same command again", 1)
         if isinstance(error, OSError) and error.errno in NO_ACCESS and error.filename:
             return fail(f"cannot open {error.filename}: {error.strerror}; choose another path", 1)
         raise
-
-
-def is_out_of_space(error: BaseException) -> bool:
-    """Also where a library (tensorstore, array_record, safetensors) has put the system's message into its own error."""
-    if isinstance(error, OSError) and error.errno in NO_SPACE:
-        return True
-    return any(os.strerror(number) in str(error) for number in NO_SPACE)
 
 
 def drop_unwritable_cache() -> None:

@@ -17,7 +17,7 @@ RECIPE_VARIABLE = "MOSHIJAX_PLAN_RECIPE"
 
 @click.command("plan", context_settings={"ignore_unknown_options": True})
 @click.argument("recipe")
-@click.option("--devices", type=click.IntRange(min=1), help="Number of devices. Default: those of the topology.")
+@click.option("--devices", type=click.IntRange(min=1), help="Number of devices. Default: that of the topology.")
 @click.option("--memory-gb", type=click.FloatRange(min=0, min_open=True), help="Memory of a device, in 10^9 bytes.")
 @click.option("--topology", help="A TPU slice to compile for, such as v5p-256 or v6e-64; needs libtpu.")
 @click.option("--device", "kind", help="Kind of device whose peak speed the times assume, such as h100.")

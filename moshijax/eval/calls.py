@@ -55,6 +55,7 @@ class Rate:
 
     @property
     def value(self) -> float:
+        """The quotient, NaN if nothing was played."""
         return self.hits / self.total if self.total else float("nan")
 
     def __str__(self) -> str:

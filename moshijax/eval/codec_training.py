@@ -33,8 +33,9 @@ class CodecEvaluator:
     """
 
     def __init__(self, experiment: ExperimentConfig, run_dir: Path) -> None:
-        self._clips = audio_batches(experiment.eval_data, experiment.seed).batch(0)["audio"]
-        items = read_recordings(experiment.eval_data.manifest).items[:ABX_RECORDINGS]
+        held_out = experiment.task.audio.eval_data
+        self._clips = audio_batches(held_out, experiment.seed).batch(0)["audio"]
+        items = read_recordings(held_out.manifest).items[:ABX_RECORDINGS]
         self._spoken = [item for item in items if phonemes_of(item)]
         self._page = run_dir / "evaluation.html"
 

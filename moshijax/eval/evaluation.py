@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib import metadata
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import moshijax
-from moshijax import optional
+from moshijax import files, optional
 from moshijax.errors import MoshijaxError
 from moshijax.report.page import Page
 
@@ -115,7 +114,7 @@ def run(evaluation: Evaluation, out: Path, progress: ProgressFn = silent) -> Res
         raise MoshijaxError(f"cannot create {out}: {error.strerror}; choose another folder") from None
     results = evaluation.run(out, progress)
     content = {"values": results.values, "notes": results.notes, "provenance": results.provenance}
-    (out / RESULTS).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    files.write_json(out / RESULTS, content)
     write_page(results, out / REPORT)
     return results
 
@@ -137,15 +136,15 @@ def write_page(results: Results, path: Path) -> None:
         page.text(note)
     if results.provenance:
         page.section("Provenance", "What these figures depend on; results.json holds the same.")
-        page.table(("", ""), _rows(results.provenance))
+        page.table(("", "", ""), _rows(results.provenance))
     page.write(path)
 
 
-def _rows(provenance: dict[str, Any]) -> list[tuple[str, str]]:
+def _rows(provenance: dict[str, Any]) -> list[tuple[str, str, str]]:
     rows = []
     for name, value in provenance.items():
         parts = value.items() if isinstance(value, dict) else [("", value)]
-        rows += [(f"{name} {part}".strip(), str(entry)) for part, entry in parts]
+        rows += [("" if n else name, part, str(entry)) for n, (part, entry) in enumerate(parts)]
     return rows
 
 

@@ -14,18 +14,21 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from moshijax.data.manifest import Item, read_manifest
+from moshijax.data.records import digest
 from moshijax.data.transcript import SPEAKERS, read_sidecar
 from moshijax.errors import ConfigError, DataError
 from moshijax.eval import calls as scores
 from moshijax.eval import spoken_qa_report
 from moshijax.eval.calls import HeldOutCall
 from moshijax.eval.evaluation import Evaluation, ProgressFn, Results, silent
+from moshijax.files import staged, write_json
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
 
-    from moshijax.runtime.play import Call, Timing
-    from moshijax.runtime.rows import Program
+    from moshijax.runtime.artifact import Artifact
+    from moshijax.runtime.hosting import Call
+    from moshijax.runtime.play import Timing
 
 CALLS, RECORDINGS, REPLY = "calls.json", "recordings.npz", "reply.wav"
 LIVE_REPEATS = 8  # times that the timed live call hears its question
@@ -61,15 +64,17 @@ class SpokenQA(Evaluation):
 
     def run(self, out: Path, progress: ProgressFn = silent) -> Results:
         """See `Evaluation.run`; `calls.json`, `recordings.npz` and `reply.wav`, one live call, are written to `out`."""
-        from moshijax.runtime import artifact
+        from moshijax.runtime import manifest
 
         played = play(self, out / REPLY, progress)
         played.save(out)
         results = spoken_qa_report.results(f"Spoken questions to {self.artifact}", played)
         results.values = dict(flat(played.figures))
-        sampling = artifact.read(self.artifact)["sampling"]["defaults"]
-        model = hashlib.sha256((Path(self.artifact) / artifact.MANIFEST).read_bytes()).hexdigest()
-        results.provenance = self.provenance(model, {"calls": read_manifest(self.calls).sha256}, sampling=sampling)
+        sampling = manifest.read(self.artifact)["sampling"]["defaults"]
+        model = hashlib.sha256((Path(self.artifact) / manifest.MANIFEST).read_bytes()).hexdigest()
+        asked = digest([(question.item.id, question.meta) for question in read_questions(self.calls)])
+        data = {"calls": read_manifest(self.calls).sha256, "questions": asked}
+        results.provenance = self.provenance(model, data, sampling=sampling)
         return results
 
 
@@ -111,12 +116,14 @@ class PlayedCalls:
         return self.frame_size / self.sample_rate
 
     def save(self, folder: Path) -> None:
-        """Write `calls.json` and `recordings.npz`."""
-        np.savez_compressed(
-            folder / RECORDINGS,
-            step_seconds=self.step_seconds,
-            **{f"{name}_{n}": value for n in self.shown for name, value in self.recordings[n]._asdict().items()},
-        )
+        """Write `calls.json` and `recordings.npz`.
+
+        Raises:
+          MoshijaxError: a file cannot be written.
+        """
+        recorded = {f"{name}_{n}": value for n in self.shown for name, value in self.recordings[n]._asdict().items()}
+        with staged(folder / RECORDINGS) as partial, partial.open("wb") as file:
+            np.savez_compressed(file, step_seconds=self.step_seconds, **recorded)
         saved = {
             "shown": self.shown,
             "calls": [dataclasses.asdict(call) for call in self.calls],
@@ -125,7 +132,7 @@ class PlayedCalls:
             "frame_size": self.frame_size,
             "figures": self.figures,
         }
-        (folder / CALLS).write_text(json.dumps(saved, indent=1) + "\n", encoding="utf-8")
+        write_json(folder / CALLS, saved)
 
     @classmethod
     def load(cls, folder: Path) -> PlayedCalls:
@@ -192,14 +199,15 @@ def play(settings: SpokenQA, reply: Path, progress: ProgressFn = silent) -> Play
       ConfigError: the artifact does not run here, or does not converse.
       DataError: artifact or recordings are damaged.
     """
-    from moshijax.runtime import artifact, audio, rows
-    from moshijax.runtime import play as runtime
+    from moshijax import runtime
+    from moshijax.runtime import audio, manifest
+    from moshijax.runtime import play as calls
 
     questions = read_questions(settings.calls)
-    manifest = artifact.read(settings.artifact)
-    if any("pcm" not in manifest[side]["step"] for side in ("inputs", "outputs")):
+    description = manifest.read(settings.artifact)
+    if any("pcm" not in description[side]["step"] for side in ("inputs", "outputs")):
         raise ConfigError(f"{settings.artifact} does not both listen and speak; give the artifact of a conversation")
-    sample_rate, frame_size = manifest["audio"]["sample_rate"], manifest["audio"]["frame_size"]
+    sample_rate, frame_size = description["audio"]["sample_rate"], description["audio"]["frame_size"]
     users = [audio.read_channel(question.item.audio, sample_rate, "right") for question in questions]
     asked = [n for n, question in enumerate(questions) if question.meta["kind"] == "question"][: settings.controls]
     if settings.untrained is None:
@@ -208,26 +216,27 @@ def play(settings: SpokenQA, reply: Path, progress: ProgressFn = silent) -> Play
     every = frames + sum(len(users[n]) // frame_size for n in asked)
 
     progress(0, None, "compiling")
-    program = rows.load(settings.artifact, max(manifest["batches"]), settings.platform)
-    played, _ = runtime.play(program, users, progress=lambda done, total: progress(done, every, "frames"))
-    results = [result(program, question, call) for question, call in zip(questions, played, strict=True)]
+    model = runtime.load(settings.artifact, settings.platform)
+    rows = runtime.Rows(model, max(description["batches"]), prompts=False)
+    played, _ = calls.play(rows, users, progress=lambda done, total: progress(done, every, "frames"))
+    results = [result(model, question, call) for question, call in zip(questions, played, strict=True)]
 
     untrained = None
     if settings.untrained is not None:
-        control = rows.load(settings.untrained, max(artifact.read(settings.untrained)["batches"]), settings.platform)
-        before, _ = runtime.play(
-            control,
+        control = runtime.load(settings.untrained, settings.platform)
+        before, _ = calls.play(
+            runtime.Rows(control, max(control.manifest["batches"]), prompts=False),
             [users[n] for n in asked],
             progress=lambda done, total: progress(frames + done, every, "frames"),
         )
         untrained = tuple(result(control, questions[n], call) for n, call in zip(asked, before, strict=True))
 
     progress(every, every, "one live call")
-    live = rows.load(settings.artifact, min(manifest["batches"]), settings.platform)
+    live = runtime.Rows(model, min(description["batches"]), prompts=False)
     shown = choose(results, settings.shown)
     heard = users[shown[0]]
-    (answer, *_), timing = runtime.play(live, [heard, np.tile(heard, LIVE_REPEATS)])
-    audio.write(reply, runtime.stereo(live, answer), sample_rate)
+    (answer, *_), timing = calls.play(live, [heard, np.tile(heard, LIVE_REPEATS)])
+    audio.write(reply, calls.stereo(model, answer), sample_rate)
     return PlayedCalls(
         tuple(results),
         untrained,
@@ -240,11 +249,11 @@ def play(settings: SpokenQA, reply: Path, progress: ProgressFn = silent) -> Play
     )
 
 
-def result(program: Program, question: Question, played: Call) -> HeldOutCall:
+def result(model: Artifact, question: Question, played: Call) -> HeldOutCall:
     """Return what was asked and answered in one call."""
-    from moshijax.runtime.play import words_of
+    from moshijax.runtime.text import words_of
 
-    words = words_of(program, played.text_tokens)
+    words = words_of(model, played.text_tokens)
     meta = question.meta
     delay = None
     if words and question.user_end is not None:

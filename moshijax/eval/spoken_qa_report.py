@@ -128,7 +128,7 @@ def figures(page: Page, played: PlayedCalls) -> None:
         controls.insert(0, ("the same model before training, exact answers", of(found["untrained"]["exact"])))
     page.table(("control", "result"), controls)
     page.text(
-        "Shuffled questions: the share of exact answers when every answer is held against another call's question."
+        "Shuffled questions: the share of exact answers when every answer is compared with another call's question."
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,11 @@ from moshijax.quickstart.settings import Folder, Settings
 from moshijax.quickstart.stages import done
 from moshijax.report import plots
 from moshijax.report.page import Page
+from moshijax.report.run import panels_of
+from moshijax.weights.run import METRICS
+
+#: Panels of a run's page that are shown here.
+PANELS = ("Loss", "Text", "Audio, by codebook", "Parts of the loss", "Accuracy", "Use of codebooks, as entropy")
 
 
 def next_commands(settings: Settings, folder: Folder) -> list[str]:
@@ -89,30 +94,12 @@ def _spectrograms(page: Page, folder: Folder, played: PlayedCalls) -> None:
 def _losses(page: Page, folder: Folder) -> None:
     from moshijax.train.run.metrics import read_metrics
 
-    page.section("Training", "Loss per stream, and what else the runs measured.")
+    page.section("Training", "Losses, accuracies and use of codebooks while the models were trained.")
     for name, run in (("codec's ear", folder.hearing), ("codec", folder.codec), ("language model", folder.moshi)):
-        metrics = read_metrics(run / "metrics.jsonl")
-        page.figure(plots.loss_curves(metrics, panels(metrics)), f"Training of the {name}, against its steps.")
-
-
-def panels(metrics: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, str]]:
-    """Return the curves of a run by panel: losses, losses of streams or parts, accuracies, and use of codebooks."""
-    names = [name for name in dict.fromkeys(n for line in metrics for n in line) if name.startswith("train")]
-    found: dict[str, dict[str, str]] = {"loss": {}, "loss by part": {}, "accuracy": {}, "codebook usage": {}}
-    for name in names:
-        label = name.split("/", 1)[1]
-        if label == "loss":
-            found["loss"][name] = "train" if name.startswith("train/") else "text-only steps"
-        elif label.endswith("/accuracy"):
-            found["accuracy"][name] = label.removesuffix("/accuracy")
-        elif "entropy" in label:
-            found["codebook usage"][name] = label
-        elif label.endswith("/loss") or label.endswith("_loss") or label in CODEC_PARTS:
-            found["loss by part"][name] = label.removesuffix("/loss").removesuffix("_loss")
-    return {title: curves for title, curves in found.items() if curves}
-
-
-CODEC_PARTS = ("mel", "waveform", "distillation", "commitment", "reconstruction")
+        metrics = read_metrics(run / METRICS)
+        found = panels_of(metrics)
+        curves = {title: found[title] for title in PANELS if title in found}
+        page.figure(plots.loss_curves(metrics, curves), f"Training of the {name}, against its steps.")
 
 
 def _stages(page: Page, markers: Mapping[str, Mapping[str, Any] | None], titles: Mapping[str, str]) -> None:

@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from moshijax.files import write_json
 from moshijax.quickstart import world
 from moshijax.quickstart.settings import BATCHES, PLATFORMS, Folder, Settings
-from moshijax.quickstart.stages import Stage, write_json
+from moshijax.quickstart.stages import Stage
 
 if TYPE_CHECKING:
     from moshijax.data.synthesis import Dialogue, SynthesisResult
@@ -23,6 +24,7 @@ TEXT_PIECES = 120
 
 
 def synthesize(settings: Settings, folder: Folder, tell: ProgressFn) -> Mapping[str, Any]:
+    """Speak the codec's recordings, the training calls and the held-out calls."""
     from moshijax.data.synthesis import synthesize
 
     trained, heldout = world.load()
@@ -52,6 +54,7 @@ def synthesize(settings: Settings, folder: Folder, tell: ProgressFn) -> Mapping[
 
 
 def tokenizer(settings: Settings, folder: Folder, tell: ProgressFn) -> Mapping[str, Any]:
+    """Train the text pieces on the answers, and write the answers out for text-only steps."""
     from moshijax.data.text import train_tokenizer
 
     answers = [answer for _, answer in world.load()[0].questions]
@@ -64,6 +67,7 @@ def tokenizer(settings: Settings, folder: Folder, tell: ProgressFn) -> Mapping[s
 
 
 def teacher(settings: Settings, folder: Folder, tell: ProgressFn) -> Mapping[str, Any]:
+    """Compute the phonetic features that the codec's semantic level is distilled from."""
     from moshijax.data.manifest import read_manifest
     from moshijax.data.teacher import compute_features
 
@@ -76,23 +80,25 @@ def teacher(settings: Settings, folder: Folder, tell: ProgressFn) -> Mapping[str
 
 
 def codec_experiment(settings: Settings, folder: Folder, recipe: str, *more: str) -> ExperimentConfig:
+    """Return the experiment of a codec recipe on the data of this run; `more` are further overrides."""
     from moshijax import config
 
     here = (
-        f"data.manifest={str(folder.speech / 'manifest.jsonl')!r}",
-        f"data.teacher={str(folder.speech / 'teacher')!r}",
+        f"task.audio.data.manifest={str(folder.speech / 'manifest.jsonl')!r}",
+        f"task.audio.data.teacher={str(folder.speech / 'teacher')!r}",
         f"seed={settings.seed}",
     )
     return config.load(recipe, (*here, *more, *settings.codec_overrides))
 
 
 def lm_experiment(settings: Settings, folder: Folder) -> ExperimentConfig:
+    """Return the experiment of the language model on the data of this run."""
     from moshijax import config
 
     here = (
-        f"data.paths=({str(folder.grids)!r},)",
+        f"task.audio.data.paths=({str(folder.grids)!r},)",
         f"task.tokenizer={str(folder.tokenizer)!r}",
-        f"text_data.path={str(folder.texts)!r}",
+        f"task.text.data.path={str(folder.texts)!r}",
         f"seed={settings.seed}",
     )
     return config.load(settings.lm_recipe, (*here, *settings.lm_overrides))
@@ -102,6 +108,7 @@ def _train(experiment: ExperimentConfig, run_dir: Path, tell: ProgressFn) -> Map
     from moshijax import config
     from moshijax.train.loop import train
     from moshijax.train.run.metrics import read_metrics
+    from moshijax.weights.run import METRICS
 
     loss = ""
 
@@ -113,20 +120,23 @@ def _train(experiment: ExperimentConfig, run_dir: Path, tell: ProgressFn) -> Map
 
     tell(0, experiment.steps, "steps  compiling")
     train(experiment, run_dir, recipe=config.dump(experiment), progress=progress)
-    lines = read_metrics(run_dir / "metrics.jsonl")
+    lines = read_metrics(run_dir / METRICS)
     return {"steps": experiment.steps, "last": lines[-1] if lines else {}}
 
 
 def train_hearing(settings: Settings, folder: Folder, tell: ProgressFn) -> Mapping[str, Any]:
+    """Train the codec's encoder alone."""
     return _train(codec_experiment(settings, folder, settings.hearing_recipe), folder.hearing, tell)
 
 
 def train_codec(settings: Settings, folder: Folder, tell: ProgressFn) -> Mapping[str, Any]:
+    """Train the codec, starting from its encoder."""
     experiment = codec_experiment(settings, folder, settings.codec_recipe, f"init_from={str(folder.hearing)!r}")
     return _train(experiment, folder.codec, tell)
 
 
 def prepare(settings: Settings, folder: Folder, tell: ProgressFn) -> Mapping[str, Any]:
+    """Encode the training calls into grids."""
     from moshijax.data.encoder import CodecEncoder
     from moshijax.data.manifest import read_manifest
     from moshijax.data.prepare import prepare
@@ -142,10 +152,12 @@ def prepare(settings: Settings, folder: Folder, tell: ProgressFn) -> Mapping[str
 
 
 def train_moshi(settings: Settings, folder: Folder, tell: ProgressFn) -> Mapping[str, Any]:
+    """Train the language model."""
     return _train(lm_experiment(settings, folder), folder.moshi, tell)
 
 
 def load_tokenizer(folder: Folder) -> Tokenizer:
+    """Load the text pieces of this run."""
     from moshijax.data.text import Tokenizer
 
     return Tokenizer.load(folder.tokenizer)
@@ -197,6 +209,7 @@ def play_calls(settings: Settings, folder: Folder, tell: ProgressFn) -> Mapping[
 
 
 def report(settings: Settings, folder: Folder, tell: ProgressFn) -> Mapping[str, Any]:
+    """Write the page."""
     from moshijax.quickstart import page
 
     page.write(settings, folder, {stage.name: stage.title for stage in STAGES})

@@ -65,10 +65,12 @@ class Folder:
 
     @property
     def heldout(self) -> Path:
+        """The calls that no model is trained on."""
         return self.path / "heldout_calls"
 
     @property
     def tokenizer(self) -> Path:
+        """The text pieces."""
         return self.path / "tokenizer.model"
 
     @property
@@ -83,22 +85,27 @@ class Folder:
 
     @property
     def codec(self) -> Path:
+        """The run of the whole codec."""
         return self.path / "codec"
 
     @property
     def grids(self) -> Path:
+        """The training calls, encoded."""
         return self.path / "grids"
 
     @property
     def moshi(self) -> Path:
+        """The run of the language model."""
         return self.path / "moshi"
 
     @property
     def artifact(self) -> Path:
+        """The exported streaming step."""
         return self.path / "artifact"
 
     @property
     def untrained_artifact(self) -> Path:
+        """The same of the model before its training, as a control."""
         return self.path / "calls" / "untrained_artifact"
 
     @property
@@ -108,10 +115,12 @@ class Folder:
 
     @property
     def reply(self) -> Path:
+        """One live call."""
         return self.path / "reply.wav"
 
     @property
     def report(self) -> Path:
+        """The page."""
         return self.path / "report.html"
 
     @property

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import moshijax
-from moshijax.errors import ConfigError, DataError, MoshijaxError
+from moshijax.errors import ConfigError, DataError
+from moshijax.files import write_json
 from moshijax.quickstart.settings import Folder, Settings
 
 if TYPE_CHECKING:
@@ -28,21 +27,6 @@ class Stage:
     name: str
     title: str
     work: Callable[[Settings, Folder, ProgressFn], Mapping[str, Any]]
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Written whole or not at all."""
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        with partial.open("w", encoding="utf-8") as file:
-            json.dump(value, file, indent=1)
-            file.write("\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise MoshijaxError(f"cannot write {path}: {error.strerror}; free some space and run it again") from None
 
 
 def claim(settings: Settings, folder: Folder) -> None:

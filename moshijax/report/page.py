@@ -5,14 +5,13 @@ from __future__ import annotations
 import base64
 import html
 import io
-import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from moshijax.errors import MoshijaxError
+from moshijax import files
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -160,14 +159,7 @@ class Page:
         Raises:
           MoshijaxError: the file cannot be written.
         """
-        path = Path(path)
-        partial = path.with_name(f".{path.name}.partial")
-        try:
-            partial.write_text(self.render(), encoding="utf-8")
-            os.replace(partial, path)
-        except OSError as error:
-            partial.unlink(missing_ok=True)
-            raise MoshijaxError(f"cannot write {path}: {error.strerror}; choose another folder or free space") from None
+        files.write(Path(path), self.render())
 
 
 def _verdict(good: bool | None) -> str:

@@ -124,11 +124,11 @@ def token_grid(
     groups: Mapping[str, Int[np.ndarray, "Q T"]],
     card: int,
     frame_seconds: float,
-    sample_rate: int,
     text: Sequence[str] = (),
     epad: Sequence[bool] = (),
     words: Sequence[tuple[str, float, float]] = (),
     audio: Mapping[str, Float[np.ndarray, " N"]] | None = None,
+    sample_rate: int | None = None,
 ) -> Figure:
     """Draw the token grid of a call: the text row above the codes of each speaker, and optional spectrograms.
 
@@ -136,11 +136,11 @@ def token_grid(
       groups: speaker -> codes [Q, T], negative where there are none.
       card: number of different codes.
       frame_seconds: duration of a frame.
-      sample_rate: of `audio`, in Hz.
       text: the piece of every frame, "" for padding.
       epad: true where the padding ends.
       words: (word, start, end) in seconds, written over the grid.
       audio: name -> waveform.
+      sample_rate: of `audio`, in Hz.
     """
     audio = audio or {}
     frames = next(iter(groups.values())).shape[1]

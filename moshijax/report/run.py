@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from moshijax import optional
 from moshijax.report.page import Page
 from moshijax.weights.run import CONFIG, METRICS, RECIPE
+
+log = logging.getLogger(__name__)
 
 PAGE = "report.html"
 
@@ -86,6 +90,35 @@ def write_run_page(run_dir: str | Path) -> Path:
         page.commands((run_dir / RECIPE).read_text(encoding="utf-8").splitlines())
     page.write(run_dir / PAGE)
     return run_dir / PAGE
+
+
+class PageWriter:
+    """Writes the page of a run in a thread; a request while one is being written is dropped."""
+
+    def __init__(self, run_dir: str | Path, write: Callable[[Path], object] = write_run_page) -> None:
+        self._run_dir = Path(run_dir)
+        self._make: Callable[[Path], object] | None = write
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="report")
+        self._last: Future | None = None
+
+    def _once(self) -> None:
+        try:
+            self._make(self._run_dir)
+        except Exception as error:  # the numbers are in metrics.jsonl; a page is not worth the run
+            log.warning("no report: %s", error)
+            self._make = None
+
+    def write(self) -> None:
+        """Ask for the page."""
+        if self._make is not None and (self._last is None or self._last.done()):
+            self._last = self._pool.submit(self._once)
+
+    def close(self) -> None:
+        """Write the last page, with everything."""
+        if self._last is not None:
+            self._last.result()
+        self.write()
+        self._pool.shutdown(wait=True)
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:

@@ -25,14 +25,14 @@ from moshijax.train.loop import train
 from moshijax.train.run.metrics import read_metrics, readable_evaluation
 from moshijax.weights import load_mimi
 from tests.codec.small import filled, noise
-from tests.train.support.models import CODEC, codec_experiment
+from tests.train.support.models import CODEC, codec_experiment, with_audio
 
 
 @pytest.fixture(scope="module")
 def run(codec_speech):
     """Five steps with evaluations after three of them and at the end, as the command line runs them."""
     experiment = codec_experiment(codec_speech, steps=5, eval_batches=1, eval_every=3, log_every=1)
-    experiment = dataclasses.replace(experiment, eval_data=dataclasses.replace(experiment.data, batch_size=2))
+    experiment = with_audio(experiment, eval_data=dataclasses.replace(experiment.task.audio.data, batch_size=2))
     train(experiment, codec_speech / "run", evaluators=evaluators_of(experiment, codec_speech / "run"))
     return codec_speech / "run"
 

@@ -12,7 +12,8 @@ import soundfile
 from moshijax.eval import spoken_qa
 from moshijax.eval.calls import HeldOutCall
 from moshijax.eval.spoken_qa import PlayedCalls, SpokenQA
-from moshijax.runtime.play import Call, Timing
+from moshijax.runtime.hosting import Call
+from moshijax.runtime.play import Timing
 
 RATE, FRAME = 24_000, 1920
 
@@ -107,7 +108,8 @@ def test_a_command_plays_questions_to_an_artifact(questions, artifact_dir, tmp_p
     assert found["values"]["silent_answered/total"] == 1 and "groups/all/exact/total 2" in out
     manifest = json.loads((artifact_dir / "artifact.json").read_text())
     assert found["provenance"]["sampling"] == manifest["sampling"]["defaults"]
-    assert found["provenance"]["data"]["calls"] and len(found["provenance"]["model"]) == 64
+    hashes = [found["provenance"]["model"], *found["provenance"]["data"].values()]
+    assert [len(sha) for sha in hashes] == [64, 64, 64] and len(set(hashes)) == 3
     played = PlayedCalls.load(tmp_path)
     assert [call.asked for call in played.calls] == ["how is it", "who is it", "well", ""]
     assert len(played.untrained) == 1 and set(played.recordings) == set(played.shown)

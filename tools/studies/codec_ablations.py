@@ -39,7 +39,7 @@ VARIANTS = {
         PLAIN,
         CONTINUED,
         "--gin.steps=200",
-        "--gin.data.batch_size=4",
+        "--gin.task.audio.data.batch_size=4",
         "--gin.optimizer.learning_rate=8e-4",
     ],
 }
@@ -90,7 +90,8 @@ def run(out: Path, name: str, heldout: Path) -> dict[str, float]:
     run_dir, report = folder(out, "runs", name), folder(out, f"reports_{heldout.name}", name)
     if not (report / "results.json").exists():
         recipe, *overrides = (word.format(runs=out / "runs") for word in VARIANTS[name])
-        data = [f"--gin.data.manifest={out / 'speech'}", f"--gin.data.teacher={out / 'speech' / 'teacher'}"]
+        field = "--gin.task.audio.data"
+        data = [f"{field}.manifest={out / 'speech'}", f"{field}.teacher={out / 'speech' / 'teacher'}"]
         moshijax("train", recipe, "--run-dir", run_dir, *data, *overrides)
         where = [
             f"--gin.evaluation.codec={run_dir}",

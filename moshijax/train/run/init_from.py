@@ -34,7 +34,7 @@ from moshijax.weights.run import is_run, model_shapes, read_model
 def starting_point(
     experiment: ExperimentConfig, task: Task, plan: StatePlan, mesh: Mesh
 ) -> Callable[[TrainState], TrainState]:
-    """Check what `init_from` and `init_transforms` name; the function that puts those parameters into a new state.
+    """Check what `init_from` and `init_transforms` name; return a function that puts it into a new state.
 
     Nothing is read but names and shapes, so that what does not fit is found before anything is compiled.
 
@@ -64,7 +64,7 @@ def _check_family(path: str, found: Family, wanted: Family) -> None:
 def _transformed_start(
     path: str, family: Family, names: Sequence[str], task: Task, plan: StatePlan, mesh: Mesh
 ) -> Callable[[TrainState], TrainState]:
-    """Start from a language model, through transforms; every process reads what its devices hold."""
+    """Return the start from a language model, through transforms; every process reads what its devices hold."""
     transforms = [family.transforms[name] for name in names]
     config: LMConfig = task.model_config()
     if is_run(path):
@@ -134,7 +134,10 @@ def _with(state: TrainState, task: Task, params: Any, model_state: Any) -> Train
 
 
 def _plain_start(path: str, family: Family, task: Task, plan: StatePlan) -> Callable[[TrainState], TrainState]:
-    """Start from a run, or from published weights; what is auxiliary stays newly initialised where nothing fits."""
+    """Return the start from a run with all that it has learnt, or from published weights.
+
+    What only training uses stays newly initialised where nothing there fits.
+    """
     if is_run(path):
         return lambda state: _with(state, task, *_of_run(path, state, task, plan))
     model = open_model(path)
@@ -158,12 +161,12 @@ def _plain_start(path: str, family: Family, task: Task, plan: StatePlan) -> Call
 
 
 def _of_run(path: str, state: TrainState, task: Task, plan: StatePlan) -> tuple[Any, Any]:
-    """Its parameters in the form that this task trains, with weight norm or without, whatever that run had."""
+    """Read what a run has learnt, in the form that this task trains (with weight norm or without)."""
     model = read_model(path).variables
     model, found = {**model, "params": task.training_form(model["params"])}, {}
     for part, tree in model.items():
         own, there = flatten_dict(getattr(state, part), sep="/"), flatten_dict(tree, sep="/")
-        for name in filter(task.auxiliary, {*own, *there}):
+        for name in filter(task.training_only, {*own, *there}):
             fits = name in own and name in there and own[name].shape == there[name].shape
             there[name] = there[name] if fits else own.get(name)
         found[part] = unflatten_dict({name: leaf for name, leaf in there.items() if leaf is not None}, sep="/")

@@ -19,7 +19,7 @@ from moshijax.weights.opening import open_model
 from moshijax.weights.run import load_run
 from moshijax.weights.transfer import export_weights
 from tests.train.support.devices import run_on_devices
-from tests.train.support.models import CODEC, codec_experiment, write_codec_data
+from tests.train.support.models import CODEC, batches_of, codec_experiment, with_audio, write_codec_data
 from tests.train.test_loop import Crash, assert_bit_equal, at_step, crash, numbers, state_at
 
 
@@ -72,7 +72,7 @@ def test_init_from_a_published_codec(codec_speech, whole_run, run_dir, tmp_path)
     export_weights(open_model(whole_run), tmp_path / "published", "kyutai")
     train(codec_experiment(codec_speech, init_from=str(tmp_path / "published"), steps=1, log_every=1), run_dir)
     first, late = (read_metrics(path / "metrics.jsonl")[0 - (path == whole_run)] for path in (run_dir, whole_run))
-    # The codec goes on where it was; the head that estimates the teacher starts afresh.
+    # The codec continues where it was; the head that estimates the teacher starts afresh.
     assert first["train/mel/loss"] < 1.1 * late["train/mel/loss"]
     assert first["train/distillation/loss"] > 1.1 * late["train/distillation/loss"]
 
@@ -82,10 +82,12 @@ def test_every_loss_has_its_gradient_norm(codec_speech, whole_run):
     experiment = codec_experiment(codec_speech, steps=40)
     settings = QuantizerTraining(dropout=False, quantization_rate=1.0)
     task = dataclasses.replace(experiment.task, quantizer=settings, loss=CodecLoss(latent_distillation=2.0))
-    state, batch = state_at(whole_run, 40, experiment), task.sources(experiment)["audio"].batch(0)
+    state, batch = state_at(whole_run, 40, experiment), batches_of(experiment, "audio").batch(0)
     key, rows = jax.random.key(0), jnp.arange(8)
-    denominators = task.denominators("audio", batch)
-    parts = jax.jit(lambda p: task.loss_parts("audio", p, state.model_state, {**batch, "row": rows}, denominators, key))
+    denominators = task.denominators("generator", batch)
+    parts = jax.jit(
+        lambda p: task.loss_parts("generator", p, state.model_state, {**batch, "row": rows}, denominators, key)
+    )
     sums = parts(state.params).sums
     variables = {"params": state.params, "codebooks": state.model_state}
     out = training.forward(CODEC, settings, variables, batch["audio"], key)
@@ -138,17 +140,16 @@ def test_codebooks_are_the_same_on_8_devices(codec_speech):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"data": {"num_samples": 6401}}, "num_samples 6401 is not a multiple of the frame size 640"),
-        ({"data": {"sample_rate": 24000, "num_samples": 6400}}, "sample_rate is 24000, the codec's is 8000"),
-        ({"data": {"teacher": None}}, "features of width None, but teacher_dim is"),
-        ({"text_ratio": 0.5, "text_data": 1}, "a codec has no text steps"),
-        ({"eval_text_data": 1}, "eval_text_data is set, but a codec has no text"),
+        ({"num_samples": 6401}, "data: num_samples 6401 is not a multiple of the frame size 640"),
+        ({"sample_rate": 24000, "num_samples": 6400}, "data: sample_rate is 24000, the codec's is 8000"),
+        ({"teacher": None}, "data: features of width None, but teacher_dim is"),
     ],
 )
 def test_data_that_do_not_fit_are_refused(codec_speech, run_dir, change, message):
     experiment = codec_experiment(codec_speech)
-    if "data" in change:
-        change = {"data": dataclasses.replace(experiment.data, **change["data"])}
+    changed = dataclasses.replace(experiment.task.audio.data, **change)
     with pytest.raises(ConfigError, match=message):
-        train(dataclasses.replace(experiment, **change), run_dir)
+        train(with_audio(experiment, data=changed), run_dir)
+    with pytest.raises(ConfigError, match=f"eval_{message}"):
+        train(with_audio(experiment, eval_data=changed), run_dir)
     assert not run_dir.exists()
