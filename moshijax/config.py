@@ -226,7 +226,7 @@ class _Recipe:
         return macros, fields
 
     def _value(self, text: str) -> Any:
-        """A value of the command line; one that is no gin literal is the string itself, so paths need no quotes."""
+        """Parse a value of the command line; what is no gin literal is the string itself, so paths need no quotes."""
         if text.startswith(("@", "%")):
             return config_parser.ConfigParser(text, self.names).parse_value()
         try:
@@ -267,7 +267,7 @@ class _Recipe:
         return value
 
     def refuse_unused(self) -> None:
-        """A binding of the recipe itself that reaches no object is a misspelt scope; included files may hold more."""
+        """Refuse a binding of the recipe itself that reaches no object; included files may hold more than is used."""
         for scope, target in self.own - self.used:
             field, (_, where) = next(iter(self.bindings[scope, target].items()))
             scopes = sorted({used for used, cls in self.used if cls is target})
@@ -422,7 +422,7 @@ def _dump_value(value: Any, scope: str, modules: dict[str, str], blocks: list[st
 
 
 def _alias(module: str, modules: dict[str, str]) -> str:
-    """The last name of a module, with its parents in front where two modules would share it."""
+    """Return the last name of a module, with its parents in front where two modules would share it."""
     if module not in modules:
         parts = module.split(".")
         for depth in range(1, len(parts) + 1):

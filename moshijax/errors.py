@@ -25,3 +25,13 @@ class Stopped(MoshijaxError):
     """Stopped by a signal after saving; the same command resumes."""
 
     exit_code = 75
+
+
+def require(condition: bool, message: str) -> None:
+    """Check a rule of a configuration.
+
+    Raises:
+      ConfigError: with this message, if the condition does not hold.
+    """
+    if not condition:
+        raise ConfigError(message)

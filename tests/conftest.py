@@ -56,6 +56,16 @@ def cli(capsys):
     return call
 
 
+@pytest.fixture(scope="module")
+def codec_speech(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of recordings with words, phonemes and a teacher's features, for tests that train a codec."""
+    from tests.train.support.models import write_codec_data
+
+    path = tmp_path_factory.mktemp("codec") / "speech"
+    write_codec_data(path)
+    return path
+
+
 @pytest.fixture(scope="session")
 def models():
     """A tiny codec, language model and text pieces, as `export.artifact.build` takes them."""
@@ -69,18 +79,26 @@ def artifact_dir(models, tmp_path_factory):
     """One tiny artifact for all tests."""
     from moshijax.export import artifact
 
-    return artifact.build(*models, tmp_path_factory.mktemp("export") / "artifact", batches=(1, 4))
+    out = tmp_path_factory.mktemp("export") / "artifact"
+    return artifact.build(*models, out, batches=(1, 4), prefill_lengths=(4, 16))
 
 
 @pytest.fixture(scope="session")
-def program4(artifact_dir):
-    from moshijax.runtime import rows
+def loaded(artifact_dir):
+    from moshijax import runtime
 
-    return rows.load(artifact_dir, 4)
+    return runtime.load(artifact_dir)
 
 
 @pytest.fixture(scope="session")
-def program1(artifact_dir):
-    from moshijax.runtime import rows
+def rows4(loaded):
+    from moshijax import runtime
 
-    return rows.load(artifact_dir, 1)
+    return runtime.Rows(loaded, 4)
+
+
+@pytest.fixture(scope="session")
+def rows1(loaded):
+    from moshijax import runtime
+
+    return runtime.Rows(loaded, 1)

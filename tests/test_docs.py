@@ -140,8 +140,10 @@ def test_the_example_of_the_recipe_guide_loads(tmp_path) -> None:
     (tmp_path / "base.gin").write_text((EXPERIMENTS / "nano" / "pretraining.gin").read_text())
     (tmp_path / "mine.gin").write_text(text)
     made = config.load(tmp_path / "mine.gin")
-    assert made.steps == 2000 and made.optimizer.learning_rate == 3e-4 and made.text_optimizer.learning_rate == 1e-4
-    assert made.optimizer.warmup_steps == made.text_optimizer.warmup_steps == 100
+    assert (
+        made.steps == 2000 and made.optimizer.learning_rate == 3e-4 and made.task.text.optimizer.learning_rate == 1e-4
+    )
+    assert made.optimizer.warmup_steps == made.task.text.optimizer.warmup_steps == 100
 
     errors = {7: "stepz = 3", 8: "steps = 'abc'"}
     (shown,) = [block for block in blocks(ROOT / "docs" / "recipes.md", "") if block.startswith("error:")]

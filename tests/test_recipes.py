@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from moshijax import config, shipped
-from moshijax.eval.codec import CodecEvaluation
+from moshijax.eval.evaluation import EvaluationConfig
 from moshijax.train.experiment import ExperimentConfig, MeshConfig
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -21,7 +21,7 @@ UPDATE = "MOSHIJAX_UPDATE_GOLDEN"
 
 def root(name):
     """What a recipe describes: a training run, or in `eval` an evaluation."""
-    return CodecEvaluation if name.startswith("eval/") else ExperimentConfig
+    return EvaluationConfig if name.startswith("eval/") else ExperimentConfig
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -75,9 +75,8 @@ def test_batches_divide_by_the_mesh_and_the_hardware_that_a_recipe_names(path) -
     assert math.prod(mesh.values()) == devices
     experiment = config.load(path)
     devices = mesh["data"] * mesh["fsdp"]
-    for data in (experiment.data, experiment.text_data):
-        if data is not None:
-            rows, rest = divmod(data.batch_size, experiment.microbatches)
-            assert rest == 0 and rows % devices == 0
-    for data in (experiment.eval_data, experiment.eval_text_data):  # in one piece
-        assert data is None or data.batch_size % devices == 0
+    for kind in experiment.step_kinds:
+        rows, rest = divmod(kind.data.batch_size, experiment.microbatches)
+        assert rest == 0 and rows % devices == 0
+    for kind in experiment.held_out:
+        assert kind.eval_data.batch_size % devices == 0  # in one piece

@@ -1,4 +1,4 @@
-"""`moshijax codec`: audio to codes and back."""
+"""`moshijax codec`: audio to codes, and back."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ import click
 import numpy as np
 
 from moshijax.errors import ConfigError, DataError
+from moshijax.files import staged
 
 
 @click.group()
 def command() -> None:
-    """Audio file to codec codes, and back.
+    """Encode audio files to codec codes, and decode them.
 
     \b
     Example:
@@ -29,8 +30,8 @@ CODEC_HELP = "Weights: a run of the codec, a published safetensors file, or a fo
 @click.argument("audio", type=click.Path())
 @click.argument("codes", type=click.Path())
 @click.option("--codec", "weights", required=True, type=click.Path(), help=CODEC_HELP)
-@click.option("--num-codebooks", type=int, help="Codebooks to write. Default: all the codec uses.")
-@click.option("--streaming", is_flag=True, help="Frame by frame, as in a live call, instead of the whole file.")
+@click.option("--num-codebooks", type=int, help="Number of codebooks to write. Default: all that the codec uses.")
+@click.option("--streaming", is_flag=True, help="Process frame by frame, as in a live call, instead of the whole file.")
 def encode(audio: str, codes: str, weights: str, num_codebooks: int | None, streaming: bool) -> None:
     """Encode every channel of AUDIO into the .npz file CODES.
 
@@ -58,12 +59,13 @@ def encode(audio: str, codes: str, weights: str, num_codebooks: int | None, stre
         codes_BQT = np.concatenate(pieces, axis=2)
     else:
         codes_BQT = np.asarray(codec.encode(config, params, waveform_BN, num_codebooks=num_codebooks))
-    _save_npz(
-        Path(codes),
-        codes=codes_BQT.astype(np.int32),
-        samples=np.int64(waveform_BN.shape[1]),
-        sample_rate=np.int64(config.sample_rate),
-    )
+    with staged(Path(codes)) as partial, partial.open("wb") as file:
+        np.savez_compressed(
+            file,
+            codes=codes_BQT.astype(np.int32),
+            samples=np.int64(waveform_BN.shape[1]),
+            sample_rate=np.int64(config.sample_rate),
+        )
     channels, books, frames = codes_BQT.shape
     click.echo(
         f"wrote {codes}: {channels} channel(s), {books} codebooks, {frames} frames of {config.frame_size} samples"
@@ -74,7 +76,7 @@ def encode(audio: str, codes: str, weights: str, num_codebooks: int | None, stre
 @click.argument("codes", type=click.Path())
 @click.argument("audio", type=click.Path())
 @click.option("--codec", "weights", required=True, type=click.Path(), help=CODEC_HELP)
-@click.option("--streaming", is_flag=True, help="Frame by frame, as in a live call, instead of the whole file.")
+@click.option("--streaming", is_flag=True, help="Process frame by frame, as in a live call, instead of the whole file.")
 def decode(codes: str, audio: str, weights: str, streaming: bool) -> None:
     """Decode CODES, written by `moshijax codec encode`, into the WAV file AUDIO.
 
@@ -92,7 +94,7 @@ def decode(codes: str, audio: str, weights: str, streaming: bool) -> None:
     if codes_BQT.shape[1] > books or codes_BQT.min() < 0 or codes_BQT.max() >= card:
         raise DataError(
             f"{codes} holds {codes_BQT.shape[1]} codebooks, ids {codes_BQT.min()} to {codes_BQT.max()}; this codec has "
-            f"{books} of 0 to {card - 1}; give the codec that wrote the file"
+            f"{books} with ids 0 to {card - 1}; give the codec that wrote the file"
         )
     if streaming:
         waveform_BN = np.concatenate([np.asarray(p) for p in _decode_frames(config, params, codes_BQT)], axis=1)
@@ -144,23 +146,16 @@ def _check_out(path: str, suffix: str) -> None:
         raise ConfigError(f"cannot write {path}: its folder does not exist; create it first")
 
 
-def _save_npz(path: Path, **arrays: np.ndarray) -> None:
-    partial = path.with_name(path.stem + ".partial.npz")
-    try:
-        np.savez_compressed(partial, **arrays)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
 def _read_codes(path: Path) -> tuple[np.ndarray, int]:
     if not path.is_file():
         raise ConfigError(f"no codes file at {path}; check the path")
     try:
         with np.load(path, allow_pickle=False) as file:
             codes_BQT, samples = file["codes"], int(file["samples"])
-    except Exception as error:  # zip, header, missing key: all mean another or a damaged file
-        raise DataError(f"{path} is not a file of `moshijax codec encode` ({error}); encode the audio again") from None
+    except Exception:  # zip, header, missing key: all mean another or a damaged file
+        raise DataError(
+            f"{path} was not written by `moshijax codec encode`, or is damaged; encode the audio again"
+        ) from None
     if codes_BQT.ndim != 3 or codes_BQT.dtype.kind not in "iu" or not codes_BQT.size:
         raise DataError(
             f"{path}: codes must be integers [channels, codebooks, frames], got {codes_BQT.dtype} {codes_BQT.shape}"

@@ -21,7 +21,7 @@ _SHOWN = 10  # rejected items printed one by one; all of them are in the report 
 
 @click.group()
 def command() -> None:
-    """Make, check and look into training data.
+    """Make, check and inspect training data.
 
     \b
     Example:
@@ -56,8 +56,14 @@ def _channels(text: str | None) -> tuple[int, int] | None:
 def rule_options(function):
     for option in (
         click.option("--strict", is_flag=True, help="Exit with 3 if any item is rejected or flagged."),
-        click.option("--speaker", "speaker", multiple=True, metavar="LABEL=WHO", help="Label of the model or user."),
-        click.option("--channels", metavar="MODEL,USER", help="Channel numbers from 0; 1,0 swaps them."),
+        click.option(
+            "--speaker",
+            "speaker",
+            multiple=True,
+            metavar="LABEL=WHO",
+            help="Which speaker a label means: model or user.",
+        ),
+        click.option("--channels", metavar="MODEL,USER", help="Channel numbers, counted from 0; 1,0 swaps them."),
         click.option("--min-score", type=float, default=0.0, help="Alignment score below which a word counts as low."),
     ):
         function = option(function)
@@ -91,9 +97,11 @@ def _tell(report: Report) -> None:
 @click.argument("texts", type=click.Path(path_type=Path))
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option("--seed", type=int, default=0, show_default=True, help="The same seed gives the same bytes.")
-@click.option("--copies", type=click.IntRange(1), default=1, help="Speak every dialogue so often, in other voices.")
-@click.option("--calls", type=click.IntRange(1), default=1000, help="Of a question file: calls to draw.")
-@click.option("--workers", type=click.IntRange(1), default=None, help="Processes. Default: one per core, at most 8.")
+@click.option("--copies", type=click.IntRange(1), default=1, help="Versions of each dialogue, each in other voices.")
+@click.option("--calls", type=click.IntRange(1), default=1000, help="Number of calls to draw from a question file.")
+@click.option(
+    "--workers", type=click.IntRange(1), default=None, help="Number of processes. Default: one per core, at most 8."
+)
 def synthesize(texts: Path, out: Path, seed: int, copies: int, calls: int, workers: int | None) -> None:
     """Speak TEXTS with espeak-ng: two-channel recordings, exact word times and a manifest in the folder OUT.
 
@@ -142,7 +150,7 @@ def shipped(path: Path) -> Path:
 @click.argument("manifest", type=click.Path(path_type=Path))
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option("--codec", type=click.Path(), help="Codec: a run, a published file or a folder with one.")
-@click.option("--num-codebooks", type=int, help="Codebooks to keep. Default: all the codec uses.")
+@click.option("--num-codebooks", type=int, help="Number of codebooks to keep. Default: all that the codec uses.")
 @click.option("--shard-items", type=click.IntRange(1), default=256, show_default=True, help="Recordings per shard.")
 @click.option("--tokenizer", type=click.Path(path_type=Path), help="For text files: the tokenizer.model to pack with.")
 @click.option(
@@ -150,12 +158,14 @@ def shipped(path: Path) -> Path:
     type=click.Choice(["two", "mixed", "diarized"]),
     default="two",
     show_default=True,
-    help="A channel per speaker; everybody in one stream; or two streams cut out of one by its diarization.",
+    help="One channel per speaker; all speakers in one stream; or two streams cut from one by diarization.",
 )
 @click.option("--augment", is_flag=True, help="Change the user's channel: level, noise, echo and reverberation.")
 @click.option("--noise", type=click.Path(), help="Recordings of noise for --augment: a folder or a manifest.")
-@click.option("--copies", type=click.IntRange(1), default=1, help="Records of each recording, each with other draws.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of main speakers and augmentation.")
+@click.option(
+    "--copies", type=click.IntRange(1), default=1, help="Records per recording, each with its own random draws."
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed for main speakers and augmentation.")
 @rule_options
 def prepare(
     manifest, out, codec, num_codebooks, shard_items, tokenizer, streams, augment, noise, copies, seed, strict, speaker,
@@ -164,7 +174,7 @@ def prepare(
     """Check the recordings of MANIFEST, encode them, and write shards of codes and words to the folder OUT.
 
     Run the same command again after an interruption: complete shards are kept. A MANIFEST that ends in .txt is text,
-    one document a line, and is packed for text-only training steps (with --tokenizer, without --codec).
+    one document per line, and is packed for text-only training steps (with --tokenizer, without --codec).
 
     \b
     Example:
@@ -211,13 +221,19 @@ def prepare(
 
 @command.command()
 @click.argument("manifest", type=click.Path(path_type=Path))
-@click.option("--against", type=click.Path(path_type=Path), help="Another manifest that must share no recording.")
-@click.option("--tokenizer", type=click.Path(path_type=Path), help="Also count words too crowded for their frames.")
+@click.option(
+    "--against", type=click.Path(path_type=Path), help="Another manifest, which must not share any recording."
+)
+@click.option(
+    "--tokenizer",
+    type=click.Path(path_type=Path),
+    help="Also count words that are too close together for their frames.",
+)
 @rule_options
 def validate(manifest, against, tokenizer, strict, speaker, channels, min_score) -> None:
-    """Check every recording and transcript of MANIFEST, and name what is wrong.
+    """Check every recording and transcript of MANIFEST, and report what is wrong.
 
-    Exit code 3 when nothing is usable; with --strict, when anything was rejected or flagged.
+    Exits with 3 if nothing is usable; with --strict, if anything is rejected or flagged.
 
     \b
     Example:
@@ -272,7 +288,7 @@ def _tell_crowding(content, rules, tokenizer: Path) -> None:
 @click.option("--tokenizer", type=click.Path(path_type=Path), help="Show the text row too.")
 @click.option("--width", type=click.IntRange(10), default=100, help="Frames per block of lines.")
 def inspect(dataset: Path, item: str, tokenizer: Path | None, width: int) -> None:
-    """Show one ITEM (number or id) of a prepared DATASET as a picture made of text.
+    """Show one ITEM (number or id) of a prepared DATASET as a picture in text.
 
     \b
     Example:
@@ -333,16 +349,20 @@ def report(dataset: Path, tokenizer: Path | None, out: Path | None) -> None:
     type=click.Choice(["phonemes", "wavlm"]),
     default="phonemes",
     show_default=True,
-    help="Where features come from.",
+    help="Source of the features.",
 )
-@click.option("--model", help="Of the kind wavlm: folder or name of a WavLM, HuBERT or wav2vec 2.0 for Transformers.")
-@click.option("--layer", type=int, default=-1, show_default=True, help="Of the kind wavlm: which hidden states.")
+@click.option(
+    "--model", help="For --kind wavlm: folder or name of a WavLM, HuBERT or wav2vec 2.0 model for Transformers."
+)
+@click.option(
+    "--layer", type=int, default=-1, show_default=True, help="For --kind wavlm: the layer whose hidden states are used."
+)
 @rule_options
 def teacher(manifest, out, kind, model, layer, strict, speaker, channels, min_score) -> None:
-    """Compute the features that the codec's semantic level is distilled from, 50 a second for each channel.
+    """Compute the features that the codec's semantic level is distilled from, 50 per second and channel.
 
     They go to OUT (default: the folder `teacher` beside MANIFEST) with a `teacher.json` that names kind, size and rate.
-    Stopped, the same command goes on after the last complete shard.
+    After an interruption the same command continues after the last complete shard.
     The kind `phonemes` reads the list "phonemes" of every sidecar file. The kind `wavlm` (extra `teacher`) runs a
     speech model on the sound alone; MANIFEST may then be a folder of any audio files.
 

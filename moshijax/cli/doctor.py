@@ -1,4 +1,4 @@
-"""`moshijax doctor`: what is missing on this machine, and the fix."""
+"""`moshijax doctor`: what is missing on this machine, and how to fix it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ EXTRAS = {
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """One line of the report; `fix` is empty when all is well, `needed` says whether the quickstart needs it."""
+    """One line of the report; `fix` is empty if nothing is wrong, `needed` says whether the quickstart needs it."""
 
     subject: str
     state: str
@@ -37,6 +37,7 @@ class Finding:
 
 
 def findings() -> Iterator[Finding]:
+    """Check everything, in the order of the report."""
     yield python()
     yield from packages("", "")
     for extra, purpose in EXTRAS.items():
@@ -49,6 +50,7 @@ def findings() -> Iterator[Finding]:
 
 
 def python() -> Finding:
+    """Compare the version of Python with what the package requires."""
     version = ".".join(map(str, sys.version_info[:3]))
     wanted = metadata.metadata("moshijax")["Requires-Python"]
     from packaging.specifiers import SpecifierSet
@@ -59,7 +61,7 @@ def python() -> Finding:
 
 
 def packages(extra: str, purpose: str) -> Iterator[Finding]:
-    """The packages that plain moshijax (`extra` empty) or one of its extras asks for, each against its bounds."""
+    """Check the packages that moshijax (`extra` empty) or one of its extras requires against their bounds."""
     from packaging.requirements import Requirement
 
     install = f"pip install 'moshijax[{extra}]'" if extra else "pip install moshijax"
@@ -84,7 +86,7 @@ def packages(extra: str, purpose: str) -> Iterator[Finding]:
 
 
 def speech_library() -> Finding:
-    """Loads the library in a process of its own, as the synthesiser does."""
+    """Load the library in a process of its own, as the synthesiser does."""
     code = "import ctypes, espeakng_loader as e; ctypes.CDLL(e.get_library_path()); print(e.get_data_path())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     if done.returncode:
@@ -94,6 +96,7 @@ def speech_library() -> Finding:
 
 
 def devices() -> Iterator[Finding]:
+    """List the devices that jax finds, and accelerators that it does not use."""
     try:
         import jax
 
@@ -119,14 +122,16 @@ def devices() -> Iterator[Finding]:
 
 
 def disk(folder: Path) -> Finding:
+    """Measure the free space where `folder` is."""
     free = shutil.disk_usage(folder).free / 1e9
     if free < FREE_DISK_GB:
         state = f"{free:.1f} GB free in {folder}, {FREE_DISK_GB} GB needed"
-        return Finding("disk", state, "free some, or give --run-dir on another disk")
+        return Finding("disk", state, "free some space, or choose a --run-dir on another disk")
     return Finding("disk", f"{free:.0f} GB free in {folder}")
 
 
 def memory() -> Finding:
+    """Measure the memory that is available."""
     try:
         free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1e9
         for line in Path("/proc/meminfo").read_text().splitlines():
@@ -140,6 +145,7 @@ def memory() -> Finding:
 
 
 def compilation_cache() -> Finding:
+    """Say where compiled programs are kept, if anywhere."""
     folder = os.environ.get("JAX_COMPILATION_CACHE_DIR", "")
     if not folder:
         return Finding(
@@ -148,16 +154,16 @@ def compilation_cache() -> Finding:
     if "://" in folder or writable(Path(folder)):
         return Finding("compilation cache", folder)
     return Finding(
-        "compilation cache", f"{folder} is not writable", "set JAX_COMPILATION_CACHE_DIR to a folder of yours"
+        "compilation cache", f"{folder} is not writable", "set JAX_COMPILATION_CACHE_DIR to a folder you can write to"
     )
 
 
 @click.command()
 def command() -> int:
-    """What is missing on this machine, and the fix.
+    """Report what is missing on this machine, and how to install it.
 
     Checks Python, the packages of the quickstart and their versions, the speech library, devices, disk, memory and the
-    compilation cache. Exits with 0 when the quickstart can run here, with 1 when something it needs is missing.
+    compilation cache. Exits with 0 if the quickstart can run here, and with 1 if something it needs is missing.
 
     \b
     Example:

@@ -1,4 +1,4 @@
-"""`moshijax eval`: figures of a codec, with clips to hear."""
+"""`moshijax eval`: run the evaluation that a recipe names."""
 
 from __future__ import annotations
 
@@ -11,28 +11,34 @@ from moshijax.cli.common import ProgressBar, overrides_of, recipe_overrides, sho
 
 @click.command("eval", context_settings={"ignore_unknown_options": True})
 @click.argument("recipe")
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of report.html and metrics.json.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="Folder for report.html, results.json and recordings; created if need be.",
+)
 @recipe_overrides
 def command(recipe: str, out: Path, overrides: tuple[str, ...]) -> None:
-    """Measure the codec that RECIPE names: distances, stability of the codes, phonemes told apart.
+    """Run the evaluation that RECIPE names, and write its figures and a report with audio to hear.
 
-    RECIPE is a gin file, or the name of a recipe that ships with the package. The codec is a run directory or published
-    weights; the speech a manifest or a folder.
+    RECIPE is a gin file, or the name of a recipe that ships with the package: eval/codec.gin measures how much of a
+    recording a codec keeps, eval/spoken_qa.gin plays spoken questions to an exported artifact and scores the answers.
 
     \b
     Example:
-      moshijax eval eval/codec.gin --out report --gin.codec=runs/codec --gin.speech=speech
+      moshijax eval eval/codec.gin --out report --gin.evaluation.codec=runs/codec --gin.evaluation.speech=speech
+      moshijax eval eval/spoken_qa.gin --out report --gin.evaluation.artifact=runs/first/artifact
     """
     bindings = overrides_of(overrides)
     from moshijax import config
-    from moshijax.eval.codec import CodecEvaluation, evaluate
+    from moshijax.eval import evaluation
 
-    evaluation = config.load(recipe, bindings, root=CodecEvaluation)
+    chosen = config.load(recipe, bindings, root=evaluation.EvaluationConfig).evaluation
     show_log()
-    with ProgressBar("clips", evaluation.clips) as update:
-        measured = evaluate(evaluation, out, progress=update)
-    for name, value in measured.values.items():
+    with ProgressBar("evaluating") as bar:
+        results = evaluation.run(chosen, out, bar)
+    for name, value in results.values.items():
         click.echo(f"{name} {value:.4g}")
-    for note in measured.notes:
+    for note in results.notes:
         click.echo(note)
-    click.echo(f"wrote {out / 'report.html'}")
+    click.echo(f"wrote {out / evaluation.REPORT}")

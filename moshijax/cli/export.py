@@ -25,11 +25,18 @@ def _numbers(context: click.Context, parameter: click.Parameter, value: str | No
 @click.command()
 @click.argument("source", type=click.Path())
 @click.argument("artifact", type=click.Path())
-@click.option("--platforms", callback=_names, help="Of cpu,cuda,tpu. Default: cpu, or those of the older artifact.")
+@click.option("--platforms", callback=_names, help="Any of cpu,cuda,tpu. Default: cpu, or as in the older artifact.")
 @click.option(
-    "--batch", "batches", callback=_numbers, help="Calls at once, one program each. Default: 1, or as it was."
+    "--batch",
+    "batches",
+    callback=_numbers,
+    help="Batch sizes: calls that a program steps at once. Default: 1, or as in the older artifact.",
 )
-@click.option("--weights-dtype", type=click.Choice(["float32", "bfloat16"]), help="How the language model is stored.")
+@click.option(
+    "--weights-dtype",
+    type=click.Choice(["float32", "bfloat16"]),
+    help="How the weights of the language model are stored.",
+)
 @click.option("--top-k-limit", type=click.IntRange(min=0), help="The largest top-k a caller may ask for. Default: 250.")
 @click.option("--codec", type=click.Path(), help="The codec, where the source does not lead to it.")
 @click.option("--tokenizer", type=click.Path(), help="The SentencePiece model, where the source has none.")
@@ -38,8 +45,10 @@ def _numbers(context: click.Context, parameter: click.Parameter, value: str | No
     type=click.Choice(["conversation", "recognition", "synthesis", "translation"]),
     help="What the model is used for. Default: what published weights say, else conversation.",
 )
-@click.option("--condition", "conditions", multiple=True, metavar="NAME=VALUE", help="What calls are conditioned on.")
-@click.option("--null-condition", "null_conditions", multiple=True, metavar="NAME=VALUE", help="What guidance is from.")
+@click.option("--condition", "conditions", multiple=True, metavar="NAME=VALUE", help="Default condition of calls.")
+@click.option(
+    "--null-condition", "null_conditions", multiple=True, metavar="NAME=VALUE", help="Condition of the unguided branch."
+)
 @click.option("--guidance", type=float, help="Build classifier-free guidance in, with this coefficient by default.")
 def command(source: str, artifact: str, codec: str | None, tokenizer: str | None, **options) -> None:
     """Build the streaming artifact ARTIFACT from SOURCE.
@@ -53,7 +62,7 @@ def command(source: str, artifact: str, codec: str | None, tokenizer: str | None
     """
     from moshijax.export import artifact as artifacts
     from moshijax.export import source as sources
-    from moshijax.runtime.artifact import MANIFEST
+    from moshijax.runtime.manifest import MANIFEST
 
     use = {name: options.pop(name) for name in ("policy", "conditions", "null_conditions", "guidance")}
     options = {name: value for name, value in options.items() if value is not None}
@@ -68,8 +77,8 @@ def command(source: str, artifact: str, codec: str | None, tokenizer: str | None
         if (Path(source) / MANIFEST).is_file():
             if codec or tokenizer or any(use.values()):
                 raise ConfigError(
-                    f"{source} is an artifact and has its codec, text pieces, use and conditions; leave --codec, "
-                    "--tokenizer, --policy, --condition, --guidance out"
+                    f"{source} is an artifact and has its codec, text pieces, use and conditions; omit --codec, "
+                    "--tokenizer, --policy, --condition and --guidance"
                 )
             path = artifacts.rebuild(source, artifact, progress=progress, **options)
         else:

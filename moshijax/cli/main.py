@@ -1,4 +1,4 @@
-"""The `moshijax` command: one thin module per sub-command, imported when it is asked for."""
+"""The `moshijax` command: one thin module per sub-command, imported when it is used."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ import click
 import moshijax
 from moshijax.cli.common import writable
 from moshijax.errors import MoshijaxError, Stopped
+from moshijax.files import is_out_of_space
 from moshijax.optional import EXTRA_OF, missing
 
 # In the order in which a user meets them. `moshijax.cli.<name>.command` is the click command; one without a module
@@ -39,8 +40,6 @@ STEPPING = ("quickstart", "data", "train", "eval")
 MALLOC = "GLIBC_TUNABLES"
 HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
-# No space left, quota exceeded, file size limit.
-NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 NO_ACCESS = (errno.EACCES, errno.EROFS, errno.EPERM)
 
 
@@ -68,13 +67,16 @@ def cli() -> None:
 
 
 def fail(message: object, exit_code: int) -> int:
+    """Print an error as one line and return its exit code."""
     click.echo(f"error: {' '.join(str(message).split())}", err=True)
     return exit_code
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Run one command line and return its exit code: 0 done, 1 failed while working, 2 bad arguments or config,
-    3 bad data, 75 stopped by a signal and resumable. Whatever is not one of these is a bug and keeps its traceback.
+    """Run one command line and return its exit code.
+
+    0 done, 1 failed while working, 2 bad arguments or config, 3 bad data, 75 stopped by a signal and resumable. Any
+    other exception is a bug and keeps its traceback.
     """
     try:
         result = cli.main(args=list(arguments), prog_name="moshijax", standalone_mode=False)
@@ -86,8 +88,7 @@ def run(arguments: Sequence[str]) -> int:
     except (click.Abort, KeyboardInterrupt):
         return fail("interrupted; the same command continues the work", Stopped.exit_code)
     except MoshijaxError as error:
-        remedy = "; free some and run the same command again" if is_out_of_space(error) else ""
-        return fail(f"{error}{remedy}", error.exit_code)
+        return fail(error, error.exit_code)
     except ModuleNotFoundError as error:
         if error.name not in EXTRA_OF:
             raise
@@ -95,22 +96,17 @@ def run(arguments: Sequence[str]) -> int:
     except Exception as error:
         if is_out_of_space(error):
             where = f" while writing {error.filename}" if getattr(error, "filename", None) else ""
-            return fail(f"no space left on the device{where}; free some and run the same command again", 1)
+            return fail(f"no space left on the device{where}; free some space and run the same command again", 1)
         if isinstance(error, OSError) and error.errno in NO_ACCESS and error.filename:
             return fail(f"cannot open {error.filename}: {error.strerror}; choose another path", 1)
         raise
 
 
-def is_out_of_space(error: BaseException) -> bool:
-    """Also where a library (tensorstore, array_record, safetensors) has put the system's message into its own error."""
-    if isinstance(error, OSError) and error.errno in NO_SPACE:
-        return True
-    return any(os.strerror(number) in str(error) for number in NO_SPACE)
-
-
 def drop_unwritable_cache() -> None:
-    """Say once, at the start, that compiled programs will not be kept; jax says it at a compilation, as a Python
-    warning from its own files."""
+    """Warn once, at the start, that compiled programs will not be kept, and unset the folder.
+
+    jax itself would warn at a compilation, with a Python warning from its own files.
+    """
     folder = os.environ.get("JAX_COMPILATION_CACHE_DIR", "")
     if folder and "://" not in folder and not writable(Path(folder)):
         del os.environ["JAX_COMPILATION_CACHE_DIR"]
@@ -120,8 +116,8 @@ def drop_unwritable_cache() -> None:
 def ask_for_huge_pages(arguments: Sequence[str]) -> None:
     """Start the same command again with huge pages for `malloc`, which glibc takes from the environment alone.
 
-    XLA on CPU allocates the temporaries of every step anew. In pages of 4 KB that is a fifth to a quarter of the CPU
-    time of a training step. Nothing happens where the system offers no choice, or the user has made one.
+    XLA on CPU allocates temporaries in every step. With pages of 4 KB that is a fifth to a quarter of the CPU time of
+    a training step. Nothing happens where the system offers no choice, or the user has made one.
     """
     if not arguments or arguments[0] not in STEPPING or MALLOC in os.environ:
         return
@@ -131,13 +127,15 @@ def ask_for_huge_pages(arguments: Sequence[str]) -> None:
 
 
 def interrupt(signum: int, frame: object) -> None:
+    """Handle SIGTERM as Ctrl-C."""
     raise KeyboardInterrupt
 
 
 def main() -> None:
+    """Run the command line of this process."""
     ask_for_huge_pages(sys.argv[1:])
     drop_unwritable_cache()
-    signal.signal(signal.SIGTERM, interrupt)  # as Ctrl-C; a training run takes both and saves first
+    signal.signal(signal.SIGTERM, interrupt)  # a training run takes over both signals and saves first
     sys.exit(run(sys.argv[1:]))
 
 

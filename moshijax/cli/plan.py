@@ -1,4 +1,4 @@
-"""`moshijax plan`: what a recipe takes of its devices, before it runs."""
+"""`moshijax plan`: the memory and time of a recipe, before it runs."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ RECIPE_VARIABLE = "MOSHIJAX_PLAN_RECIPE"
 
 @click.command("plan", context_settings={"ignore_unknown_options": True})
 @click.argument("recipe")
-@click.option("--devices", type=click.IntRange(min=1), help="Number of devices. Default: those of the topology.")
+@click.option("--devices", type=click.IntRange(min=1), help="Number of devices. Default: that of the topology.")
 @click.option("--memory-gb", type=click.FloatRange(min=0, min_open=True), help="Memory of a device, in 10^9 bytes.")
 @click.option("--topology", help="A TPU slice to compile for, such as v5p-256 or v6e-64; needs libtpu.")
-@click.option("--device", "kind", help="Kind of device whose peak the times assume, such as h100; any of the table.")
+@click.option("--device", "kind", help="Kind of device whose peak speed the times assume, such as h100.")
 @click.option(
     "--mfu",
     type=click.FloatRange(0, 1, min_open=True),
     default=0.4,
     show_default=True,
-    help="Share of the peak that the times assume.",
+    help="Fraction of the peak that the times assume.",
 )
 @recipe_overrides
 def command(
@@ -38,12 +38,12 @@ def command(
     mfu: float,
     overrides: tuple[str, ...],
 ) -> None:
-    """Compile the steps of RECIPE for devices that need not be there, and print what they take.
+    """Compile the steps of RECIPE for devices that need not be present, and print their memory and time.
 
     Nothing is allocated and no data is read. The steps are compiled for the accelerators of this machine if it has
-    enough of them, for a described TPU slice with --topology, and else for as many CPU devices: there the parameters
-    and moments are exact, but bfloat16 activations are counted as the CPU holds them, larger than an accelerator would.
-    Exits with 1 if a step needs more than --memory-gb.
+    enough of them, for a described TPU slice with --topology, and otherwise for as many CPU devices. On CPU devices the
+    parameters and moments are exact, but bfloat16 activations are counted as the CPU holds them, larger than on an
+    accelerator. Exits with 1 if a step needs more than --memory-gb.
 
     \b
     Example:
@@ -57,10 +57,10 @@ def command(
     if topology is not None:
         devices = planning.topology_devices(topology, devices)
     if devices is None:
-        raise ConfigError("say how many devices: --devices N, or --topology with a TPU slice")
+        raise ConfigError("no number of devices given; use --devices N, or --topology with a TPU slice")
     experiment.mesh.shape(devices)  # refuses what does not multiply
     request = planning.Request(Path(recipe).name, devices, memory_gb, topology, kind, mfu)
-    # In a process of its own: the number of CPU devices is fixed when jax starts.
+    # In a separate process: the number of CPU devices is fixed when jax starts.
     done = subprocess.run(
         [sys.executable, "-m", "moshijax.cli.plan", request.to_text()],
         env={**os.environ, RECIPE_VARIABLE: config.dump(experiment)},

@@ -6,13 +6,16 @@ import logging
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from moshijax.cli.common import ProgressBar
 from moshijax.quickstart.settings import Folder, Settings
-from moshijax.quickstart.stages import Stage, Tell
+from moshijax.quickstart.stages import Stage
+
+if TYPE_CHECKING:
+    from moshijax.eval.evaluation import ProgressFn
 
 
 class _Screen:
@@ -30,7 +33,7 @@ class _Screen:
             self._bar.__exit__()
             self._bar = None
 
-    def start(self, index: int, stage: Stage) -> Tell:
+    def start(self, index: int, stage: Stage) -> ProgressFn:
         label = f"[{index + 1}/{self._count}] {stage.title}"
         bar = self._bar = ProgressBar(label).__enter__()
         if not bar.shown:
@@ -58,21 +61,22 @@ class _Screen:
     type=click.Path(path_type=Path),
     default=Path("runs/quickstart"),
     show_default=True,
-    help="Where everything is written; an interrupted run goes on there.",
+    help="Where everything is written; an interrupted run continues there.",
 )
 @click.option("--until", help="Stop after this stage (synthesize, tokenizer, teacher, codec, prepare, moshi, ...).")
 @click.option("--seed", default=0, show_default=True, help="Seed of voices, data order, parameters and sampling.")
 def command(run_dir: Path, until: str | None, seed: int) -> None:
     """Make speech, train a small codec and a small Moshi, export it, and let it answer held-out calls.
 
-    Takes about a quarter of an hour on two CPU cores. Killed at any time, the same command goes on. It ends with
-    report.html, reply.wav, artifact/ and the measured figures.
+    Takes about a quarter of an hour on two CPU cores, and writes report.html, reply.wav, artifact/ and the measured
+    figures. If it is killed at any time, the same command continues.
 
     \b
     Example:
       moshijax quickstart --run-dir runs/first
     """
-    from moshijax.quickstart import calls, page, pipeline, stages
+    from moshijax.eval.spoken_qa import summary_lines
+    from moshijax.quickstart import page, pipeline, stages
 
     logging.getLogger("moshijax").setLevel(logging.WARNING)
     folder, settings = Folder(run_dir), Settings(seed=seed)
@@ -80,11 +84,11 @@ def command(run_dir: Path, until: str | None, seed: int) -> None:
     with _Screen(len(pipeline.STAGES)) as screen:
         stages.run(pipeline.STAGES, settings, folder, until, screen.start, screen.finish)
     if until is not None and until != pipeline.STAGES[-1].name:
-        click.echo(f"done until {until}; the same command without --until goes on")
+        click.echo(f"done until {until}; the same command without --until continues")
         return
     import json
 
-    for line in calls.summary_lines(json.loads(folder.figures.read_text(encoding="utf-8"))):
+    for line in summary_lines(json.loads(folder.figures.read_text(encoding="utf-8"))):
         click.echo(line)
     click.echo(
         f"\n{folder.report}  {folder.reply}  {folder.artifact}/  after {(time.monotonic() - begun) / 60:.1f} min\n"

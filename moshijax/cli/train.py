@@ -18,25 +18,25 @@ if TYPE_CHECKING:
 @click.command("train", context_settings={"ignore_unknown_options": True})
 @click.argument("recipe")
 @click.option(
-    "--run-dir", type=click.Path(path_type=Path), required=True, help="Where the run lives; resumed if it is there."
+    "--run-dir", type=click.Path(path_type=Path), required=True, help="Directory of the run; an existing run resumes."
 )
 @click.option(
     "--allow-change",
     is_flag=True,
-    help="Go on although the recipe or the data is not that of the run; what changed is logged.",
+    help="Continue although the recipe or the data differs from the run's; the differences are logged.",
 )
 @click.option(
     "--coordinator",
     metavar="HOST:PORT",
     envvar="JAX_COORDINATOR_ADDRESS",
-    help="Of the first of several processes, the same for all. Not needed under Slurm, Open MPI, on TPU.",
+    help="Address of process 0; identical on every host. Not needed under Slurm, Open MPI or on Cloud TPU.",
 )
-@click.option("--processes", type=int, envvar="JAX_NUM_PROCESSES", help="How many processes the run has.")
-@click.option("--process", type=int, envvar="JAX_PROCESS_ID", help="Which of them this one is, from 0.")
+@click.option("--processes", type=int, envvar="JAX_NUM_PROCESSES", help="Number of processes of the run.")
+@click.option("--process", type=int, envvar="JAX_PROCESS_ID", help="Number of this process, from 0.")
 @click.option(
     "--distributed/--alone",
     default=None,
-    help="Ask the cluster for the other processes of the run, or do not. Default: ask if it names several.",
+    help="Find the other processes through the cluster, or run alone. Default: look if the cluster names several.",
 )
 @click.option(
     "--lost-after",
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     default=60.0,
     show_default=True,
     metavar="SECONDS",
-    help="After so long a silence another process counts as lost, and the run ends. One that ends is noticed at once.",
+    help="Silence after which another process counts as lost and the run ends. One that exits is noticed at once.",
 )
 @recipe_overrides
 def command(
@@ -61,7 +61,7 @@ def command(
     """Train the model of RECIPE, or continue the run that is in the run directory.
 
     RECIPE is a gin file, or the name of a recipe that ships with the package. Stopped by SIGTERM or Ctrl-C it saves at
-    the next step and exits with 75; the same command continues, and the result is that of a run that never stopped.
+    the next step and exits with 75; the same command resumes, with the result of a run that never stopped.
 
     On several hosts the same command runs on each, with a run directory that all of them see; tools/launch starts them.
 
@@ -73,7 +73,7 @@ def command(
     import jax
 
     from moshijax import config
-    from moshijax.report.run import write_run_page
+    from moshijax.report.run import PageWriter
     from moshijax.train.loop import train
     from moshijax.train.run import hosts
 
@@ -89,16 +89,16 @@ def command(
             evaluators=evaluators_of(experiment, run_dir),
             recipe=config.dump(experiment),
             progress=lambda done, steps, values: bar(done, steps),
-            report=write_run_page,
+            reporter=PageWriter(run_dir),
             allow_change=allow_change,
             lost_after=lost_after,
         )
 
 
 def evaluators_of(experiment: ExperimentConfig, run_dir: Path) -> tuple[Evaluator, ...]:
-    """What is measured besides the losses: of a codec with held-out data, how it sounds."""
-    if experiment.task.kind != "codec" or experiment.eval_data is None:
+    """Return what is measured besides the losses: of a codec with held-out data, how it sounds."""
+    if experiment.task.kind != "codec" or not experiment.held_out:
         return ()
-    from moshijax.eval.codec import CodecEvaluator
+    from moshijax.eval.codec_training import CodecEvaluator
 
     return (CodecEvaluator(experiment, run_dir),)

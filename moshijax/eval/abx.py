@@ -1,4 +1,4 @@
-"""Does a representation tell phonemes apart? The ABX error over triphones that differ in their middle.
+"""How well a representation tells phonemes apart: the ABX error over triphones that differ in their middle.
 
 A and X are two tokens of one triphone, B is a token of another with the same neighbours and another middle, all of one
 speaker. The error is how often X is nearer to B than to A, by the mean angle along the best alignment; a tie counts
@@ -21,8 +21,7 @@ GAP = 0.03  # seconds between phonemes that still follow each other
 
 
 class Triphone(NamedTuple):
-    """A place in a recording: before, middle, after, who speaks, and seconds from the start of the first to the end of
-    the last."""
+    """A place in a recording: three phonemes, who speaks, and from when to when, in seconds."""
 
     before: str
     middle: str
@@ -48,7 +47,7 @@ class AbxResult(NamedTuple):
 
 
 def triphones(phonemes: Iterable[Sequence[Any]]) -> list[Triphone]:
-    """Of the list "phonemes" of a sidecar, [symbol, [start, end], speaker] each."""
+    """Return the triphones of a sidecar's list "phonemes", [symbol, [start, end], speaker] each."""
     by_speaker: dict[str, list] = defaultdict(list)
     for symbol, (start, end), speaker in phonemes:
         by_speaker[speaker].append((float(start), float(end), str(symbol).strip("ˈˌ")))
@@ -62,13 +61,13 @@ def triphones(phonemes: Iterable[Sequence[Any]]) -> list[Triphone]:
 
 
 def cut(triphone: Triphone, frames: Float[np.ndarray, "T D"], rate: float) -> Float[np.ndarray, "t D"]:
-    """The frames that a triphone touches."""
+    """Return the frames that a triphone touches, at least one."""
     first = min(int(triphone.start * rate), max(0, len(frames) - 1))
     return frames[first : max(first + 1, int(np.ceil(triphone.end * rate)))]
 
 
 def angle(one: Float[np.ndarray, "T D"], two: Float[np.ndarray, "U D"]) -> float:
-    """Mean angle (in half turns) between frames along the path of least total angle."""
+    """Return the mean angle (in half turns) between frames along the path of least total angle."""
 
     def unit(x: np.ndarray) -> np.ndarray:
         return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-9)
@@ -84,12 +83,12 @@ def angle(one: Float[np.ndarray, "T D"], two: Float[np.ndarray, "U D"]) -> float
 
 
 def abx(tokens: Sequence[Token], most: int = 5, seed: int = 0) -> AbxResult:
-    """The ABX error of tokens.
+    """Return the ABX error of tokens.
 
     Args:
-        tokens: of any number of speakers; a speaker's name keeps it apart from others.
-        most: tokens per triphone and speaker, drawn at random, that are compared.
-        seed: of the draw.
+      tokens: of any number of speakers; only tokens of one speaker are compared.
+      most: tokens per triphone and speaker, drawn at random, that are compared.
+      seed: of the draw.
     """
     rng = np.random.default_rng(seed)
     groups: dict[tuple, dict[str, list[np.ndarray]]] = defaultdict(lambda: defaultdict(list))

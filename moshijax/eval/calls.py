@@ -5,8 +5,8 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -22,8 +22,13 @@ MARGIN_SECONDS = 0.8  # frames nearer than this to a spoken word count neither a
 class HeldOutCall:
     """One call that was played, with what was asked and what came back.
 
-    kind is 'question', 'unrelated' or 'silence'; expected is the right answer, '' where silence is right. words are
-    (text, start, end) in seconds of grid time. group names the voices that the call belongs to, for example 'rough'.
+    Attributes:
+      id: of the recording.
+      group: the voices that the call belongs to, for example "rough".
+      kind: "question", "unrelated" or "silence".
+      asked, expected, answered: texts; expected is "" where silence is right.
+      words: (text, start, end) of the answer, in seconds of grid time.
+      answer_delay: seconds from the end of the question to the first word, None without a word.
     """
 
     id: str
@@ -33,12 +38,11 @@ class HeldOutCall:
     expected: str
     answered: str
     words: tuple[tuple[str, float, float], ...] = ()
-    answer_delay: float | None = None  # seconds from the end of the question to the first word
-    extra: dict[str, Any] = field(default_factory=dict, hash=False, compare=False)
+    answer_delay: float | None = None
 
     @property
     def right(self) -> bool:
-        """The words are exactly the expected ones; for speech that is no question, and for silence: no word at all."""
+        """Whether the words are exactly the expected ones: none for speech that is no question, and for silence."""
         return normalise(self.answered) == normalise(self.expected)
 
 
@@ -51,6 +55,7 @@ class Rate:
 
     @property
     def value(self) -> float:
+        """The quotient, NaN if nothing was played."""
         return self.hits / self.total if self.total else float("nan")
 
     def __str__(self) -> str:
@@ -58,26 +63,26 @@ class Rate:
 
 
 def normalise(text: str) -> tuple[str, ...]:
-    """Words in lower case without punctuation: the form in which answers are compared."""
+    """Return words in lower case without punctuation: the form in which answers are compared."""
     return tuple(re.sub(r"[^\w\s']", " ", text.lower()).split())
 
 
 def exact(calls: Iterable[HeldOutCall]) -> Rate:
-    """Questions answered with exactly the right words."""
+    """Count the questions answered with exactly the right words."""
     questions = [call for call in calls if call.kind == "question"]
     return Rate(sum(call.right for call in questions), len(questions))
 
 
 def answered(calls: Iterable[HeldOutCall], kind: str) -> Rate:
-    """Calls of a kind in which the model said at least one word."""
+    """Count the calls of a kind in which the model said at least one word."""
     chosen = [call for call in calls if call.kind == kind]
     return Rate(sum(bool(normalise(call.answered)) for call in chosen), len(chosen))
 
 
 def chance(calls: Sequence[HeldOutCall], shuffles: int = 200, seed: int = 0) -> float:
-    """Share of exact answers when each answer is held against the expectation of another, randomly chosen question.
+    """Return the share of exact answers when each is compared with the expected answer of a random question.
 
-    The mean over random permutations of the questions: what a model that knows the answers but does not listen scores.
+    The mean over random permutations of the questions: the score of a model that knows the answers but does not listen.
     """
     questions = [call for call in calls if call.kind == "question"]
     if not questions:
@@ -93,7 +98,7 @@ def chance(calls: Sequence[HeldOutCall], shuffles: int = 200, seed: int = 0) -> 
 
 
 def frame_levels(pcm: Float[np.ndarray, " N"], frame_size: int) -> Float[np.ndarray, " T"]:
-    """RMS of every whole frame, in dB relative to full scale, not below `FLOOR_DB`."""
+    """Return the RMS of every whole frame, in dB relative to full scale, not below `FLOOR_DB`."""
     frames = np.asarray(pcm, np.float64)[: len(pcm) // frame_size * frame_size].reshape(-1, frame_size)
     return 10 * np.log10(np.square(frames).mean(axis=1) + 10 ** (FLOOR_DB / 10))
 
@@ -102,8 +107,12 @@ def frame_levels(pcm: Float[np.ndarray, " N"], frame_size: int) -> Float[np.ndar
 class SpeechEnergy:
     """Levels of the model's voice where its text says words and away from them, in dB relative to full scale.
 
-    words_db and silence_db are means of power over the frames, expressed in dB; audible is the share of words with at
-    least one frame louder than `threshold_db`, quiet the share of frames away from words that stay below it.
+    Attributes:
+      words_db, silence_db: means of power over the frames, expressed in dB.
+      audible: share of words with at least one frame louder than `threshold_db`.
+      quiet: share of frames away from words that stay below it.
+      words: number of words.
+      threshold_db: above this level a frame is speech.
     """
 
     words_db: float
@@ -120,7 +129,7 @@ def speech_energy(
     frame_size: int,
     threshold_db: float = -40.0,
 ) -> SpeechEnergy:
-    """Compares the model's channel with its own text over calls of (pcm, words).
+    """Compare the model's channel with its own text over calls of (pcm, words).
 
     A frame belongs to a word if it lies within `WORD_SECONDS` of the word's start, and to silence if it is further than
     `MARGIN_SECONDS` from every word (text gives the start of a word and not its end). Values are NaN where there is no

@@ -1,4 +1,4 @@
-"""Distances between a recording and what a codec made of it. STOI and PESQ come from their own libraries."""
+"""Distances between a recording and its decoded form. STOI and PESQ come from their own libraries."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SILENT = 1e-4  # RMS of full scale below which a clip has nothing to compare
 
 
 def si_sdr(estimate: Float[np.ndarray, " N"], target: Float[np.ndarray, " N"]) -> float:
-    """Scale-invariant signal-to-distortion ratio in dB (arXiv 1811.02508); NaN for a constant target."""
+    """Return the scale-invariant signal-to-distortion ratio in dB (arXiv 1811.02508); NaN for a constant target."""
     estimate, target = (x - x.mean() for x in (np.asarray(y, np.float64) for y in (estimate, target)))
     energy = np.dot(target, target)
     if energy < 1e-12:
@@ -28,15 +28,15 @@ def si_sdr(estimate: Float[np.ndarray, " N"], target: Float[np.ndarray, " N"]) -
 
 
 def mel_distance(estimate: Float[np.ndarray, " N"], target: Float[np.ndarray, " N"], sample_rate: int) -> float:
-    """The multi-scale mel loss of training (`moshijax.codec.losses.multi_scale_mel`)."""
+    """Return the multi-scale mel loss of training (`moshijax.codec.losses.multi_scale_mel`)."""
     return float(losses.multi_scale_mel(estimate[None], target[None], sample_rate)[0])
 
 
 def stoi(estimate: Float[np.ndarray, " N"], target: Float[np.ndarray, " N"], sample_rate: int) -> float:
-    """Short-time objective intelligibility, about 0 to 1; NaN where the library finds too little speech.
+    """Return the short-time objective intelligibility, about 0 to 1; NaN where the library finds too little speech.
 
     Raises:
-        MissingPackage: pystoi is not installed.
+      MissingPackage: pystoi is not installed.
     """
     pystoi = optional.load("pystoi")
     if np.sqrt(np.mean(np.square(target))) < SILENT:
@@ -48,10 +48,10 @@ def stoi(estimate: Float[np.ndarray, " N"], target: Float[np.ndarray, " N"], sam
 
 
 def pesq(estimate: Float[np.ndarray, " N"], target: Float[np.ndarray, " N"], sample_rate: int) -> float:
-    """Wide-band PESQ (MOS-LQO, about 1 to 4.6) at 16 kHz; NaN where the library finds no utterance.
+    """Return the wide-band PESQ (MOS-LQO, about 1 to 4.6) at 16 kHz; NaN where the library finds no utterance.
 
     Raises:
-        MissingPackage: pesq is not installed.
+      MissingPackage: pesq is not installed.
     """
     library = optional.load("pesq")
     both = [x.astype(np.float32) for x in (target, estimate)]

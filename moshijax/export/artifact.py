@@ -5,13 +5,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
-import os
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -23,14 +19,14 @@ from flax.traverse_util import unflatten_dict
 from jax import export as jax_export
 
 import moshijax
-from moshijax import codec, lm
+from moshijax import codec, files, lm
 from moshijax.config_json import from_json, to_json
 from moshijax.errors import ConfigError, MoshijaxError
-from moshijax.export.step import CallStep, flatten
+from moshijax.export.step import PREFILL_LENGTHS, CallStep, Signature, flatten
 from moshijax.lm import policies
 from moshijax.nn.layout import unstack_layers
-from moshijax.runtime import artifact as manifests
 from moshijax.runtime import conditions as condition_values
+from moshijax.runtime import manifest as manifests
 from moshijax.tokens import BOS, EOS
 from moshijax.weights.safetensors import TensorFile
 
@@ -45,31 +41,34 @@ CONVERSATION = policies.Conversation()
 SAMPLING = {"temperature": 0.8, "text_temperature": 0.7, "top_k": 250, "text_top_k": 25, "pad_bonus": 0.0}
 
 
-class Programs(Protocol):
-    """The pure functions of an artifact; flat dicts of arrays everywhere. `moshijax.export.step.CallStep` is one.
+class PureFunctions(Protocol):
+    """The functions of an artifact; flat dicts of arrays everywhere. `moshijax.export.step.CallStep` is one.
 
-    `programs` names them: `init_state`, `step`, `step_tokens`, and more of the same signature as `step`.
+    `programs` lists what is exported of them. Its names are methods: `init_state(batch)`, and otherwise
+    `(weights, state, inputs) -> (state, outputs)`.
     """
 
-    @property
-    def programs(self) -> tuple[str, ...]: ...
+    def programs(self, batches: Sequence[int]) -> tuple[Signature, ...]: ...
     def init_state(self, batch: int) -> dict[str, Any]: ...
-    def step(self, weights: Any, state: Any, inputs: Any) -> tuple[Any, Any]: ...
-    def step_tokens(self, weights: Any, state: Any, inputs: Any) -> tuple[Any, Any]: ...
-    def input_specs(self, program: str, batch: int) -> Specs: ...
+    def state_specs(self, program: Signature) -> Specs: ...
+    def input_specs(self, program: Signature) -> Specs: ...
 
 
 @dataclass(frozen=True)
-class Contents:
+class ArtifactParts:
     """Everything an artifact is written from.
 
-    programs: platform -> Programs. weights: flat name -> array as stored. compute_dtypes: platform -> {stored dtype:
-    dtype the program takes}. description: the config, layout, audio, text and sampling sections of `artifact.json`.
-    conditions: what a call is conditioned on unless told otherwise, inputs of the program `condition` without their
-    batch axis. tokenizer: bytes of a SentencePiece model, for artifacts that are given text.
+    Attributes:
+      functions: platform -> its functions.
+      weights: flat name -> array as stored.
+      compute_dtypes: platform -> {stored dtype: dtype that the programs take}.
+      pieces: the text of every token id.
+      description: the config, layout, audio, text and sampling sections of `artifact.json`.
+      conditions: what a call is conditioned on by default, inputs of the program `condition` without their batch axis.
+      tokenizer: bytes of a SentencePiece model, for artifacts that are given text.
     """
 
-    programs: Mapping[str, Programs]
+    functions: Mapping[str, PureFunctions]
     weights: Mapping[str, np.ndarray]
     compute_dtypes: Mapping[str, Mapping[str, str]]
     pieces: Sequence[str]
@@ -96,6 +95,7 @@ def build(
     conditions: Mapping[str, Any] | None = None,
     null_conditions: Mapping[str, Any] | None = None,
     tokenizer: bytes | None = None,
+    prefill_lengths: Sequence[int] = PREFILL_LENGTHS,
 ) -> Path:
     """Export a codec and a language model as one artifact.
 
@@ -104,18 +104,22 @@ def build(
       pieces: the text of every token id, as SentencePiece writes it.
       out_dir: the directory to write; it must not exist unless `overwrite`.
       platforms: any of cpu, cuda, tpu; none of them has to be present here.
-      batches: rows of the programs to make, one set for each number.
+      batches: batch sizes of calls, one set of programs for each.
       weights_dtype: float32 or bfloat16, how the language model is stored. On cpu it is computed in float32 either way,
         elsewhere in the stored type. The codec is float32.
-      sampling: what `runtime.Program.open` samples with unless told otherwise; the rest are those of `SAMPLING`.
+      sampling: the defaults of calls; the rest are those of `SAMPLING`.
       top_k_limit: the largest top_k that may be asked for.
-      policy: what the model is used for. guidance: compiles classifier-free guidance in; its values are defaults.
+      policy: what the model is used for.
+      guidance: compiles classifier-free guidance in; its values are defaults.
       conditions, null_conditions: what calls are conditioned on, and the second halves of guided ones, unless told
         otherwise when they begin (`moshijax.runtime.conditions.arrays` says what values are); the others are absent. A
         sequence of vectors fixes the length of its conditioner where the model leaves it open.
       tokenizer: the SentencePiece model itself, so that text can be given to the artifact.
+      prefill_lengths: blocks in which a prompt is gone through, in columns.
 
-    Raises: ConfigError (models that do not fit each other, unknown platform or type, `out_dir` exists), MoshijaxError.
+    Raises:
+      ConfigError: models that do not fit each other, an unknown platform or type, or `out_dir` exists.
+      MoshijaxError: it cannot be written.
     """
     check_request(platforms, batches)
     if weights_dtype not in WEIGHT_DTYPES:
@@ -127,8 +131,10 @@ def build(
         )
     lm_config = _fixed_lengths(lm_config, conditions or {})
     computed = {platform: "float32" if platform == "cpu" else weights_dtype for platform in platforms}
-    programs = {
-        platform: CallStep(codec_config, lm_config.with_dtype(dtype, dtype), top_k_limit, policy, guidance)
+    functions = {
+        platform: CallStep(
+            codec_config, lm_config.with_dtype(dtype, dtype), top_k_limit, policy, guidance, tuple(prefill_lengths)
+        )
         for platform, dtype in computed.items()
     }
     conditioned = {"condition": conditions or {}, "null": null_conditions or {}}
@@ -141,8 +147,8 @@ def build(
         **flatten(codec.inference_layout(*codec_model), "codec"),
         **_stored_lm(lm_config.with_dtype(weights_dtype, weights_dtype), lm_model[1]),
     }
-    contents = Contents(
-        programs=programs,
+    parts = ArtifactParts(
+        functions=functions,
         weights={name: np.asarray(value) for name, value in weights.items()},
         compute_dtypes={
             platform: {**{str(value.dtype): str(value.dtype) for value in weights.values()}, weights_dtype: dtype}
@@ -150,7 +156,7 @@ def build(
         },
         pieces=pieces,
         description={
-            **_description(next(iter(programs.values())), codec_config, lm_config, sampling or {}),
+            **_description(next(iter(functions.values())), codec_config, lm_config, sampling or {}),
             "conditions": table,
         },
         conditions={
@@ -160,7 +166,7 @@ def build(
         },
         tokenizer=tokenizer,
     )
-    return write(contents, out_dir, batches, overwrite, progress)
+    return write(parts, out_dir, batches, overwrite, progress)
 
 
 def rebuild(
@@ -175,7 +181,9 @@ def rebuild(
 ) -> Path:
     """Export an artifact again from itself, for this jax; what is not given stays as it was.
 
-    Raises: as `manifest.read`, `manifest.check_file` and `build`; DataError if its config is not of this version.
+    Raises:
+      ConfigError: as `manifest.read` and `build`.
+      DataError: as `manifest.check_file`, or its config is not of this version.
     """
     source = Path(source)
     manifest = manifests.read(source)
@@ -206,11 +214,12 @@ def rebuild(
         conditions=condition_values.values_of(table, defaults, "condition"),
         null_conditions=None if guidance is None else condition_values.values_of(table, defaults, "null"),
         tokenizer=tokenizer,
+        prefill_lengths=manifest["lengths"]["prefill"],
     )
 
 
 def _fixed_lengths(config: lm.LMConfig, conditions: Mapping[str, Any]) -> lm.LMConfig:
-    """The model with conditioners of open length as long as the vectors that were given for them."""
+    """Return the model with conditioners of open length as long as the vectors that were given for them."""
 
     def fixed(c: Any) -> Any:
         if isinstance(c, lm.TensorConditioner) and c.length is None and conditions.get(c.name) is not None:
@@ -221,7 +230,7 @@ def _fixed_lengths(config: lm.LMConfig, conditions: Mapping[str, Any]) -> lm.LMC
 
 
 def conditioner_table(config: lm.LMConfig) -> dict[str, dict[str, Any]]:
-    """What `artifact.json` says of every conditioner: its attribute values, or the shape of its vectors."""
+    """Return what `artifact.json` says about every conditioner: its attribute values, or the shape of its vectors."""
     return {
         c.name: {"length": c.length, "dim": c.dim}
         if isinstance(c, lm.TensorConditioner)
@@ -231,7 +240,7 @@ def conditioner_table(config: lm.LMConfig) -> dict[str, dict[str, Any]]:
 
 
 def _stored_lm(config: lm.LMConfig, params: Any) -> dict[str, Any]:
-    """The language model in the inference layout, in the types and shapes the config asks for."""
+    """Return the language model in the inference layout, in the types and shapes the config asks for."""
     params = flatten(unstack_layers(nn.meta.unbox(params)), "lm")
     expected = flatten(lm.abstract(config, stacked=False), "lm")
     wrong = [
@@ -247,7 +256,7 @@ def _stored_lm(config: lm.LMConfig, params: Any) -> dict[str, Any]:
 def _description(
     step: CallStep, codec_config: codec.MimiConfig, lm_config: lm.LMConfig, sampling: Mapping[str, float]
 ) -> dict[str, Any]:
-    """The sections of `artifact.json` that describe the models."""
+    """Return the sections of `artifact.json` that describe the models."""
     layout = lm_config.layout
 
     def stream(row: int, s: lm.Stream) -> dict[str, Any]:
@@ -291,7 +300,11 @@ def _description(
 
 
 def check_request(platforms: Sequence[str], batches: Sequence[int]) -> None:
-    """Raises: ConfigError on unknown platforms or batch sizes that are not positive."""
+    """Check what an artifact is to be made for.
+
+    Raises:
+      ConfigError: unknown platforms, or batch sizes that are not positive.
+    """
     for platform in platforms:
         if platform not in manifests.PLATFORMS:
             raise ConfigError(f"unknown platform {platform!r}; choose from {', '.join(manifests.PLATFORMS)}")
@@ -302,7 +315,7 @@ def check_request(platforms: Sequence[str], batches: Sequence[int]) -> None:
 
 
 def write(
-    contents: Contents,
+    parts: ArtifactParts,
     out_dir: str | Path,
     batches: Sequence[int] = (1,),
     overwrite: bool = False,
@@ -310,35 +323,40 @@ def write(
 ) -> Path:
     """Export every program for every platform and batch size and write the artifact directory.
 
-    Written to a temporary directory beside `out_dir` and renamed when complete. `progress` is told of every file.
-    Raises: ConfigError (`out_dir` exists and `overwrite` is false), MoshijaxError (disk full, not writable).
+    It is written to a temporary directory beside `out_dir` and renamed when complete. `progress` is told of every file.
+
+    Raises:
+      ConfigError: `out_dir` exists and `overwrite` is false.
+      MoshijaxError: the disk is full, or the path cannot be written.
     """
     out_dir = Path(out_dir)
-    check_request(tuple(contents.programs), batches)
+    check_request(tuple(parts.functions), batches)
     if out_dir.exists() and not overwrite:
         raise ConfigError(f"{out_dir} exists; choose another path or remove it first")
     if out_dir.exists() and any(out_dir.iterdir()) and not (out_dir / manifests.MANIFEST).is_file():
         raise ConfigError(f"{out_dir} exists and is not an artifact; choose another path")
-    with _staging(out_dir) as staging:
+    with files.staged_directory(out_dir) as staging:
         progress(manifests.WEIGHTS)
-        _write_weights(contents.weights, staging / manifests.WEIGHTS)
-        _write_json(staging / manifests.TEXT_PIECES, list(contents.pieces))
-        if contents.conditions:
-            _write_weights(contents.conditions, staging / manifests.CONDITIONS)
-        if contents.tokenizer is not None:
-            (staging / manifests.TOKENIZER).write_bytes(contents.tokenizer)
+        _write_weights(parts.weights, staging / manifests.WEIGHTS)
+        _write_json(staging / manifests.TEXT_PIECES, list(parts.pieces))
+        if parts.conditions:
+            _write_weights(parts.conditions, staging / manifests.CONDITIONS)
+        if parts.tokenizer is not None:
+            (staging / manifests.TOKENIZER).write_bytes(parts.tokenizer)
         exported: dict[str, jax_export.Exported] = {}
-        for platform, programs in contents.programs.items():
+        lengths: dict[str, list[int]] = {}
+        for platform, functions in parts.functions.items():
             weight_specs = {
-                name: jax.ShapeDtypeStruct(value.shape, contents.compute_dtypes[platform][str(value.dtype)])
-                for name, value in contents.weights.items()
+                name: jax.ShapeDtypeStruct(value.shape, parts.compute_dtypes[platform][str(value.dtype)])
+                for name, value in parts.weights.items()
             }
-            for batch in batches:
-                for name in programs.programs:
-                    file = manifests.program_file(name, platform, batch)
-                    progress(file)
-                    exported[name] = _export(name, programs, platform, batch, weight_specs)
-                    (staging / file).write_bytes(exported[name].serialize())
+            for program in functions.programs(batches):
+                file = manifests.program_file(program.name, platform, program.batch, program.length)
+                progress(file)
+                exported[program.name] = _export(program, functions, platform, weight_specs)
+                (staging / file).write_bytes(exported[program.name].serialize())
+                if program.length is not None:
+                    lengths[program.name] = sorted({*lengths.get(program.name, []), program.length})
         description = {
             "format": manifests.FORMAT,
             "schema_version": manifests.SCHEMA_VERSION,
@@ -348,16 +366,17 @@ def write(
                 "calling_convention_version": exported["step"].calling_convention_version,
                 "tried": list(manifests.TRIED_JAX),
             },
-            "platforms": list(contents.programs),
+            "platforms": list(parts.functions),
             "batches": sorted(set(batches)),
-            **contents.description,
+            "lengths": lengths,
+            **parts.description,
             **_interface(exported),
             "weights": {
                 "file": manifests.WEIGHTS,
-                "program_dtypes": {platform: dict(map_) for platform, map_ in contents.compute_dtypes.items()},
+                "program_dtypes": {platform: dict(map_) for platform, map_ in parts.compute_dtypes.items()},
                 "tensors": {
                     name: {"shape": list(value.shape), "dtype": str(value.dtype)}
-                    for name, value in contents.weights.items()
+                    for name, value in parts.weights.items()
                 },
             },
         }
@@ -366,64 +385,44 @@ def write(
     return out_dir
 
 
-def _export(name: str, programs: Programs, platform: str, batch: int, weight_specs: Specs) -> jax_export.Exported:
-    """One program for one platform and batch size; proves that every state array is donated."""
-    if name == "init_state":
-        return jax_export.export(jax.jit(lambda: programs.init_state(batch)), platforms=(platform,))()
-    state_specs = jax.eval_shape(lambda: programs.init_state(batch))
-    inputs = programs.input_specs(name, batch)
-    function = jax.jit(getattr(programs, name), donate_argnums=1)
+def _export(program: Signature, functions: PureFunctions, platform: str, weight_specs: Specs) -> jax_export.Exported:
+    """Export one program for one platform, and prove that every state array is donated."""
+    if program.name == "init_state":
+        return jax_export.export(jax.jit(lambda: functions.init_state(program.batch)), platforms=(platform,))()
+    state_specs, inputs = functions.state_specs(program), functions.input_specs(program)
+    # What a program overwrites without a look at it is donated too, so it must not be dropped as unused.
+    function = jax.jit(getattr(functions, program.name), donate_argnums=1, keep_unused=True)
     exported = jax_export.export(function, platforms=(platform,))(weight_specs, state_specs, inputs)
     new_state, _ = jax.tree.unflatten(exported.out_tree, exported.out_avals)
     for key, spec in state_specs.items():
         if (new_state[key].shape, new_state[key].dtype) != (spec.shape, spec.dtype):
-            raise AssertionError(f"{name} changes state {key} from {spec} to {new_state[key]}")
+            raise AssertionError(f"{program.name} changes state {key} from {spec} to {new_state[key]}")
     donated = exported.mlir_module().count("tf.aliasing_output")
     sized = sum(spec.size > 0 for spec in state_specs.values())
     if not sized <= donated <= len(state_specs):  # (an array without values may be donated or not)
-        raise AssertionError(f"{name} donates {donated} of {sized} state arrays")
+        raise AssertionError(f"{program.name} donates {donated} of {sized} state arrays")
     return exported
 
 
 def _interface(exported: Mapping[str, jax_export.Exported]) -> dict[str, Any]:
-    """Names, shapes (None = batch) and dtypes of state, inputs and outputs."""
+    """Return names, shapes (None = batch) and dtypes of state, inputs and outputs, of the longest blocks."""
 
     def rows(specs: Specs) -> dict[str, Any]:
-        return {name: {"shape": [None, *spec.shape[1:]], "dtype": str(spec.dtype)} for name, spec in specs.items()}
+        return {
+            name: {"shape": [None, *spec.shape[1:]] if spec.shape else [], "dtype": str(spec.dtype)}
+            for name, spec in specs.items()
+        }
 
-    inputs, outputs = {}, {}
+    inputs, outputs, state = {}, {}, {}
     for name in (name for name in exported if name != "init_state"):
         args, _ = jax.tree.unflatten(exported[name].in_tree, exported[name].in_avals)
-        inputs[name] = rows(args[2])
-        state, out = jax.tree.unflatten(exported[name].out_tree, exported[name].out_avals)
-        outputs[name] = rows(out)
-    return {"state": rows(state), "inputs": inputs, "outputs": outputs}
-
-
-@contextlib.contextmanager
-def _staging(out_dir: Path) -> Iterator[Path]:
-    """A temporary directory beside `out_dir` that takes its name when the block ends well, and vanishes otherwise."""
-    try:
-        out_dir.parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=f".{out_dir.name}.", dir=out_dir.parent))
-    except OSError as error:
-        raise MoshijaxError(f"cannot write {out_dir}: {error.strerror}; choose a writable path") from None
-    try:
-        yield staging
-        staging.chmod(0o755)
-        if out_dir.exists():
-            retired = staging.with_name(staging.name + ".old")
-            os.rename(out_dir, retired)
-            os.rename(staging, out_dir)
-            shutil.rmtree(retired)
-        else:
-            os.rename(staging, out_dir)
-    except OSError as error:
-        raise MoshijaxError(
-            f"cannot write {out_dir}: {error.strerror}; free some space or choose another path"
-        ) from None
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+        _, out = jax.tree.unflatten(exported[name].out_tree, exported[name].out_avals)
+        inputs[name], outputs[name] = rows(args[2]), rows(out)
+        if name == "step":
+            state = rows(args[1])
+    # (what `place` takes beside the slot is the state of one row)
+    inputs["place"] = {name: spec for name, spec in inputs["place"].items() if not name.startswith("row/")}
+    return {"state": state, "inputs": inputs, "outputs": outputs}
 
 
 def _write_weights(weights: Mapping[str, np.ndarray], path: Path) -> None:

@@ -18,9 +18,10 @@ from moshijax.lm import Guidance, TensorConditioner, policies
 from moshijax.runtime.conditions import parse, read_vectors
 from moshijax.weights.formats import huggingface_config
 from moshijax.weights.formats.lm_config import completed, loader_fields
-from moshijax.weights.source import CODEC as IMPORTED_CODEC
-from moshijax.weights.source import PREPROCESSOR
-from moshijax.weights.source import RECORD as IMPORTED_RECORD
+from moshijax.weights.imported import CODEC as IMPORTED_CODEC
+from moshijax.weights.imported import PROVENANCE
+from moshijax.weights.published import PREPROCESSOR
+from moshijax.weights.run import CONFIG
 
 if TYPE_CHECKING:
     from moshijax.codec import MimiConfig
@@ -44,7 +45,7 @@ PUBLISHED_USES = {
 PUBLISHED_CONDITIONS = (("description", "very_good", "very_bad"), ("control", "ok", None), ("cfg", "2.0", None))
 
 
-class Source(NamedTuple):
+class ArtifactSource(NamedTuple):
     """The models of an artifact, and how they are used: arguments of `moshijax.export.artifact.build`."""
 
     codec_model: tuple[MimiConfig, Any]
@@ -62,7 +63,7 @@ def load(
     conditions: Sequence[str] = (),
     null_conditions: Sequence[str] = (),
     guidance: float | None = None,
-) -> Source:
+) -> ArtifactSource:
     """Read a language model and what belongs to it.
 
     Args:
@@ -74,8 +75,9 @@ def load(
       conditions, null_conditions: `NAME=VALUE`, what calls are conditioned on, and the second halves of guided ones.
       guidance: coefficient of classifier-free guidance; None builds the step without.
 
-    Raises: ConfigError (no codec or tokenizer is recorded, an unknown condition), DataError (another codec than that of
-    the data).
+    Raises:
+      ConfigError: no codec or tokenizer is recorded, or an unknown condition.
+      DataError: another codec than that of the data.
     """
     path = Path(path)
     if not path.exists():
@@ -109,18 +111,18 @@ def load(
     if guidance is not None:
         # (synthesis: the second half sees no text, and the text is not guided, as the published engine has it)
         use["guidance"] = Guidance(guidance, text=not isinstance(use["policy"], policies.Synthesis))
-    return Source(codec_model, (lm_config, lm_model[1]), text.pieces, use)
+    return ArtifactSource(codec_model, (lm_config, lm_model[1]), text.pieces, use)
 
 
 def _published(path: Path) -> dict[str, Any]:
-    """What a published config says beside the parameters; nothing for a run."""
+    """Return what a published config says beside the parameters; nothing for a run."""
     folder = path if path.is_dir() else path.parent
-    record = _json(folder / IMPORTED_RECORD)
-    found = completed(_json(folder / "config.json")) or record.get("config", {})
-    if huggingface_config.is_config(found):
+    record = _json(folder / PROVENANCE)
+    config = completed(_json(folder / "config.json")) or record.get("config", {})
+    if huggingface_config.is_config(config):
         preprocessor = _json(folder / PREPROCESSOR) or record.get("preprocessor", {})
-        return huggingface_config.loader_fields(found, preprocessor)
-    return loader_fields(found)
+        return huggingface_config.loader_fields(config, preprocessor)
+    return loader_fields(config)
 
 
 def _policy(name: str | None, config: LMConfig, published: dict[str, Any], frame_rate: float) -> policies.Policy:
@@ -141,14 +143,14 @@ def _policy(name: str | None, config: LMConfig, published: dict[str, Any], frame
 
 
 def _sampling(published: dict[str, Any]) -> dict[str, float]:
-    """Defaults of a published model; those of speech synthesis are cooler than the others."""
+    """Return the sampling defaults of a published model; those of speech synthesis are cooler than the others."""
     names = {"temp": "temperature", "temp_text": "text_temperature", "top_k": "top_k", "top_k_text": "text_top_k"}
     cooler = {"temp": 0.6, "temp_text": 0.6} if published.get("model_type") == "tts" else {}
     return {names[name]: value for name, value in {**cooler, **published.get("lm_gen_config", {})}.items()}
 
 
 def _fixed_lengths(config: LMConfig, published: dict[str, Any], conditions: Sequence[str]) -> LMConfig:
-    """Published voices come one by one; the model sees so many of them, those that are missing absent."""
+    """Fix the room for voices: they are published one by one, and the model sees several, missing ones absent."""
     speakers = int(published.get("tts_config", {}).get("max_speakers", 5))
     given = dict(item.partition("=")[::2] for item in conditions)
 
@@ -170,15 +172,17 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def _recorded_codecs(path: Path) -> list[tuple[str, str | None]]:
-    """sha256 and place of the codecs that the data of a run was encoded with, as its prepared data says."""
-    data = _json(path / "config.json").get("data") if path.is_dir() else None
-    folders = data.get("paths", []) if isinstance(data, dict) else []
+    """Return sha256 and place of the codecs that the data of a run was encoded with, as its prepared data says."""
+    part: Any = _json(path / CONFIG) if path.is_dir() else {}
+    for name in ("task", "audio", "data"):  # of a run's `moshijax.train.experiment.ExperimentConfig`
+        part = part.get(name) if isinstance(part, dict) else None
+    folders = part.get("paths", []) if isinstance(part, dict) else []
     indexes = [_json(Path(folder) / INDEX).get("codec", {}) for folder in folders]
     return [(index["sha256"], index.get("source")) for index in indexes if "sha256" in index]
 
 
 def codec_of(path: str | Path) -> Path | None:
-    """Where the codec of a language model lies, as far as the run or the published directory says and it is there."""
+    """Return the codec of a language model, if the run or the published directory names one that exists."""
     try:
         return _codec_path(Path(path), _recorded_codecs(Path(path)))
     except ConfigError:

@@ -1,31 +1,30 @@
-"""What the stages do. Each is a thin call of the same functions that the single commands use."""
+"""What the stages do. Each is a thin call to the functions that the single commands use."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from moshijax.errors import DataError
+from moshijax.files import write_json
 from moshijax.quickstart import world
-from moshijax.quickstart.settings import Folder, Settings
-from moshijax.quickstart.stages import Stage, Tell
+from moshijax.quickstart.settings import BATCHES, PLATFORMS, Folder, Settings
+from moshijax.quickstart.stages import Stage
 
 if TYPE_CHECKING:
     from moshijax.data.synthesis import Dialogue, SynthesisResult
     from moshijax.data.text import Tokenizer
+    from moshijax.eval.evaluation import ProgressFn
     from moshijax.train.experiment import ExperimentConfig
 
-PLATFORMS = ("cpu", "cuda", "tpu")
-BATCHES = (1, 16)
 # Text is taken greedily, so that a call has one answer; the voice is sampled.
-# A little less PAD than the model says: between words and silence it errs towards silence.
+# A little less PAD than the model predicts, because it errs towards silence.
 SAMPLING = {"text_temperature": 0.0, "temperature": 0.5, "top_k": 20, "pad_bonus": -0.5}
 TEXT_PIECES = 120
 
 
-def synthesize(settings: Settings, folder: Folder, tell: Tell) -> Mapping[str, Any]:
+def synthesize(settings: Settings, folder: Folder, tell: ProgressFn) -> Mapping[str, Any]:
+    """Speak the codec's recordings, the training calls and the held-out calls."""
     from moshijax.data.synthesis import synthesize
 
     trained, heldout = world.load()
@@ -54,7 +53,8 @@ def synthesize(settings: Settings, folder: Folder, tell: Tell) -> Mapping[str, A
     }
 
 
-def tokenizer(settings: Settings, folder: Folder, tell: Tell) -> Mapping[str, Any]:
+def tokenizer(settings: Settings, folder: Folder, tell: ProgressFn) -> Mapping[str, Any]:
+    """Train the text pieces on the answers, and write the answers out for text-only steps."""
     from moshijax.data.text import train_tokenizer
 
     answers = [answer for _, answer in world.load()[0].questions]
@@ -66,7 +66,8 @@ def tokenizer(settings: Settings, folder: Folder, tell: Tell) -> Mapping[str, An
     return {"pieces": made.vocab_size}
 
 
-def teacher(settings: Settings, folder: Folder, tell: Tell) -> Mapping[str, Any]:
+def teacher(settings: Settings, folder: Folder, tell: ProgressFn) -> Mapping[str, Any]:
+    """Compute the phonetic features that the codec's semantic level is distilled from."""
     from moshijax.data.manifest import read_manifest
     from moshijax.data.teacher import compute_features
 
@@ -79,32 +80,35 @@ def teacher(settings: Settings, folder: Folder, tell: Tell) -> Mapping[str, Any]
 
 
 def codec_experiment(settings: Settings, folder: Folder, recipe: str, *more: str) -> ExperimentConfig:
+    """Return the experiment of a codec recipe on the data of this run; `more` are further overrides."""
     from moshijax import config
 
     here = (
-        f"data.manifest={str(folder.speech / 'manifest.jsonl')!r}",
-        f"data.teacher={str(folder.speech / 'teacher')!r}",
+        f"task.audio.data.manifest={str(folder.speech / 'manifest.jsonl')!r}",
+        f"task.audio.data.teacher={str(folder.speech / 'teacher')!r}",
         f"seed={settings.seed}",
     )
     return config.load(recipe, (*here, *more, *settings.codec_overrides))
 
 
 def lm_experiment(settings: Settings, folder: Folder) -> ExperimentConfig:
+    """Return the experiment of the language model on the data of this run."""
     from moshijax import config
 
     here = (
-        f"data.paths=({str(folder.grids)!r},)",
+        f"task.audio.data.paths=({str(folder.grids)!r},)",
         f"task.tokenizer={str(folder.tokenizer)!r}",
-        f"text_data.path={str(folder.texts)!r}",
+        f"task.text.data.path={str(folder.texts)!r}",
         f"seed={settings.seed}",
     )
     return config.load(settings.lm_recipe, (*here, *settings.lm_overrides))
 
 
-def _train(experiment: ExperimentConfig, run_dir: Path, tell: Tell) -> Mapping[str, Any]:
+def _train(experiment: ExperimentConfig, run_dir: Path, tell: ProgressFn) -> Mapping[str, Any]:
     from moshijax import config
     from moshijax.train.loop import train
     from moshijax.train.run.metrics import read_metrics
+    from moshijax.weights.run import METRICS
 
     loss = ""
 
@@ -116,20 +120,23 @@ def _train(experiment: ExperimentConfig, run_dir: Path, tell: Tell) -> Mapping[s
 
     tell(0, experiment.steps, "steps  compiling")
     train(experiment, run_dir, recipe=config.dump(experiment), progress=progress)
-    lines = read_metrics(run_dir / "metrics.jsonl")
+    lines = read_metrics(run_dir / METRICS)
     return {"steps": experiment.steps, "last": lines[-1] if lines else {}}
 
 
-def train_hearing(settings: Settings, folder: Folder, tell: Tell) -> Mapping[str, Any]:
+def train_hearing(settings: Settings, folder: Folder, tell: ProgressFn) -> Mapping[str, Any]:
+    """Train the codec's encoder alone."""
     return _train(codec_experiment(settings, folder, settings.hearing_recipe), folder.hearing, tell)
 
 
-def train_codec(settings: Settings, folder: Folder, tell: Tell) -> Mapping[str, Any]:
+def train_codec(settings: Settings, folder: Folder, tell: ProgressFn) -> Mapping[str, Any]:
+    """Train the codec, starting from its encoder."""
     experiment = codec_experiment(settings, folder, settings.codec_recipe, f"init_from={str(folder.hearing)!r}")
     return _train(experiment, folder.codec, tell)
 
 
-def prepare(settings: Settings, folder: Folder, tell: Tell) -> Mapping[str, Any]:
+def prepare(settings: Settings, folder: Folder, tell: ProgressFn) -> Mapping[str, Any]:
+    """Encode the training calls into grids."""
     from moshijax.data.encoder import CodecEncoder
     from moshijax.data.manifest import read_manifest
     from moshijax.data.prepare import prepare
@@ -144,18 +151,20 @@ def prepare(settings: Settings, folder: Folder, tell: Tell) -> Mapping[str, Any]
     return {"calls": report.usable}
 
 
-def train_moshi(settings: Settings, folder: Folder, tell: Tell) -> Mapping[str, Any]:
+def train_moshi(settings: Settings, folder: Folder, tell: ProgressFn) -> Mapping[str, Any]:
+    """Train the language model."""
     return _train(lm_experiment(settings, folder), folder.moshi, tell)
 
 
 def load_tokenizer(folder: Folder) -> Tokenizer:
+    """Load the text pieces of this run."""
     from moshijax.data.text import Tokenizer
 
     return Tokenizer.load(folder.tokenizer)
 
 
-def export(settings: Settings, folder: Folder, tell: Tell) -> Mapping[str, Any]:
-    """The artifact for every platform, and for comparison one of the same model before its training."""
+def export(settings: Settings, folder: Folder, tell: ProgressFn) -> Mapping[str, Any]:
+    """Export the artifact for every platform, and for comparison one of the same model before its training."""
     import jax
 
     from moshijax import lm, weights
@@ -187,16 +196,23 @@ def export(settings: Settings, folder: Folder, tell: Tell) -> Mapping[str, Any]:
     return {"megabytes": round(size / 1e6, 1), "parameters": count}
 
 
-def play_calls(settings: Settings, folder: Folder, tell: Tell) -> Mapping[str, Any]:
-    from moshijax.quickstart import calls
+def play_calls(settings: Settings, folder: Folder, tell: ProgressFn) -> Mapping[str, Any]:
+    """Play the held-out calls; writes calls/calls.json, calls/recordings.npz, reply.wav and figures.json."""
+    from moshijax.eval import spoken_qa
 
-    return calls.play_all(settings, folder, tell)
+    untrained = str(folder.untrained_artifact)
+    questions = spoken_qa.SpokenQA(str(folder.artifact), str(folder.heldout), untrained, platform="cpu")
+    played = spoken_qa.play(questions, folder.reply, tell)
+    played.save(folder.calls)
+    write_json(folder.figures, played.figures)
+    return played.figures
 
 
-def report(settings: Settings, folder: Folder, tell: Tell) -> Mapping[str, Any]:
+def report(settings: Settings, folder: Folder, tell: ProgressFn) -> Mapping[str, Any]:
+    """Write the page."""
     from moshijax.quickstart import page
 
-    page.write(settings, folder)
+    page.write(settings, folder, {stage.name: stage.title for stage in STAGES})
     return {}
 
 
@@ -212,24 +228,3 @@ STAGES = (
     Stage("calls", "answer held-out calls", play_calls),
     Stage("report", "write the report", report),
 )
-
-
-def heldout_items(folder: Folder) -> list[dict[str, Any]]:
-    """The held-out calls in order: {"id", "audio": path, "meta", "user_end": seconds at which the user stops}.
-
-    Raises: DataError if the folder is damaged.
-    """
-    items = []
-    try:
-        for line in (folder.heldout / "manifest.jsonl").read_text(encoding="utf-8").splitlines():
-            audio = folder.heldout / json.loads(line)["path"]
-            sidecar = json.loads(audio.with_suffix(".json").read_text(encoding="utf-8"))
-            ends = [end for _, (_, end), speaker in sidecar["alignments"] if speaker == "SPEAKER_USER"]
-            items.append(
-                {"id": audio.stem, "audio": audio, "meta": sidecar["meta"], "user_end": max(ends, default=None)}
-            )
-    except (OSError, ValueError, KeyError) as error:
-        raise DataError(
-            f"{folder.heldout} cannot be read ({error}); remove the run directory and start again"
-        ) from None
-    return items

@@ -1,4 +1,4 @@
-"""What a quickstart run consists of: sizes and seed, and the folder it lives in."""
+"""The settings of a quickstart: sizes, seed, what it exports for, and the folder it lives in."""
 
 from __future__ import annotations
 
@@ -6,6 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from moshijax.errors import ConfigError
+
+# What the artifact is exported for: machines, and calls at once.
+PLATFORMS = ("cpu", "cuda", "tpu")
+BATCHES = (1, 16)
 
 
 @dataclass(frozen=True)
@@ -45,7 +49,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Folder:
-    """Where everything of a run lies."""
+    """Where everything of a run is."""
 
     path: Path
 
@@ -61,10 +65,12 @@ class Folder:
 
     @property
     def heldout(self) -> Path:
+        """The calls that no model is trained on."""
         return self.path / "heldout_calls"
 
     @property
     def tokenizer(self) -> Path:
+        """The text pieces."""
         return self.path / "tokenizer.model"
 
     @property
@@ -74,27 +80,32 @@ class Folder:
 
     @property
     def texts(self) -> Path:
-        """What the model says, one document a line: the text-only steps."""
+        """What the model says, one document a line, for the text-only steps."""
         return self.path / "texts.txt"
 
     @property
     def codec(self) -> Path:
+        """The run of the whole codec."""
         return self.path / "codec"
 
     @property
     def grids(self) -> Path:
+        """The training calls, encoded."""
         return self.path / "grids"
 
     @property
     def moshi(self) -> Path:
+        """The run of the language model."""
         return self.path / "moshi"
 
     @property
     def artifact(self) -> Path:
+        """The exported streaming step."""
         return self.path / "artifact"
 
     @property
     def untrained_artifact(self) -> Path:
+        """The same of the model before its training, as a control."""
         return self.path / "calls" / "untrained_artifact"
 
     @property
@@ -104,10 +115,12 @@ class Folder:
 
     @property
     def reply(self) -> Path:
+        """One live call."""
         return self.path / "reply.wav"
 
     @property
     def report(self) -> Path:
+        """The page."""
         return self.path / "report.html"
 
     @property

@@ -1,54 +1,40 @@
-"""Stages with done-markers: a run that is killed anywhere goes on with the stage it was in."""
+"""Stages with done-markers: a run that is killed anywhere continues with the stage it was in."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import moshijax
-from moshijax.errors import ConfigError, DataError, MoshijaxError
+from moshijax.errors import ConfigError, DataError
+from moshijax.files import write_json
 from moshijax.quickstart.settings import Folder, Settings
 
-CLAIM = "quickstart.json"
+if TYPE_CHECKING:
+    from moshijax.eval.evaluation import ProgressFn
 
-# Tells how far a stage is: (done, total, note); total None means unknown.
-Tell = Callable[[float, float | None, str], None]
+CLAIM = "quickstart.json"
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One step of the job. `work` may be interrupted anywhere and run again; what it returns goes into the marker."""
+    """One stage of the job. `work` may be interrupted anywhere and run again; what it returns goes into the marker."""
 
     name: str
     title: str
-    work: Callable[[Settings, Folder, Tell], Mapping[str, Any]]
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Written whole or not at all."""
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        with partial.open("w", encoding="utf-8") as file:
-            json.dump(value, file, indent=1)
-            file.write("\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise MoshijaxError(f"cannot write {path}: {error.strerror}; free some space and run it again") from None
+    work: Callable[[Settings, Folder, ProgressFn], Mapping[str, Any]]
 
 
 def claim(settings: Settings, folder: Folder) -> None:
     """Take the run directory, or continue in it.
 
-    Raises: ConfigError if it is no directory, holds something else, or was made with other settings.
+    Raises:
+      ConfigError: it is no directory, holds something else, or was made with other settings.
+      DataError: its record of settings is damaged.
     """
     if folder.path.exists() and not folder.path.is_dir():
         raise ConfigError(f"{folder.path} is not a directory; choose another --run-dir")
@@ -71,14 +57,14 @@ def claim(settings: Settings, folder: Folder) -> None:
     for name, value in wanted.items():
         if found.get(name) != value:
             raise ConfigError(
-                f"{folder.path} was begun with {name} {found.get(name)!r}, not {value!r}; "
+                f"{folder.path} was started with {name} {found.get(name)!r}, not {value!r}; "
                 "use that, or another --run-dir"
             )
     folder.stages.mkdir(exist_ok=True)
 
 
 def done(folder: Folder, name: str) -> dict[str, Any] | None:
-    """What the marker of a finished stage says, {"seconds": ..., "sessions": ..., "figures": {...}}; None before."""
+    """Return the marker of a finished stage, {"seconds": ..., "sessions": ..., "figures": {...}}; None before."""
     try:
         return json.loads((folder.stages / f"{name}.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -90,14 +76,21 @@ def run(
     settings: Settings,
     folder: Folder,
     until: str | None = None,
-    start: Callable[[int, Stage], Tell] = lambda index, stage: lambda done, total, note: None,
+    start: Callable[[int, Stage], ProgressFn] = lambda index, stage: lambda done, total, note: None,
     finish: Callable[[int, Stage, Mapping[str, Any], bool], None] = lambda index, stage, marker, before: None,
 ) -> None:
-    """Work off the stages that have no marker yet, in order, up to and with `until`.
+    """Run the stages that have no marker yet, in order, up to and including `until`.
 
-    start: told of a stage that begins, gives where its progress goes. finish: told of every stage that is done, with
-    its marker and whether it was done before this run.
-    Raises: ConfigError if `until` names no stage; whatever a stage raises.
+    Args:
+      stages: all of the job.
+      settings, folder: of the run.
+      until: name of the last stage to run; None: all.
+      start: called when a stage begins, with its index; returns what its progress is told to.
+      finish: called for every stage that is done, with its marker and whether it was done before this run.
+
+    Raises:
+      ConfigError: `until` names no stage, or the folder is not this run's.
+      Exception: whatever a stage raises.
     """
     names = [stage.name for stage in stages]
     if until is not None and until not in names:
@@ -118,7 +111,7 @@ def run(
 
 
 def _begin(folder: Folder, name: str) -> int:
-    """Count the starts of a stage: 1 if it was never interrupted."""
+    """Count and return the starts of a stage: 1 if it was never interrupted."""
     path = folder.stages / f"{name}.begun"
     try:
         count = int(path.read_text())

@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from moshijax.data.synthesis.dialogue import Dialogue
     from moshijax.data.synthesis.world import CallRanges, World
 
-FRAME_SECONDS = 0.08
 CALL_SECONDS = 4.8
 
 # espeak-ng timbre variants. The model speaks with one that no user has; held-out users have voices that no training
@@ -32,7 +31,7 @@ GROUPS = {
 
 
 def load() -> tuple[World, World]:
-    """The world that is trained on, and the same questions with the held-out unrelated speech."""
+    """Return the world that is trained on, and the same questions with the held-out unrelated speech."""
     from moshijax.data.synthesis.world import parse_world
 
     def read(name: str) -> World:
@@ -44,6 +43,7 @@ def load() -> tuple[World, World]:
 
 
 def ranges(language: str = "en-us", variants: tuple[str, ...] = TRAINED) -> CallRanges:
+    """Return what calls are drawn from, with users of the given voices."""
     from moshijax.data.synthesis.dialogue import Voice
     from moshijax.data.synthesis.world import CallRanges
 
@@ -63,7 +63,7 @@ def ranges(language: str = "en-us", variants: tuple[str, ...] = TRAINED) -> Call
 
 
 def dense_speech(world: World, count: int, seed: int) -> list[Dialogue]:
-    """Recordings with speech on both channels nearly all the time: what a codec learns most from in a short time.
+    """Draw recordings with speech on both channels nearly all the time: a codec learns most from these in a short time.
 
     The user says two or three of the world's sentences, and the model speaks over each of them.
     """
@@ -96,13 +96,14 @@ def dense_speech(world: World, count: int, seed: int) -> list[Dialogue]:
 
 
 def training_calls(world: World, answered: int, unanswered: int, silent: int, seed: int) -> list[Dialogue]:
+    """Draw calls with a question, with unrelated speech (half of it spliced from two sentences), and with silence."""
     from moshijax.data.synthesis.world import draw_calls
 
     return draw_calls(world, answered, unanswered, silent, seed, replace(ranges(), spliced=0.5), prefix="train")
 
 
 def heldout_calls(world: World, per_group: int, seed: int) -> list[Dialogue]:
-    """Per group of voices `per_group` questions and as many unrelated utterances; silent users besides, in 'clear'."""
+    """Draw `per_group` questions and as many unrelated utterances per group of voices, and silent users in "clear"."""
     from moshijax.data.synthesis.world import draw_calls
 
     calls = []

@@ -5,14 +5,13 @@ from __future__ import annotations
 import base64
 import html
 import io
-import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from moshijax.errors import MoshijaxError
+from moshijax import files
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -56,11 +55,12 @@ pre{line-height:1.7;margin:14px 0 0}
 
 
 def escape(text: object) -> str:
+    """Return text as HTML that shows it."""
     return html.escape(str(text))
 
 
 def figure_uri(figure: Figure, width: int = 1000) -> str:
-    """A figure as a PNG data address, `width` CSS pixels wide on a screen of double density."""
+    """Return a figure as a PNG data address, `width` CSS pixels wide on a screen of double density."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=2 * width / figure.get_figwidth())
     figure.clear()
@@ -68,7 +68,7 @@ def figure_uri(figure: Figure, width: int = 1000) -> str:
 
 
 def audio_uri(pcm: Float[np.ndarray, "..."], sample_rate: int) -> str:
-    """Audio in [-1, 1] as a FLAC data address; mono [N] or [N, channels]."""
+    """Return audio in [-1, 1], mono [N] or [N, channels], as a FLAC data address."""
     import soundfile
 
     buffer = io.BytesIO()
@@ -77,7 +77,7 @@ def audio_uri(pcm: Float[np.ndarray, "..."], sample_rate: int) -> str:
 
 
 class Page:
-    """Collects blocks in order; `write` puts them into one file. All text given to it is escaped."""
+    """A page that collects blocks in order and writes them into one file; all text given to it is escaped."""
 
     def __init__(self, title: str, lead: str = "") -> None:
         self.title = title
@@ -86,7 +86,7 @@ class Page:
         self._open = False
 
     def cards(self, cards: Iterable[tuple[str, str, str, bool | None]]) -> None:
-        """Figures that a reader should see first: (value, label, note, good or bad or None)."""
+        """Add figures that a reader should see first: (value, label, note, good or bad or None)."""
         self._close()
         cells = "".join(
             f'<div class="card{_verdict(good)}"><b>{escape(value)}</b>{escape(label)}<span>{escape(note)}</span></div>'
@@ -95,22 +95,24 @@ class Page:
         self._blocks.append(f'<div class="cards">{cells}</div>')
 
     def section(self, title: str, text: str = "") -> None:
+        """Begin a section; the blocks that follow belong to it."""
         self._close()
         self._open = True
         self._blocks.append(f"<section><h2>{escape(title)}</h2>" + (f"<p>{escape(text)}</p>" if text else ""))
 
     def text(self, text: str) -> None:
+        """Add a note in small print."""
         self._blocks.append(f'<p class="note">{escape(text)}</p>')
 
     def figure(self, figure: Figure, caption: str) -> None:
-        """A matplotlib figure; its caption is also what a screen reader reads."""
+        """Add a matplotlib figure; its caption is also what a screen reader reads."""
         self._blocks.append(
             f'<figure><img src="{figure_uri(figure)}" alt="{escape(caption)}">'
             f"<figcaption>{escape(caption)}</figcaption></figure>"
         )
 
     def table(self, header: Sequence[str], rows: Iterable[Sequence[object]], good: Sequence[bool | None] = ()) -> None:
-        """Rows of cells; `good` marks row i as right or wrong."""
+        """Add rows of cells; `good` marks row i as right or wrong."""
         marks = list(good)
         body = "".join(
             f'<tr class="{_verdict(marks[index] if index < len(marks) else None).strip()}">'
@@ -124,7 +126,7 @@ class Page:
         )
 
     def clips(self, clips: Iterable[tuple[str, str, np.ndarray]], sample_rate: int) -> None:
-        """Playable audio: (title, note, pcm [N] or [N, channels])."""
+        """Add playable audio: (title, note, pcm [N] or [N, channels])."""
         cells = "".join(
             f'<div class="clip"><b>{escape(title)}</b><div>{escape(note)}</div>'
             f'<audio controls preload="none" src="{audio_uri(pcm, sample_rate)}"></audio></div>'
@@ -133,6 +135,7 @@ class Page:
         self._blocks.append(f'<div class="clips">{cells}</div>')
 
     def commands(self, lines: Iterable[str]) -> None:
+        """Add lines of code."""
         self._blocks.append(f"<pre>{escape(chr(10).join(lines))}</pre>")
 
     def _close(self) -> None:
@@ -141,6 +144,7 @@ class Page:
             self._open = False
 
     def render(self) -> str:
+        """Return the page as HTML."""
         self._close()
         return (
             '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
@@ -152,16 +156,10 @@ class Page:
     def write(self, path: str | Path) -> None:
         """Write the page; it appears only when complete.
 
-        Raises: MoshijaxError if the file cannot be written.
+        Raises:
+          MoshijaxError: the file cannot be written.
         """
-        path = Path(path)
-        partial = path.with_name(f".{path.name}.partial")
-        try:
-            partial.write_text(self.render(), encoding="utf-8")
-            os.replace(partial, path)
-        except OSError as error:
-            partial.unlink(missing_ok=True)
-            raise MoshijaxError(f"cannot write {path}: {error.strerror}; choose another folder or free space") from None
+        files.write(Path(path), self.render())
 
 
 def _verdict(good: bool | None) -> str:

@@ -1,7 +1,8 @@
-"""Pictures of runs and calls: losses, spectrograms, the token grid, frame timings. Each returns a matplotlib figure."""
+"""Pictures of runs and calls: losses, spectrograms, the token grid, step times. Each returns a matplotlib figure."""
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -16,12 +17,13 @@ if TYPE_CHECKING:
 INK, SOFT, LINE = "#1d2733", "#5d6b7a", "#e3e8ee"
 COLOURS = ("#1668b8", "#d1661a", "#157f4b", "#8a4fbf", "#b3362b", "#0f8b8d", "#a67c00", "#5d6b7a")
 _FONT = 10
+_TITLE = 36  # characters of a title that fit above one of three panels
 
 
 def new_figure(
     width: float, height: float, rows: int = 1, columns: int = 1, **options: Any
 ) -> tuple[Figure, np.ndarray]:
-    """A figure and its axes [rows, columns], in the style of the pages."""
+    """Return a figure and its axes [rows, columns], in the style of the pages."""
     figure = Figure(figsize=(width, height), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False, **options)
     for ax in axes.flat:
@@ -42,10 +44,12 @@ def _label(ax: Axes, title: str = "", x: str = "", y: str = "") -> None:
 def loss_curves(
     metrics: Sequence[Mapping[str, Any]], panels: Mapping[str, Mapping[str, str]], x: str = "step"
 ) -> Figure:
-    """Metrics of a run against its steps.
+    """Draw metrics of a run against its steps; a curve of one point is drawn as a dot.
 
-    metrics: the lines of a metrics.jsonl. panels: title -> {metric name: label}; a name that no line holds is left out,
-    and so is a panel without curves.
+    Args:
+      metrics: the lines of a metrics.jsonl.
+      panels: title -> {metric name: label}; names that no line holds and panels without curves are omitted.
+      x: label of the axis of steps.
     """
     found = {}
     for title, curves in panels.items():
@@ -61,8 +65,9 @@ def loss_curves(
     figure, axes = new_figure(11, 3.2 * rows, rows, columns)
     for ax, (title, lines) in zip(axes.flat, found.items(), strict=False):
         for colour, (label, points) in zip(COLOURS * 4, lines.items(), strict=False):
-            ax.plot(points[:, 0], points[:, 1], color=colour, linewidth=1.6, label=label)
-        _label(ax, title, x)
+            marker = "o" if len(points) == 1 else ""
+            ax.plot(points[:, 0], points[:, 1], color=colour, linewidth=1.6, marker=marker, markersize=5, label=label)
+        _label(ax, textwrap.fill(title, _TITLE), x)
         ax.grid(axis="y", color=LINE, linewidth=0.8)
         ax.set_axisbelow(True)
         if len(lines) > 1:
@@ -73,7 +78,7 @@ def loss_curves(
 
 
 def log_spectrogram(pcm: Float[np.ndarray, " N"], window: int = 512, hop: int = 128) -> Float[np.ndarray, "F L"]:
-    """Magnitudes in dB relative to a full-scale sine, frequency x time."""
+    """Return magnitudes in dB relative to a full-scale sine, frequency x time."""
     pcm = np.pad(np.asarray(pcm, np.float64), (window // 2, window // 2))
     frames = np.lib.stride_tricks.sliding_window_view(pcm, window)[::hop]
     weights = np.hanning(window)
@@ -92,7 +97,7 @@ def _spectrogram(ax: Axes, pcm: np.ndarray, sample_rate: int, max_hz: float) -> 
 def spectrograms(
     signals: Mapping[str, Float[np.ndarray, " N"]], sample_rate: int, max_hz: float = 6000, columns: int = 1
 ) -> Figure:
-    """Named signals, one spectrogram each, all on the same scale of colours and time."""
+    """Draw a spectrogram of each named signal, all on the same scale of colours and time."""
     rows = -(-len(signals) // columns)
     figure, axes = new_figure(11, 0.5 + 1.65 * rows, rows, columns, sharex=True, sharey=True)
     for ax, (name, pcm) in zip(axes.flat, signals.items(), strict=False):
@@ -106,7 +111,7 @@ def spectrograms(
 
 
 def _code_colours(codes_QT: np.ndarray, card: int, hue: tuple[float, float]) -> np.ndarray:
-    """One colour per code, spread over a range of hues so that two streams look different; grey where there is none."""
+    """Return a colour per code, from a range of hues so that two streams look different; grey where there is none."""
     scrambled = (np.maximum(codes_QT, 0) * 0.6180339887) % 1.0
     level = np.maximum(codes_QT, 0) / max(card - 1, 1)
     colours = hsv_to_rgb(
@@ -123,13 +128,19 @@ def token_grid(
     epad: Sequence[bool] = (),
     words: Sequence[tuple[str, float, float]] = (),
     audio: Mapping[str, Float[np.ndarray, " N"]] | None = None,
-    sample_rate: int = 24_000,
+    sample_rate: int | None = None,
 ) -> Figure:
-    """The token grid of a call as a picture: the text row above the codes of each speaker, and optional spectrograms.
+    """Draw the token grid of a call: the text row above the codes of each speaker, and optional spectrograms.
 
-    groups: speaker -> codes [Q, T], negative where there are none. text: the piece of every frame, '' for padding.
-    epad: True where the padding ends. words: (word, start, end) in seconds, written over the grid.
-    audio: name -> waveform.
+    Args:
+      groups: speaker -> codes [Q, T], negative where there are none.
+      card: number of different codes.
+      frame_seconds: duration of a frame.
+      text: the piece of every frame, "" for padding.
+      epad: true where the padding ends.
+      words: (word, start, end) in seconds, written over the grid.
+      audio: name -> waveform.
+      sample_rate: of `audio`, in Hz.
     """
     audio = audio or {}
     frames = next(iter(groups.values())).shape[1]
@@ -175,7 +186,7 @@ def _text_row(
 
 
 def timing_histogram(step_seconds: Float[np.ndarray, " steps"], frame_seconds: float) -> Figure:
-    """Wall time per step against the duration of a frame."""
+    """Draw a histogram of the wall time per step, against the duration of a frame."""
     ms = 1000 * np.asarray(step_seconds)
     median, p99 = np.median(ms), np.percentile(ms, 99)
     figure, axes = new_figure(11, 2.6)

@@ -1,18 +1,22 @@
-"""The page of a training run, made of the files in its directory; it can be written while the run goes on."""
+"""The page of a training run, made from the files in its directory; it can be written while the run continues."""
 
 from __future__ import annotations
 
 import json
+import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from moshijax import optional
 from moshijax.report.page import Page
+from moshijax.weights.run import CONFIG, METRICS, RECIPE
+
+log = logging.getLogger(__name__)
 
 PAGE = "report.html"
-METRICS, CONFIG, RECIPE = "metrics.jsonl", "config.json", "config.gin"
 
 # Title of a panel -> what the names of its curves match; group 1 is the label.
 PANELS = {
@@ -43,7 +47,7 @@ PANELS = {
 
 
 def panels_of(lines: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, str]]:
-    """Title -> {metric: label} for the metrics that the lines of a run hold; each stands in the first panel it fits."""
+    """Return title -> {metric: label} for the metrics that the lines of a run hold, each in the first panel it fits."""
     names = dict.fromkeys(name for line in lines for name in line)
     found: dict[str, dict[str, str]] = {}
     for name in names:
@@ -76,10 +80,10 @@ def write_run_page(run_dir: str | Path) -> Path:
     page.cards(_cards(done, config["steps"], last))
     panels = panels_of(lines)
     if panels:
-        page.section("While it runs", "Means over the steps since the line before; losses of tokens in nats.")
-        page.figure(plots.loss_curves(lines, panels), f"Numbers of the run, to step {done}")
+        page.section("While it runs", "Means over the steps since the previous line; losses of tokens in nats.")
+        page.figure(plots.loss_curves(lines, panels), f"Metrics of the run, to step {done}")
     rows = [(name, f"{value:.5g}") for name, value in sorted(last.items())]
-    page.section("Newest numbers")
+    page.section("Latest values")
     page.table(("name", "value"), rows)
     if (run_dir / RECIPE).exists():
         page.section("Experiment", "The whole resolved recipe.")
@@ -88,8 +92,37 @@ def write_run_page(run_dir: str | Path) -> Path:
     return run_dir / PAGE
 
 
+class PageWriter:
+    """Writes the page of a run in a thread; a request while one is being written is dropped."""
+
+    def __init__(self, run_dir: str | Path, write: Callable[[Path], object] = write_run_page) -> None:
+        self._run_dir = Path(run_dir)
+        self._make: Callable[[Path], object] | None = write
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="report")
+        self._last: Future | None = None
+
+    def _once(self) -> None:
+        try:
+            self._make(self._run_dir)
+        except Exception as error:  # the numbers are in metrics.jsonl; a page is not worth the run
+            log.warning("no report: %s", error)
+            self._make = None
+
+    def write(self) -> None:
+        """Ask for the page."""
+        if self._make is not None and (self._last is None or self._last.done()):
+            self._last = self._pool.submit(self._once)
+
+    def close(self) -> None:
+        """Write the last page, with everything."""
+        if self._last is not None:
+            self._last.result()
+        self.write()
+        self._pool.shutdown(wait=True)
+
+
 def _lines(path: Path) -> list[dict[str, Any]]:
-    """The complete lines of a metrics file that may be growing."""
+    """Return the complete lines of a metrics file that may be growing."""
     found = []
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
         try:

@@ -1,101 +1,227 @@
-"""The artifact on disk: `artifact.json`, what it promises about the other files, and the checks that it keeps them.
-
-Imported by the builder and by the runtime: only the standard library and `moshijax.errors` here.
-"""
+"""An artifact on this machine: its files, its weights on the device, and its programs, compiled."""
 
 from __future__ import annotations
 
-import hashlib
 import json
-import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import jax
+import numpy as np
+
+from moshijax import optional
 from moshijax.errors import ConfigError, DataError
+from moshijax.runtime import conditions, manifest
+from moshijax.tokens import UNGENERATED, ZERO
 
-FORMAT = "moshijax-artifact"
-SCHEMA_VERSION = 2
-MANIFEST = "artifact.json"
-WEIGHTS = "weights.safetensors"
-TEXT_PIECES = "text_pieces.json"
-CONDITIONS = "conditions.safetensors"  # of models with conditioners
-TOKENIZER = "tokenizer.model"  # where the artifact can be given text
-
-# The jax versions that programs of this schema were run on: from the first, before the second.
-TRIED_JAX = ("0.10.2", "0.13")
-
-PLATFORMS = ("cpu", "cuda", "tpu")
+if TYPE_CHECKING:
+    Arrays = dict[str, jax.Array]
+    Specs = Mapping[str, tuple[tuple[int, ...], str]]
 
 
-def program_file(program: str, platform: str, batch: int) -> str:
-    """File name of one exported program, for example `step.cpu.b1.jaxexp`."""
-    return f"{program}.{platform}.b{batch}.jaxexp"
+def load(path: str | Path, platform: str | None = None, verify: bool = True) -> Artifact:
+    """Load an artifact for this machine: its weights go onto the device, its programs are compiled when asked for.
 
+    Args:
+      path: the directory that `moshijax export` wrote.
+      platform: cpu, cuda or tpu; by default what jax finds here.
+      verify: False skips the sha256 of the files, which takes seconds per 10 GB; sizes are always compared.
 
-def file_record(path: Path) -> dict[str, Any]:
-    """Size and sha256 of one file, as `artifact.json` lists it."""
-    with path.open("rb") as file:
-        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
-
-
-def read(artifact: str | Path) -> dict[str, Any]:
-    """Read `artifact.json` of the directory `artifact`.
-
-    Raises: ConfigError if the path is not an artifact directory; DataError if `artifact.json` is damaged or of
-    another schema.
+    Raises:
+      ConfigError: not an artifact, or not made for this platform or version of jax.
+      DataError: a file is missing or damaged.
     """
-    artifact = Path(artifact)
-    path = artifact / MANIFEST
-    if not artifact.exists():
-        raise ConfigError(f"no artifact at {artifact}: no such path; `moshijax export SRC ARTIFACT` writes one")
-    if not path.is_file():
-        raise ConfigError(f"{artifact} is not an artifact: it holds no {MANIFEST}; `moshijax export` writes one")
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise DataError(f"{path} is damaged ({error}); copy the artifact again or export it anew") from None
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        raise DataError(f"{path} does not describe a {FORMAT}; give the directory that `moshijax export` wrote")
-    if manifest.get("schema_version") != SCHEMA_VERSION:
-        raise DataError(
-            f"{path} has schema version {manifest.get('schema_version')!r}, this moshijax reads {SCHEMA_VERSION}; "
-            "export again from the training run with this version of moshijax"
-        )
-    return manifest
-
-
-def check_file(artifact: Path, manifest: dict[str, Any], name: str, digest: bool = True) -> Path:
-    """The path of a listed file after its size and, with `digest`, its sha256 were found right. Raises: DataError."""
-    path = artifact / name
-    expected = manifest["files"].get(name)
-    if expected is None:
-        raise DataError(f"{name} is not listed in {artifact / MANIFEST}; export the artifact anew")
-    if not path.is_file():
-        raise DataError(f"{path} is missing; copy the artifact again, all {len(manifest['files']) + 1} files of it")
-    size = path.stat().st_size
-    if size < expected["bytes"]:
-        raise DataError(
-            f"{path} is incomplete: expected {expected['bytes']} bytes, got {size}; copy the artifact again"
-        )
-    if size != expected["bytes"] or (digest and file_record(path)["sha256"] != expected["sha256"]):
-        raise DataError(
-            f"{path} differs from what was exported ({expected['bytes']} bytes, sha256 {expected['sha256'][:12]}... in "
-            f"{MANIFEST}); copy the artifact again or export it anew"
-        )
-    return path
-
-
-def version_tuple(version: str) -> tuple[int, ...]:
-    """Leading numbers of a version: '0.10.2' -> (0, 10, 2); pre-release suffixes are dropped."""
-    match = re.match(r"\d+(\.\d+)*", version)
-    return tuple(int(part) for part in match.group().split(".")) if match else ()
-
-
-def check_jax(artifact: Path, manifest: dict[str, Any], version: str) -> None:
-    """Refuse a jax outside the range the artifact was tried on, and say how to rebuild it. Raises: ConfigError."""
-    first, before = manifest["jax"]["tried"]
-    if not version_tuple(first) <= version_tuple(version) < version_tuple(before):
+    path = Path(path)
+    description = manifest.read(path)
+    manifest.check_jax(path, description, jax.__version__)
+    platform = platform or local_platform()
+    if platform not in description["platforms"]:
         raise ConfigError(
-            f"jax {version} is outside the range {artifact} was tried on (>= {first}, < {before}); rebuild it from "
-            f"itself with a moshijax for this jax: moshijax export {artifact} {artifact}-new"
+            f"{path} was made for {', '.join(description['platforms'])}, not for {platform}; rebuild it from itself: "
+            f"moshijax export {path} {path}-{platform} --platforms {platform}"
         )
+    return Artifact(path, description, platform, verify)
+
+
+def local_platform() -> str:
+    """Return the platform jax computes on here, by the names artifacts use: cpu, cuda or tpu."""
+    backend = jax.default_backend()
+    return "cuda" if backend == "gpu" else backend
+
+
+def _device(platform: str) -> jax.Device:
+    try:
+        return jax.devices(platform)[0]
+    except RuntimeError:
+        raise ConfigError(
+            f"jax {jax.__version__} finds no {platform} device here, only {local_platform()}; omit --platform, or "
+            f"install jax for {platform}"
+        ) from None
+
+
+class Program:
+    """One exported function, compiled once for its fixed shapes, so that it can never compile again.
+
+    `program(weights, state, inputs)` returns `(state, outputs)`, all of them flat dicts of arrays. The state is
+    donated: the one that was passed in is gone afterwards.
+    """
+
+    def __init__(self, name: str, compiled: Any, state_specs: Specs, specs: Specs, neutral: Callable[[str], float]):
+        self.name, self.compiled, self._neutral = name, compiled, neutral
+        self.state_specs, self.specs = state_specs, specs  # of the state and of the inputs: {name: (shape, dtype)}
+
+    def __call__(
+        self, weights: Mapping[str, Any], state: Mapping[str, Any], inputs: Mapping[str, Any]
+    ) -> tuple[Arrays, Arrays]:
+        """Run the program.
+
+        Raises:
+          ConfigError: inputs of other names, shapes or dtypes than the program was exported for.
+        """
+        self.check(inputs)
+        return self.compiled(weights, state, dict(inputs))
+
+    def inputs(self) -> dict[str, np.ndarray]:
+        """Return neutral inputs to fill in: nobody active, nothing forced, the artifact's default sampling."""
+        return {name: np.full(shape, self._neutral(name), dtype) for name, (shape, dtype) in self.specs.items()}
+
+    def check(self, inputs: Mapping[str, Any]) -> None:
+        """Compare names, shapes and dtypes of inputs with what the program was exported for.
+
+        Raises:
+          ConfigError: they differ.
+        """
+        if set(self.specs) != set(inputs):
+            raise ConfigError(
+                f"inputs of {self.name} must be {', '.join(sorted(self.specs))}; missing: "
+                f"{sorted(set(self.specs) - set(inputs))}, unknown: {sorted(set(inputs) - set(self.specs))}"
+            )
+        for name, (shape, dtype) in self.specs.items():
+            value = inputs[name]
+            if tuple(np.shape(value)) != shape or str(value.dtype) != dtype:
+                raise ConfigError(
+                    f"input {name} of {self.name} must be {dtype} {list(shape)}, got {value.dtype} "
+                    f"{list(np.shape(value))}"
+                )
+
+
+class Artifact:
+    """A loaded artifact: one set of weights on the device, whatever number of batch sizes its programs serve.
+
+    Attributes:
+      path, manifest, platform: where it is, the content of `artifact.json`, and where it runs.
+      weights: {name: array} on the device, as the programs take them.
+      pieces: the text of every token id.
+      sample_rate, frame_size, frame_seconds: of its audio; a frame is one step.
+      max_delay: frames between a column of the grid being heard and returned.
+      streams: the rows of the grid, as `artifact.json` describes them.
+      policy: what the model is used for, as `artifact.json` describes it.
+      hears, speaks, takes_words: whether a step takes PCM in, gives PCM out, and takes words to say.
+      encodes: whether a call can begin with a voice.
+      constants: what prompts encode once and keep, such as the codes of silence.
+    """
+
+    def __init__(self, path: Path, description: dict[str, Any], platform: str, verify: bool = True):
+        self.path, self.manifest, self.platform = path, description, platform
+        self._verify, self._device = verify, _device(platform)
+        self.sample_rate: int = description["audio"]["sample_rate"]
+        self.frame_size: int = description["audio"]["frame_size"]
+        self.frame_seconds = self.frame_size / self.sample_rate
+        self.max_delay: int = description["layout"]["max_delay"]
+        self.streams: list[dict[str, Any]] = description["layout"]["streams"]
+        self.policy: dict[str, Any] = description["config"]["policy"]
+        self.hears = "pcm" in description["inputs"]["step"]
+        self.speaks = "pcm" in description["outputs"]["step"]
+        self.takes_words = "word" in description["inputs"]["step"]
+        self.encodes = "encode" in description["inputs"]
+        self.pieces: list[str] = json.loads(self.file(manifest.TEXT_PIECES).read_text(encoding="utf-8"))
+        self.weights = self._load_weights()
+        self.conditions = conditions.load_defaults(path, description, verify) if description["conditions"] else {}
+        self.constants: dict[Any, np.ndarray] = {}
+        self._programs: dict[tuple[str, int, int | None], Program] = {}
+        self._tokenizer: Any = None
+
+    def program(self, name: str, batch: int = 1, length: int | None = None) -> Program:
+        """Return a program; it is read from its file, checked and compiled the first time.
+
+        Args:
+          name: `init_state`, `step`, `step_tokens`, `place`, `prefill`, `condition` or `encode`.
+          batch: its rows.
+          length: of `prefill` and `encode`: the steps or frames that it takes, one of `lengths(name)`.
+
+        Raises:
+          ConfigError: the artifact has no such program.
+          DataError: its file is missing or damaged.
+        """
+        key = (name, batch, length)
+        if key not in self._programs:
+            self._programs[key] = self._compile(*key)
+        return self._programs[key]
+
+    def init_state(self, batch: int = 1) -> Arrays:
+        """Return a fresh state: a flat dict of arrays, each with leading axis B."""
+        return self.program("init_state", batch).compiled()
+
+    def lengths(self, name: str) -> list[int]:
+        """Return the lengths that `prefill` or `encode` was exported for, the shortest first."""
+        return self.manifest["lengths"].get(name, [])
+
+    def file(self, name: str) -> Path:
+        """Return the path of one of the artifact's files, checked.
+
+        Raises:
+          DataError: the file is missing or damaged.
+        """
+        return manifest.check_file(self.path, self.manifest, name, digest=self._verify)
+
+    def tokenize(self, text: str) -> list[int]:
+        """Return the pieces of a text.
+
+        Raises:
+          ConfigError: the artifact has no tokenizer.
+          MoshijaxError: sentencepiece is not installed.
+        """
+        if manifest.TOKENIZER not in self.manifest["files"]:
+            raise ConfigError(f"{self.path} has no tokenizer, it takes no text; export it again with --tokenizer")
+        if self._tokenizer is None:
+            sentencepiece = optional.load("sentencepiece")
+            self._tokenizer = sentencepiece.SentencePieceProcessor(model_file=str(self.file(manifest.TOKENIZER)))
+        return list(self._tokenizer.encode(text))
+
+    def _load_weights(self) -> Arrays:
+        from safetensors import SafetensorError, safe_open
+
+        path = self.file(manifest.WEIGHTS)
+        dtypes = self.manifest["weights"]["program_dtypes"][self.platform]
+        weights = {}
+        try:
+            with safe_open(path, framework="numpy") as file:
+                for name, spec in self.manifest["weights"]["tensors"].items():
+                    tensor = file.get_tensor(name)
+                    weights[name] = jax.device_put(tensor.astype(dtypes[spec["dtype"]], copy=False), self._device)
+        except SafetensorError as error:
+            raise DataError(f"{path} cannot be read ({error}); copy the artifact again or export it again") from None
+        return weights
+
+    def _compile(self, name: str, batch: int, length: int | None) -> Program:
+        if name in ("step", "step_tokens", "place") and batch not in self.manifest["batches"]:
+            raise ConfigError(
+                f"{self.path} was made for batch sizes {', '.join(map(str, self.manifest['batches']))}, not for "
+                f"{batch}; rebuild it from itself: moshijax export {self.path} {self.path}-b{batch} --batch {batch}"
+            )
+        path = self.file(manifest.program_file(name, self.platform, batch, length))
+        exported = jax.export.deserialize(bytearray(path.read_bytes()))
+        # Donation is not part of the file's calling side: without donate_argnums the state would be copied.
+        call = jax.jit(exported.call, donate_argnums=() if name == "init_state" else 1)
+        args, kwargs = jax.tree.unflatten(exported.in_tree, exported.in_avals)
+        with jax.default_device(self._device):
+            compiled = call.lower(*args, **kwargs).compile()
+        specs = [{key: (tuple(v.shape), str(v.dtype)) for key, v in part.items()} for part in args[1:]] or [{}, {}]
+        return Program(name, compiled, *specs, self._neutral)
+
+    def _neutral(self, name: str) -> float:
+        """Return the value of an input that asks for nothing."""
+        if name in ("given", "force_text", "force_codes", "voice"):
+            return UNGENERATED
+        return ZERO if name in ("word", "word_ahead") else self.manifest["sampling"]["defaults"].get(name, 0)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from moshijax import files
 from moshijax.errors import ConfigError, DataError, MoshijaxError
 
 if TYPE_CHECKING:
@@ -15,9 +16,14 @@ if TYPE_CHECKING:
 
 
 def read(path: str | Path) -> tuple[Float[np.ndarray, "N channels"], int]:
-    """Samples float32 in [-1, 1] and the sample rate. 16-bit PCM WAV needs no package, other formats need soundfile.
+    """Read samples, float32 in [-1, 1], and the sample rate.
 
-    Raises: ConfigError (no such file), DataError (not readable as audio, or empty), MoshijaxError (soundfile missing).
+    16-bit PCM WAV needs no package, other formats need soundfile.
+
+    Raises:
+      ConfigError: no such file.
+      DataError: not readable as audio, or empty.
+      MoshijaxError: soundfile is missing.
     """
     path = Path(path)
     if not path.is_file():
@@ -61,9 +67,10 @@ def _read_soundfile(path: Path) -> tuple[np.ndarray, int]:
 
 
 def read_channel(path: str | Path, sample_rate: int, channel: str | None = None) -> Float[np.ndarray, " N"]:
-    """One channel of a file at `sample_rate`. `channel`: left or right, needed if the file has two.
+    """Read one channel of a file at `sample_rate`; `channel` is left or right, needed if the file has two.
 
-    Raises: as `read`; DataError if the file has several channels and none was chosen.
+    Raises:
+      DataError: the file has several channels and none was chosen; otherwise as `read`.
     """
     audio, rate = read(path)
     channels = audio.shape[1]
@@ -76,13 +83,17 @@ def read_channel(path: str | Path, sample_rate: int, channel: str | None = None)
 
 
 def read_mixed(path: str | Path, sample_rate: int) -> Float[np.ndarray, " N"]:
-    """The mean of all channels of a file at `sample_rate`: a recording of one voice. Raises: as `read`."""
+    """Read the mean of all channels of a file at `sample_rate`, a recording of one voice; errors as in `read`."""
     audio, rate = read(path)
     return resample(np.ascontiguousarray(audio.mean(axis=1)), rate, sample_rate)
 
 
 def resample(audio: Float[np.ndarray, " N"], rate: int, to_rate: int) -> Float[np.ndarray, " M"]:
-    """Resample with soxr. Raises: MoshijaxError if the rates differ and soxr is missing."""
+    """Resample with soxr.
+
+    Raises:
+      MoshijaxError: the rates differ and soxr is missing.
+    """
     if rate == to_rate:
         return audio
     try:
@@ -95,17 +106,14 @@ def resample(audio: Float[np.ndarray, " N"], rate: int, to_rate: int) -> Float[n
 
 
 def write(path: str | Path, audio: Float[np.ndarray, "N channels"], sample_rate: int) -> None:
-    """Write 16-bit PCM WAV; samples outside [-1, 1] are clipped. Raises: MoshijaxError if that fails."""
-    path = Path(path)
+    """Write 16-bit PCM WAV; samples outside [-1, 1] are clipped.
+
+    Raises:
+      MoshijaxError: the file cannot be written.
+    """
     data = (np.clip(audio, -1.0, 1.0) * 32767.0).round().astype("<i2")
-    partial = path.with_name(path.name + ".partial")
-    try:
-        with wave.open(str(partial), "wb") as file:
-            file.setnchannels(1 if data.ndim == 1 else data.shape[1])
-            file.setsampwidth(2)
-            file.setframerate(sample_rate)
-            file.writeframes(data.tobytes())
-        partial.replace(path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise MoshijaxError(f"cannot write {path}: {error.strerror}; choose another path or free some space") from None
+    with files.staged(Path(path)) as partial, wave.open(str(partial), "wb") as file:
+        file.setnchannels(1 if data.ndim == 1 else data.shape[1])
+        file.setsampwidth(2)
+        file.setframerate(sample_rate)
+        file.writeframes(data.tobytes())

@@ -1,6 +1,6 @@
 """Values of conditions as people give them, and the arrays that a call begins with.
 
-Imported by the builder and by the runtime: no model code here. `table` is the `conditions` section of `artifact.json`.
+The builder and the runtime import it: no model code here. `table` is the `conditions` section of `artifact.json`.
 """
 
 from __future__ import annotations
@@ -13,19 +13,24 @@ from typing import Any
 import numpy as np
 
 from moshijax.errors import ConfigError, DataError
-from moshijax.runtime import artifact as manifests
+from moshijax.runtime import manifest
 
 Table = Mapping[str, Mapping[str, Any]]
 Arrays = dict[str, np.ndarray]
 
 
 def arrays(table: Table, name: str, value: Any) -> Arrays:
-    """The arrays of one condition, without batch axis: {name: ...} and for vectors {name/mask: ...}.
+    """Return the arrays of one condition, without batch axis: {name: ...} and for vectors {name/mask: ...}.
 
-    value: of an attribute its name, its index or None for absent; of vectors `[S, d]`, a pair of them with a mask
-    `[S]`, or None. Attributes whose values are not listed are hashed.
+    Args:
+      table: the conditions of the artifact.
+      name: which of them.
+      value: of an attribute its name, its index or None for absent; of vectors `[S, d]`, a pair of them with a mask
+        `[S]`, or None. Attributes whose values are not listed are hashed.
 
-    Raises: ConfigError on an unknown condition or value, or vectors of another shape; DataError if they are not finite.
+    Raises:
+      ConfigError: an unknown condition or value, or vectors of another shape.
+      DataError: vectors that are not finite.
     """
     if name not in table:
         raise ConfigError(f"unknown condition {name!r}: the model has {', '.join(table) or 'none'}")
@@ -43,20 +48,20 @@ def arrays(table: Table, name: str, value: Any) -> Arrays:
         if len(given) > length:
             raise ConfigError(f"condition {name} has {len(given)} positions: the artifact takes at most {length}")
         if not np.isfinite(given).all():
-            raise DataError(f"condition {name} holds NaN or Inf; make it again")
+            raise DataError(f"condition {name} holds NaN or Inf; create it again")
         out[: len(given)], mask[: len(given)] = given, present
     return {name: out, f"{name}/mask": mask}
 
 
 def all_arrays(table: Table, values: Mapping[str, Any]) -> Arrays:
-    """The arrays of every condition of the table; those without a value are absent."""
+    """Return the arrays of every condition of the table; those without a value are absent."""
     for name in values:
         arrays(table, name, None)  # an unknown name
     return {key: array for name in table for key, array in arrays(table, name, values.get(name)).items()}
 
 
 def vectors(value: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Vectors `[S, d]` and which of them there are, `[S]`."""
+    """Return vectors `[S, d]` and which of them are present, `[S]`."""
     if isinstance(value, tuple):
         return np.asarray(value[0], np.float32), np.asarray(value[1], bool)
     value = np.asarray(value, np.float32)
@@ -73,19 +78,21 @@ def _index(name: str, entry: Mapping[str, Any], value: Any) -> int:
     if entry["values"] is None:
         return int(hashlib.sha256(value.encode("utf-8")).hexdigest(), 16) % entry["bins"]
     if value not in entry["values"]:
-        raise ConfigError(f"condition {name}={value!r}: must be one of {', '.join(entry['values'])}, or be left out")
+        raise ConfigError(f"condition {name}={value!r}: must be one of {', '.join(entry['values'])}, or omitted")
     return entry["values"].index(value)
 
 
 def read_vectors(name: str, paths: Sequence[str | Path]) -> np.ndarray:
-    """Vectors `[S, d]` of one or more files, one after the other.
+    """Read vectors `[S, d]` from one or more files, one after the other.
 
     A `.npy` file holds `[S, d]`. A `.safetensors` file holds the tensor `name` as `[1, d, S]`, the form of published
     voices, or `[S, d]`.
 
-    Raises: ConfigError (no such file, or another kind), DataError (not readable, or of another shape).
+    Raises:
+      ConfigError: no such file, or another kind.
+      DataError: not readable, or of another shape.
     """
-    found = []
+    parts: list[np.ndarray] = []
     for path in map(Path, paths):
         if not path.is_file():
             raise ConfigError(f"condition {name}: no file {path}; give a .safetensors or .npy file")
@@ -106,16 +113,18 @@ def read_vectors(name: str, paths: Sequence[str | Path]) -> np.ndarray:
             raise ConfigError(f"condition {name}: {path} must be a .safetensors or .npy file")
         if value.ndim == 3 and value.shape[0] == 1:
             value = value[0].T
-        if value.ndim != 2 or (found and value.shape[1] != found[0].shape[1]):
+        if value.ndim != 2 or (parts and value.shape[1] != parts[0].shape[1]):
             raise DataError(f"{path} holds {name} of shape {list(value.shape)}: it must be [1, d, S], or [S, d]")
-        found.append(value.astype(np.float32))
-    return np.concatenate(found)
+        parts.append(value.astype(np.float32))
+    return np.concatenate(parts)
 
 
 def parse(table: Table, assignments: Sequence[str]) -> dict[str, Any]:
-    """Values of `NAME=VALUE` arguments: an attribute's value, or files of vectors with commas between them.
+    """Read values of `NAME=VALUE` arguments: an attribute's value, or files of vectors with commas between them.
 
-    Raises: ConfigError (no `=`, an unknown name), and as `read_vectors`.
+    Raises:
+      ConfigError: no `=`, an unknown name, or as `read_vectors`.
+      DataError: as `read_vectors`.
     """
     values: dict[str, Any] = {}
     for assignment in assignments:
@@ -128,15 +137,19 @@ def parse(table: Table, assignments: Sequence[str]) -> dict[str, Any]:
     return values
 
 
-def load_defaults(artifact: Path, manifest: Mapping[str, Any]) -> Arrays:
-    """The default arrays of an artifact, {condition/NAME..., null/NAME...}. Raises: DataError."""
+def load_defaults(artifact: Path, description: Mapping[str, Any], verify: bool = True) -> Arrays:
+    """Return the default arrays of an artifact, {condition/NAME..., null/NAME...}.
+
+    Raises:
+      DataError: their file is missing or damaged.
+    """
     from safetensors.numpy import load_file
 
-    return load_file(manifests.check_file(artifact, manifest, manifests.CONDITIONS))
+    return load_file(manifest.check_file(artifact, description, manifest.CONDITIONS, digest=verify))
 
 
 def values_of(table: Table, defaults: Arrays, kind: str) -> dict[str, Any]:
-    """The defaults as values that `arrays` takes."""
+    """Return the artifact's defaults as values: the inverse of `arrays`."""
     return {
         name: int(defaults[f"{kind}/{name}"])
         if "bins" in entry

@@ -11,7 +11,7 @@ SILENCE, BELOW_MEAN = -70.0, -10.0  # blocks quieter than this do not count: in 
 
 
 def _shelf(rate: int) -> tuple[np.ndarray, np.ndarray]:
-    """4 dB more above 1.5 kHz: what the head does."""
+    """Return a filter with 4 dB more above 1.5 kHz, as the head has."""
     amplitude, omega = 10 ** (4.0 / 40), 2 * math.pi * 1500.0 / rate
     cos, wide = math.cos(omega), 2 * math.sqrt(amplitude) * math.sin(omega) / math.sqrt(2.0)
     more, less = amplitude + 1, amplitude - 1
@@ -20,14 +20,14 @@ def _shelf(rate: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _high_pass(rate: int) -> tuple[np.ndarray, np.ndarray]:
-    """Nothing below 38 Hz."""
+    """Return a filter that removes what is below 38 Hz."""
     omega = 2 * math.pi * 38.0 / rate
     cos, alpha = math.cos(omega), math.sin(omega)
     return np.array([(1 + cos) / 2, -(1 + cos), (1 + cos) / 2]), np.array([1 + alpha, -2 * cos, 1 - alpha])
 
 
 def weighted(wave: np.ndarray, rate: int) -> np.ndarray:
-    """`wave [N]` through both filters, whose answers end within the second of silence that is put after it."""
+    """Filter `wave [N]` with both filters, whose responses end within the second of silence that is put after it."""
     length = len(wave) + rate
     turn = np.exp(-2j * np.pi * np.fft.rfftfreq(length))
     spectrum = np.fft.rfft(np.asarray(wave, np.float64), length)
@@ -37,7 +37,7 @@ def weighted(wave: np.ndarray, rate: int) -> np.ndarray:
 
 
 def loudness(wave: np.ndarray, rate: int) -> float:
-    """Of one channel `wave [N]`, in LUFS; minus infinity where it is silent or shorter than a block of 0.4 s."""
+    """Measure one channel `wave [N]` in LUFS; minus infinity if it is silent or shorter than a block of 0.4 s."""
     block, step = round(BLOCK_SECONDS * rate), round(STEP_SECONDS * rate)
     if len(wave) < block:
         return -math.inf

@@ -39,7 +39,7 @@ HOST = "pinned_host"
 
 
 def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Mesh:
-    """Mesh over `devices` (default: all) with axes data, fsdp and tensor, of axis type Auto.
+    """Make a mesh over `devices` (default: all) with axes data, fsdp and tensor, of axis type Auto.
 
     An axis may take a part of a dimension of a TPU slice (2 of the 4 x 4 x 8 chips of v5p-256 for `tensor`), which
     `jax.make_mesh` refuses.
@@ -68,7 +68,7 @@ def spec_of(
     mesh: Mesh,
     rules: tuple[tuple[str, Any], ...] = RULES,
 ) -> PartitionSpec:
-    """Partition of one array.
+    """Partition one array.
 
     Args:
       name: path of the array, for messages.
@@ -100,12 +100,12 @@ def spec_of(
 
 
 def path_of(keys: tuple[Any, ...]) -> str:
-    """Slash-separated name of a leaf from its key path."""
+    """Return the slash-separated name of a leaf, from its key path."""
     return "/".join(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in keys)
 
 
 def unboxed(tree: Any) -> Any:
-    """The arrays (or shapes) of a tree without the boxes of logical axis names; adds no sharding constraint."""
+    """Take the boxes of logical axis names off the arrays (or shapes) of a tree; add no sharding constraint."""
 
     def one(leaf: Any) -> Any:
         return leaf.value if isinstance(leaf, meta.AxisMetadata) else leaf
@@ -114,7 +114,7 @@ def unboxed(tree: Any) -> Any:
 
 
 def shardings_of(boxed: Any, mesh: Mesh, rules: tuple[tuple[str, Any], ...] = RULES) -> Any:
-    """Shardings of an abstract tree whose leaves may be boxed with logical axis names; same tree, unboxed.
+    """Lay out an abstract tree whose leaves may be boxed with logical axis names; return the same tree, unboxed.
 
     Leaves without names are replicated.
     """
@@ -129,7 +129,7 @@ def shardings_of(boxed: Any, mesh: Mesh, rules: tuple[tuple[str, Any], ...] = RU
 
 
 def like_parameters(tree: Any, parameters: Mapping[str, NamedSharding], mesh: Mesh) -> Any:
-    """Shardings of a tree, such as an optimiser state, that holds copies of parameters under their flat paths.
+    """Lay out a tree, such as an optimiser state, that holds copies of parameters under their flat paths.
 
     Args:
       tree: abstract tree; somewhere on the way to a copy stands a dict keyed by parameter path.
@@ -147,7 +147,7 @@ def like_parameters(tree: Any, parameters: Mapping[str, NamedSharding], mesh: Me
 
 
 def in_host_memory(tree: Any, shardings: Any) -> Any:
-    """The same shardings in pinned memory of the host, for the arrays of a tree; scalars stay on the devices.
+    """Move the shardings of a tree's arrays to pinned memory of the host; scalars stay on the devices.
 
     Raises:
       ConfigError: the devices have no such memory.
@@ -164,12 +164,12 @@ def in_host_memory(tree: Any, shardings: Any) -> Any:
 
 
 def batch_sharding(name: str, shape: tuple[int, ...], mesh: Mesh) -> NamedSharding:
-    """Rows of a batch lie over data x fsdp."""
+    """Lay out an array of a batch: its rows over data x fsdp."""
     return NamedSharding(mesh, spec_of(f"batch[{name!r}]", shape, ("batch",) + (None,) * (len(shape) - 1), mesh))
 
 
 def context(mesh: Mesh, rules: tuple[tuple[str, Any], ...] = RULES) -> Any:
-    """Context in which models are traced: the mesh and the rule table for their activation constraints."""
+    """Return the context in which models are traced: the mesh, and the rules for their activation constraints."""
     from contextlib import ExitStack
 
     stack = ExitStack()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,7 +29,7 @@ class TrainState:
       params: parameters, unboxed; of discriminators too, where there are any.
       model_state: what is learnt without gradients, such as codebooks; {} where there is none.
       opt_states: name of an update -> optimiser state over the parameters that it owns.
-      ema: running average of `params` without auxiliary ones, or {}.
+      ema: running average of `params` without those that only training uses, or {}.
       nonfinite: [] int32, non-finite steps in a row up to now.
     """
 
@@ -43,8 +43,13 @@ class TrainState:
 
 @dataclass(frozen=True)
 class Optimizer:
-    """Optimiser of one update: the flat paths that it owns, the transformation over them, and whether its moments are
-    in host memory between steps."""
+    """Optimiser of one update.
+
+    Attributes:
+      paths: flat paths of the parameters that it owns.
+      transform: over a flat dict of these.
+      on_host: its moments are in host memory between steps.
+    """
 
     paths: tuple[str, ...]
     transform: optax.GradientTransformationExtraArgs
@@ -52,7 +57,7 @@ class Optimizer:
 
 
 def make_optimizers(task: Task, experiment: ExperimentConfig) -> dict[str, Optimizer]:
-    """One optimiser per update.
+    """Make one optimiser per update.
 
     Raises:
       ConfigError: a parameter group matches nothing, or an update trains nothing.
@@ -60,23 +65,27 @@ def make_optimizers(task: Task, experiment: ExperimentConfig) -> dict[str, Optim
     boxed, _ = jax.eval_shape(task.init, jax.eval_shape(jax.random.key, 0))
     everything = list(flatten_dict(sharding.unboxed(boxed), sep="/"))
     found = {}
-    for update in (update for program in experiment.programs for update in task.updates(program)):
+    for update in (update for kind in experiment.step_kinds for update in kind.updates):
         config = experiment.optimizer_of(update)
         check_groups(config, everything)
-        paths = [path for path in everything if task.owns(update, path)]
+        paths = [path for path in everything if task.owns(update.name, path)]
         if not paths:
-            raise ConfigError(f"{update} steps train no parameter; set text_ratio = 0 or add parameters for them")
+            raise ConfigError(
+                f"the update {update.name!r} trains no parameter of this model; set the share of its steps to 0, or "
+                "give the model such parameters"
+            )
         owned = trainable(config, paths)
         if not owned:
-            raise ConfigError(f"every parameter of the {update} steps is frozen; leave one group free")
-        found[update] = Optimizer(
-            owned, make_optimizer(config, owned, experiment.steps), config.moments_memory == "host"
-        )
+            raise ConfigError(f"every parameter of the update {update.name!r} is frozen; leave one group free")
+        transform = make_optimizer(config, owned, experiment.steps)
+        found[update.name] = Optimizer(owned, transform, config.moments_memory == "host")
     return found
 
 
-def make_init(task: Task, experiment: ExperimentConfig, optimizers: Mapping[str, Optimizer]) -> Any:
-    """Function key -> TrainState whose parameters are boxed with logical axis names."""
+def make_init(
+    task: Task, experiment: ExperimentConfig, optimizers: Mapping[str, Optimizer]
+) -> Callable[[jax.Array], TrainState]:
+    """Return a function key -> TrainState whose parameters are boxed with logical axis names."""
 
     def init(key: jax.Array) -> TrainState:
         boxed, model_state = task.init(key)
@@ -95,13 +104,13 @@ def make_init(task: Task, experiment: ExperimentConfig, optimizers: Mapping[str,
 
 
 def averaged(task: Task, params: Any) -> Any:
-    """The part of a parameter tree that has a running average: all but auxiliary networks."""
+    """Return the part of a parameter tree that has a running average: all but what only training uses."""
     flat = flatten_dict(params, sep="/")
-    return unflatten_dict({path: leaf for path, leaf in flat.items() if not task.auxiliary(path)}, sep="/")
+    return unflatten_dict({path: leaf for path, leaf in flat.items() if not task.training_only(path)}, sep="/")
 
 
 def state_shardings(task: Task, abstract: TrainState, mesh: Mesh, optimizers: Mapping[str, Optimizer]) -> TrainState:
-    """Shardings of a boxed abstract state: parameters by the rule table, optimiser states and average like them.
+    """Lay out a boxed abstract state: parameters by the rule table, optimiser states and average like them.
 
     Raises:
       ConfigError: moments are to be in host memory, and the devices have no pinned host memory.
@@ -125,10 +134,16 @@ def state_shardings(task: Task, abstract: TrainState, mesh: Mesh, optimizers: Ma
 
 @dataclass(frozen=True)
 class StatePlan:
-    """How the state of a run looks before anything is allocated: shapes and shardings, and the init function."""
+    """How the state of a run looks before anything is allocated.
 
-    init: Any
-    abstract: TrainState  # of jax.ShapeDtypeStruct with shardings, unboxed
+    Attributes:
+      init: key -> state with boxed parameters.
+      abstract: the state as jax.ShapeDtypeStruct with shardings, unboxed.
+      optimizers: by update.
+    """
+
+    init: Callable[[jax.Array], TrainState]
+    abstract: TrainState
     optimizers: dict[str, Optimizer]
 
     @property
@@ -136,7 +151,7 @@ class StatePlan:
         return jax.tree.map(lambda leaf: leaf.sharding, self.abstract)
 
     def create(self, seed: int) -> TrainState:
-        """A new state, made where it will live; no copy on the host."""
+        """Make a new state where it will live; no copy on the host."""
 
         def init_state(key: jax.Array) -> TrainState:
             return sharding.unboxed(self.init(key))
@@ -145,7 +160,7 @@ class StatePlan:
 
 
 def plan_state(task: Task, experiment: ExperimentConfig, mesh: Mesh) -> StatePlan:
-    """Shapes and shardings of the state of a run, checked against the mesh.
+    """Plan the state of a run: shapes and shardings, checked against the mesh.
 
     Raises:
       ConfigError: see `make_optimizers` and `moshijax.train.sharding.spec_of`.

@@ -1,11 +1,11 @@
-"""The training step of a program, from a state and a batch to the next state and packed metrics."""
+"""The training step of a kind, from a state and a batch to the next state and packed metrics."""
 
 from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,29 +17,31 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from moshijax.errors import ConfigError
 from moshijax.nn.causal_attention import plain_attention
 from moshijax.train import sharding
-from moshijax.train.experiment import ExperimentConfig, OptimizerConfig
-from moshijax.train.optimizer import group_of, learning_rate
+from moshijax.train.experiment import ExperimentConfig
+from moshijax.train.optimizer import OptimizerConfig, group_of, learning_rate
 from moshijax.train.plan.flops import training_flops
+from moshijax.train.run.metrics import PackedSums, pack
 from moshijax.train.state import StatePlan, TrainState, averaged
-from moshijax.train.task import LossParts, Task
-
-if TYPE_CHECKING:
-    from moshijax.train.task import Sums
+from moshijax.train.task import Batch, LossParts, StepKind, Sums, Task
 
 LOSS, GRAD_NORM, RATE, NONFINITE = "loss", "grad_norm", "learning_rate", "nonfinite"
 
+Shapes = Mapping[str, np.ndarray | jax.ShapeDtypeStruct]  # a batch, or one of these shapes
+StepFunction = Callable[[TrainState, Batch], tuple[TrainState, PackedSums]]
 
-def program_key(seed: int, program: str, step: jax.Array) -> jax.Array:
-    """Random key of one step: a function of the seed, the program and the global step."""
-    return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), zlib.crc32(program.encode())), step)
+
+def step_key(seed: int, kind: str, step: jax.Array) -> jax.Array:
+    """Return the random key of one step: a function of the seed, the kind of step and the global step."""
+    return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), zlib.crc32(kind.encode())), step)
 
 
 def split_rows(batch: Mapping[str, jax.Array], count: int) -> dict[str, jax.Array]:
-    """[B, ...] -> [count, B / count, ...]; row i goes to part i % count, so that every device keeps its rows."""
+    """Split [B, ...] into [count, B / count, ...]; row i goes to part i % count, so that devices keep their rows."""
     return {k: jnp.moveaxis(x.reshape(x.shape[0] // count, count, *x.shape[1:]), 1, 0) for k, x in batch.items()}
 
 
 def with_rows(batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+    """Add the numbers of the rows, [B] int32, as "row"."""
     rows = next(iter(batch.values())).shape[0]
     return {**batch, "row": jnp.arange(rows, dtype=jnp.int32)}
 
@@ -50,13 +52,19 @@ def loss_and_gradients(
     owned: Any,
     merge: Callable[[Any], Any],
     model_state: Any,
-    batch: Any,
-    key: Any,
+    batch: Batch,
+    key: jax.Array,
     count: int,
 ) -> tuple[LossParts, Any]:
-    """Loss parts and gradients of an update over the whole batch with respect to `owned`, in `count` microbatches.
+    """Differentiate the loss of an update over the whole batch, in `count` microbatches.
 
     Denominators come from the whole batch, so that the result does not depend on `count` beyond rounding.
+
+    Args:
+      owned: what to differentiate with respect to; `merge` makes all parameters of it.
+
+    Returns:
+      Loss parts, and gradients like `owned`.
     """
     denominators = task.denominators(update, batch)
 
@@ -81,89 +89,99 @@ def loss_and_gradients(
     return parts, grads
 
 
-@dataclass
-class Program:
-    """One compiled training step.
+class Applied(NamedTuple):
+    """What the updates of one step give.
 
     Attributes:
-      run: (state, batch) -> (state, packed metrics [M, 2]); the state is donated.
-      names: of the packed metrics, in order.
-      flops: of one step by part, see `step_flops`.
-      memory_bytes: temporary memory of the compiled step, per device; 0 if unknown.
+      params: all parameters after them, {path: array}.
+      opt_states: of each update, as it was before and after.
+      sums: metrics.
+      statistics: of the last update, for `Task.update_model_state`.
+      finite: [] bool, whether all losses and gradients were.
     """
 
-    name: str
-    run: Callable[[TrainState, Any], tuple[TrainState, jax.Array]]
-    names: tuple[str, ...]
-    flops: dict[str, float]
-    memory_bytes: int
-
-    def unpack(self, packed: jax.Array) -> dict[str, tuple[float, float]]:
-        """Metric name -> (numerator, denominator); waits for the step."""
-        return {name: (float(a), float(b)) for name, (a, b) in zip(self.names, jax.device_get(packed), strict=True)}
+    params: dict[str, jax.Array]
+    opt_states: dict[str, tuple[Any, Any]]
+    sums: Sums
+    statistics: Any
+    finite: jax.Array
 
 
-def make_step(task: Task, experiment: ExperimentConfig, plan: StatePlan, program: str) -> tuple[Any, list[str]]:
-    """The pure step function of a program, and the list that its trace fills with the metric names."""
-    updates = task.updates(program)
-    names: list[str] = []
+def apply_updates(
+    task: Task,
+    experiment: ExperimentConfig,
+    plan: StatePlan,
+    kind: StepKind,
+    state: TrainState,
+    batch: Batch,
+    key: jax.Array,
+) -> Applied:
+    """Make the updates of one step, one after the other; each sees the parameters that the ones before it changed."""
+    flat = flatten_dict(state.params, sep="/")
+    opt_states: dict[str, tuple[Any, Any]] = {}
+    sums: Sums = {}
+    finite, parts = jnp.array(True), None
+    for update in kind.updates:
+        name, config, optimizer = update.name, experiment.optimizer_of(update), plan.optimizers[update.name]
+        before = _on_device(state.opt_states[name], optimizer.on_host)
+        owned = {path: flat[path] for path in optimizer.paths}
 
-    def step(state: TrainState, batch: Mapping[str, jax.Array]) -> tuple[TrainState, jax.Array]:
-        key = program_key(experiment.seed, program, state.step)
-        loss_key, update_key = jax.random.split(key)
-        old = flatten_dict(state.params, sep="/")
-        flat, opt_states, sums, finite = dict(old), {}, {}, jnp.array(True)
+        def merge(owned: Mapping[str, jax.Array], flat: Mapping[str, jax.Array] = flat) -> Any:
+            return unflatten_dict({**flat, **owned}, sep="/")
+
+        parts, grads = loss_and_gradients(
+            task, name, owned, merge, state.model_state, batch, key, experiment.microbatches
+        )
+        grad_norm = optax.tree.norm(grads)
+        finite &= jnp.isfinite(parts.loss) & jnp.isfinite(grad_norm)
+        changes, after = optimizer.transform.update(grads, before, owned, step=state.step)
+        opt_states[name] = before, after
+        flat = {**flat, **optax.apply_updates(owned, changes)}
+        rate = learning_rate(config, state.step, experiment.steps)
+        own = {LOSS: (parts.loss, 1.0), GRAD_NORM: (grad_norm, 1.0), RATE: (rate, 1.0), **parts.sums}
+        own |= _of_groups(config, grads, rate)
+        sums |= own if update is kind.updates[-1] else {f"{name}/{metric}": pair for metric, pair in own.items()}
+    return Applied(flat, opt_states, sums, parts.statistics, finite)
+
+
+def make_step(task: Task, experiment: ExperimentConfig, plan: StatePlan, kind: StepKind) -> StepFunction:
+    """Make the pure function of one step of a kind; a step that is not finite changes nothing but the counters."""
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, PackedSums]:
+        loss_key, update_key = jax.random.split(step_key(experiment.seed, kind.name, state.step))
+        new = apply_updates(task, experiment, plan, kind, state, batch, loss_key)
+
+        def keep(after: Any, before: Any) -> Any:
+            """Select what the step changed; where one of its updates was not finite, nothing."""
+            return jax.tree.map(lambda a, b: jnp.where(new.finite, a, b), after, before)
+
         # Only those of this step's updates; the others pass through, wherever they are.
-        before = {name: _on_device(state.opt_states[name], plan.optimizers[name].on_host) for name in updates}
-
-        def keep(new: Any, old: Any) -> Any:
-            """What a step changed, unless one of its updates was not finite: then nothing."""
-            return jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
-
-        for update in updates:
-            optimizer = plan.optimizers[update]
-            owned = {path: flat[path] for path in optimizer.paths}
-
-            def merge(owned: Mapping[str, jax.Array], flat: Mapping[str, jax.Array] = flat) -> Any:
-                return unflatten_dict({**flat, **owned}, sep="/")
-
-            parts, grads = loss_and_gradients(
-                task, update, owned, merge, state.model_state, batch, loss_key, experiment.microbatches
-            )
-            grad_norm = optax.tree.norm(grads)
-            finite &= jnp.isfinite(parts.loss) & jnp.isfinite(grad_norm)
-            changes, opt_states[update] = optimizer.transform.update(grads, before[update], owned, step=state.step)
-            flat = {**flat, **optax.apply_updates(owned, changes)}
-            rate = learning_rate(experiment.optimizer_of(update), state.step, experiment.steps)
-            own = {LOSS: (parts.loss, 1.0), GRAD_NORM: (grad_norm, 1.0), RATE: (rate, 1.0), **parts.sums}
-            own |= _of_groups(experiment.optimizer_of(update), grads, rate)
-            sums |= own if update == program else {f"{update}/{name}": pair for name, pair in own.items()}
-        changed = [path for update in updates for path in plan.optimizers[update].paths]
-        params = unflatten_dict({**old, **{path: keep(flat[path], old[path]) for path in changed}}, sep="/")
-        model_state, update_sums = task.update_model_state(state.model_state, parts.statistics, update_key, state.step)
+        flat = flatten_dict(state.params, sep="/")
+        changed = [path for update in kind.updates for path in plan.optimizers[update.name].paths]
+        params = unflatten_dict({**flat, **{path: keep(new.params[path], flat[path]) for path in changed}}, sep="/")
+        opt_states = {name: keep(after, before) for name, (before, after) in new.opt_states.items()}
+        model_state, more = task.update_model_state(state.model_state, new.statistics, update_key, state.step)
         ema = state.ema
         if experiment.ema_decay is not None:
-            decay, new = experiment.ema_decay, averaged(task, params)
-            ema = keep(jax.tree.map(lambda a, p: decay * a + (1 - decay) * p.astype(a.dtype), ema, new), ema)
-        nonfinite = jnp.where(finite, 0, state.nonfinite + 1)
-        sums |= {NONFINITE: (nonfinite, 1.0), **update_sums}
-        names[:] = list(sums)
-        new = TrainState(
+            decay, now = experiment.ema_decay, averaged(task, params)
+            ema = keep(jax.tree.map(lambda a, p: decay * a + (1 - decay) * p.astype(a.dtype), ema, now), ema)
+        nonfinite = jnp.where(new.finite, 0, state.nonfinite + 1)
+        after = TrainState(
             step=state.step + 1,
             params=params,
             model_state=keep(model_state, state.model_state),
-            opt_states={**state.opt_states, **{name: keep(new, before[name]) for name, new in opt_states.items()}},
+            opt_states={**state.opt_states, **opt_states},
             ema=ema,
             nonfinite=nonfinite,
         )
-        packed = jnp.stack([jnp.stack([jnp.asarray(x, jnp.float32) for x in pair]) for pair in sums.values()])
-        return new, packed
+        return after, pack({**new.sums, NONFINITE: (nonfinite, 1.0), **more})
 
-    return step, names
+    step.__name__ = step.__qualname__ = f"{kind.name}_step"
+    return step
 
 
 def _of_groups(config: OptimizerConfig, grads: Mapping[str, jax.Array], rate: jax.Array) -> Sums:
-    """Gradient norm and learning rate of every parameter group, where there are several."""
+    """Return gradient norm and learning rate of every parameter group, where there are several."""
     members: dict[str, dict[str, jax.Array]] = {}
     groups = {path: group_of(config, path) for path in grads}
     for path, group in groups.items():
@@ -180,10 +198,8 @@ def _on_device(tree: Any, on_host: bool) -> Any:
     return jax.tree.map(lambda leaf: jax.device_put(leaf, jax.memory.Space.Device), tree) if on_host else tree
 
 
-def batch_shardings(
-    batch: Mapping[str, np.ndarray | jax.ShapeDtypeStruct], mesh: Mesh, microbatches: int
-) -> dict[str, NamedSharding]:
-    """Shardings of a batch, or of one that has these shapes, over the mesh.
+def batch_shardings(batch: Shapes, mesh: Mesh, microbatches: int) -> dict[str, NamedSharding]:
+    """Lay out batches of these shapes over the mesh.
 
     Raises:
       ConfigError: the rows do not divide by the microbatches, or those of a microbatch not by the devices.
@@ -198,54 +214,68 @@ def batch_shardings(
     return found
 
 
-def lower_step(
-    task: Task, experiment: ExperimentConfig, plan: StatePlan, program: str, batch: Mapping[str, np.ndarray], mesh: Mesh
-) -> tuple[jax.stages.Lowered, tuple[str, ...]]:
-    """The lowered step of a program for batches of the shapes of `batch`, and the names of its metrics.
+@dataclass(frozen=True)
+class CompiledStep:
+    """One compiled kind of step.
 
-    Call it inside `sharding.context(mesh)`.
+    Attributes:
+      kind: which it is.
+      run: (state, batch) -> (state, packed metrics); the state is donated.
+      flops: of one step by part, see `step_flops`.
+      memory_bytes: temporary memory of the compiled step, per device; 0 if unknown.
     """
+
+    kind: StepKind
+    run: jax.stages.Compiled
+    flops: dict[str, float]
+    memory_bytes: int
+
+    def __str__(self) -> str:
+        flops, memory = sum(self.flops.values()) / 1e9, self.memory_bytes / 1e6
+        return f"{self.kind.name} step: {flops:.3g} GFLOP, {memory:.0f} MB of temporary memory"
+
+
+def lower_step(
+    task: Task, experiment: ExperimentConfig, plan: StatePlan, kind: StepKind, batch: Shapes, mesh: Mesh
+) -> jax.stages.Lowered:
+    """Lower the step of a kind for batches of the shapes of `batch`; call it inside `sharding.context(mesh)`."""
     where = batch_shardings(batch, mesh, experiment.microbatches)
     abstract = {k: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where[k]) for k, x in batch.items()}
-    step, names = make_step(task, experiment, plan, program)
-    step.__name__ = step.__qualname__ = f"{program}_step"
     replicated = NamedSharding(mesh, PartitionSpec())
     jitted = jax.jit(
-        step, in_shardings=(plan.shardings, where), out_shardings=(plan.shardings, replicated), donate_argnums=0
+        make_step(task, experiment, plan, kind),
+        in_shardings=(plan.shardings, where),
+        out_shardings=(plan.shardings, replicated),
+        donate_argnums=0,
     )
-    lowered = jitted.lower(plan.abstract, abstract)
-    return lowered, tuple(names)
+    return jitted.lower(plan.abstract, abstract)
 
 
 def compile_step(
-    task: Task, experiment: ExperimentConfig, plan: StatePlan, program: str, batch: Mapping[str, np.ndarray], mesh: Mesh
-) -> Program:
-    """`lower_step`, compiled: the program never compiles again."""
-    lowered, names = lower_step(task, experiment, plan, program, batch, mesh)
-    compiled = lowered.compile()
+    task: Task, experiment: ExperimentConfig, plan: StatePlan, kind: StepKind, batch: Shapes, mesh: Mesh
+) -> CompiledStep:
+    """Compile the step of a kind; the result never compiles again. Call it inside `sharding.context(mesh)`."""
+    compiled = lower_step(task, experiment, plan, kind, batch, mesh).compile()
     memory = compiled.memory_analysis()
-    return Program(
-        name=program,
-        run=compiled,
-        names=names,
-        flops=step_flops(task, program, plan, batch),
-        memory_bytes=getattr(memory, "temp_size_in_bytes", 0) or 0,
-    )
+    temporary = getattr(memory, "temp_size_in_bytes", 0) or 0
+    return CompiledStep(kind, compiled, step_flops(task, kind, plan, batch), temporary)
 
 
-def step_flops(task: Task, program: str, plan: StatePlan, batch: Mapping[str, Any]) -> dict[str, float]:
-    """FLOPs of the losses of one step over a whole batch and of their gradients, by part of the model: see
-    `training_flops`. Attention counts in its plain form, whatever runs."""
+def step_flops(task: Task, kind: StepKind, plan: StatePlan, batch: Shapes) -> dict[str, float]:
+    """Count the FLOPs of the losses of one step over a whole batch and of their gradients, by part of the model.
+
+    See `training_flops`. Attention counts in its plain form, whatever runs.
+    """
     found: dict[str, float] = {}
     flat = flatten_dict(plan.abstract.params, sep="/")
-    for update in task.updates(program):
-        owned = {path: flat.pop(path) for path in plan.optimizers[update].paths}
+    for update in kind.updates:
+        owned = {path: flat.pop(path) for path in plan.optimizers[update.name].paths}
         rest, flat = dict(flat), {**flat, **owned}
 
-        def loss(owned: Any, rest: Any, model_state: Any, batch: Any, key: Any, update: str = update) -> jax.Array:
+        def loss(owned: Any, rest: Any, model_state: Any, batch: Batch, key: jax.Array, name: str = update.name) -> Any:
             params = unflatten_dict({**rest, **owned}, sep="/")
-            denominators = task.denominators(update, batch)
-            return task.loss_parts(update, params, model_state, with_rows(batch), denominators, key).loss
+            denominators = task.denominators(name, batch)
+            return task.loss_parts(name, params, model_state, with_rows(batch), denominators, key).loss
 
         arguments = rest, plan.abstract.model_state, dict(batch), jax.eval_shape(jax.random.key, 0)
         with plain_attention():

@@ -2,112 +2,199 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
-if TYPE_CHECKING:
-    import jax
+import jax
+import numpy as np
 
-    from moshijax.train.experiment import ExperimentConfig
+from moshijax.train.optimizer import OptimizerConfig
 
-    Batch = Mapping[str, jax.Array]
-    # name -> (numerator, denominator), both summed over microbatches and over the steps of a log interval.
-    Sums = dict[str, tuple[jax.Array, jax.Array]]
+Batch = Mapping[str, jax.Array]
+# name -> (numerator, denominator), both summed over microbatches and over the steps of a log interval.
+Sums = dict[str, tuple[jax.Array, jax.Array]]
 
 
 class LossParts(NamedTuple):
-    """What one microbatch gives: `loss` [] float32 is its share of the loss of the whole batch, so that shares add up;
-    `sums` are metrics; `statistics` is what `update_model_state` needs, added up over the microbatches."""
+    """What the loss of one microbatch gives.
+
+    Attributes:
+      loss: [] float32, the microbatch's share of the loss of the whole batch, so that shares add up.
+      sums: metrics.
+      statistics: what `Task.update_model_state` needs, added up over the microbatches.
+    """
 
     loss: jax.Array
     sums: Sums
     statistics: Any
 
 
-class Source(Protocol):
-    """Batches by number; `batch(n)` is a function of the data, the seed and n alone."""
+class Batches(Protocol):
+    """Batches by number; `batch(n)` is a function of the data, the seed and n alone.
 
-    identity: Mapping[str, str]  # name of each part of the data -> sha256 of what it holds
-    skipped: Mapping[str, str]  # items that this process found unusable so far -> reason
+    Attributes:
+      identity: name of each part of the data -> sha256 of what it holds.
+      skipped: items that this process found unusable so far -> reason.
+    """
 
-    def batch(self, n: int, rows: slice = slice(None)) -> Mapping[str, Any]:
-        """Numpy arrays of the whole (global) batch, or of some of its rows; the same shapes for every n."""
+    identity: Mapping[str, str]
+    skipped: Mapping[str, str]
+
+    def batch(self, n: int, rows: slice = slice(None)) -> Mapping[str, np.ndarray]:
+        """Return the whole (global) batch n, or some of its rows; the same shapes for every n."""
         ...
 
 
-class Task(Protocol):
-    """A model with its losses, as pure functions. A task is a frozen config of its own."""
+@dataclass(frozen=True)
+class Update:
+    """One update of a step: a loss, and an optimiser with a state of its own over the parameters that it owns.
 
-    kind: str  # "lm" or "codec"; recorded with the checkpoint
-    parts: tuple[str, ...]  # modules whose arithmetic is reported apart
+    Attributes:
+      name: of the loss and of the optimiser state; unique in a task.
+      optimizer: None: the run's (`ExperimentConfig.optimizer`).
+    """
 
+    name: str
+    optimizer: OptimizerConfig | None = None
+
+
+@dataclass(frozen=True)
+class StepKind:
+    """A kind of steps of a run: what they train on, how many they are, and what they update.
+
+    Attributes:
+      name: also of the field of the task that holds the kind's settings, if it has any.
+      updates: in the order in which a step makes them; each sees the parameters that the ones before it changed. The
+        metrics of the last one stand under the kind's own name, those of the others under theirs.
+      data: config of the batches; may be None where the share is 0.
+      share: of all steps; those of a task add up to 1.
+      eval_data: config of the held-out batches, whatever the share; None: none.
+      suffix: of the names of its metrics, "train<suffix>/..." and "eval<suffix>/...".
+      perplexity: the held-out loss is that of a token in nats, and its exponential is reported too.
+    """
+
+    name: str
+    updates: tuple[Update, ...]
+    data: Any
+    share: Fraction = Fraction(1)
+    eval_data: Any = None
+    suffix: str = ""
+    perplexity: bool = False
+
+    @property
+    def train_name(self) -> str:
+        """Prefix of the metrics of its steps."""
+        return f"train{self.suffix}"
+
+    @property
+    def eval_name(self) -> str:
+        """Name of its held-out batches, and prefix of their metrics."""
+        return f"eval{self.suffix}"
+
+
+class Task(ABC):
+    """A model with its losses, as pure functions, and the kinds of steps that train it.
+
+    A task is a frozen dataclass that a recipe fills. The methods without a default are those that every task writes.
+
+    Attributes:
+      kind: kind of the model ("lm", "codec"), recorded with the checkpoint.
+      parts: modules whose arithmetic is reported apart.
+    """
+
+    kind: ClassVar[str]
+    parts: ClassVar[tuple[str, ...]] = ()
+
+    @abstractmethod
     def model_config(self) -> Any:
-        """Frozen config of the model, recorded with the checkpoint."""
-        ...
+        """Return the frozen config of the model, recorded with the checkpoint."""
 
-    def sources(self, experiment: ExperimentConfig) -> dict[str, Source]:
-        """Sources of the batches: those of "audio", "text", "eval" and "eval_text" that the experiment uses.
+    @abstractmethod
+    def step_kinds(self) -> tuple[StepKind, ...]:
+        """Return the kinds of steps; the first one takes the steps that the others leave."""
+
+    @abstractmethod
+    def batches(self, kind: StepKind, data: Any, seed: int) -> Batches:
+        """Open the batches of a kind of steps.
+
+        Args:
+          data: the kind's `data` or `eval_data`.
 
         Raises:
-          ConfigError: the task cannot use one of them.
+          ConfigError: the task cannot use this data.
         """
-        ...
 
-    def batch_shapes(self, experiment: ExperimentConfig) -> dict[str, dict[str, jax.ShapeDtypeStruct]]:
-        """Shapes and types of the batches of `sources`, by the same names, from the config alone."""
-        ...
+    @abstractmethod
+    def batch_shapes(self, kind: StepKind, data: Any) -> dict[str, jax.ShapeDtypeStruct]:
+        """Return shapes and types of the batches that `batches` would open, from the config alone."""
 
-    def lighter(self) -> list[tuple[str, str, Task]]:
-        """The same training with less memory: (setting, such as "model.x='y'", what it costs, the task), cheapest
-        first."""
-        ...
+    @abstractmethod
+    def amounts(self, kind: StepKind, batch: Batch) -> dict[str, float]:
+        """Return what a batch holds, by name ("frames", "audio_seconds"); it is reported per second."""
 
-    def save_assets(self, experiment: ExperimentConfig, run_dir: Path) -> None:
-        """Put what the model needs besides its parameters (a tokenizer) into the run directory."""
-        ...
-
-    def amounts(self, program: str, batch: Batch) -> dict[str, float]:
-        """What a batch holds, by name ("frames", "audio_seconds"); reported per second."""
-        ...
-
+    @abstractmethod
     def init(self, key: jax.Array) -> tuple[Any, Any]:
-        """Parameters, boxed with logical axis names, and the state that is learnt without gradients (or {})."""
-        ...
+        """Make the parameters, boxed with logical axis names, and the state learnt without gradients (or {})."""
 
-    def training_form(self, params: Any) -> Any:
-        """Plain parameters, such as published ones, in the form that is trained (weight norm)."""
-        ...
+    @abstractmethod
+    def denominators(self, update: str, batch: Batch) -> dict[str, jax.Array]:
+        """Return sums of loss weights over the whole batch, from its targets alone."""
 
-    def updates(self, program: str) -> tuple[str, ...]:
-        """The updates of one step of a program, in order: each has a loss, an optimiser and parameters of its own and
-        sees what the ones before it changed. The last has the program's name; most programs have no other."""
-        ...
+    @abstractmethod
+    def loss_parts(
+        self,
+        update: str,
+        params: Any,
+        model_state: Any,
+        batch: Batch,
+        denominators: Mapping[str, jax.Array],
+        key: jax.Array,
+    ) -> LossParts:
+        """Return the loss of a microbatch in an update.
+
+        Args:
+          batch: with `batch["row"]` [B], the row numbers in the whole batch: randomness that is drawn per row from
+            `key` and these is the same for every number of microbatches.
+          key: the same for all updates of a step.
+        """
+
+    def held_out_parts(self, kind: StepKind, params: Any, model_state: Any, batch: Batch, key: jax.Array) -> LossParts:
+        """Return the loss of a whole held-out batch; by default that of the last update of its kind."""
+        update = kind.updates[-1].name
+        return self.loss_parts(update, params, model_state, batch, self.denominators(update, batch), key)
 
     def owns(self, update: str, path: str) -> bool:
-        """Whether `update` trains the parameter at this path; all others stay as they are, bit for bit."""
-        ...
+        """Whether an update trains the parameter at this path; all others stay as they are, bit for bit."""
+        return True
 
-    def auxiliary(self, path: str) -> bool:
-        """Whether a leaf of the parameters or of the model state serves training alone (a discriminator): it has no
-        running average, and a run that starts from another one's model makes it new if it is not there."""
-        ...
+    def training_only(self, path: str) -> bool:
+        """Whether only training uses a leaf of the parameters or of the model state, such as a discriminator's.
 
-    def denominators(self, update: str, batch: Batch) -> dict[str, jax.Array]:
-        """Sums of loss weights over the whole batch, from its targets alone."""
-        ...
-
-    def loss_parts(
-        self, update: str, params: Any, model_state: Any, batch: Batch, denominators: Mapping[str, jax.Array], key: Any
-    ) -> LossParts:
-        """Loss of a microbatch; the update is "eval" or "eval_text" on held-out batches, and there the loss of the
-        second is that of a token, in nats and unweighted. `batch["row"]` [B] holds the row numbers in the whole batch:
-        randomness that is drawn per row from `key` and these is the same for every number of microbatches. `key` is the
-        same for all updates of a step."""
-        ...
+        Such leaves have no running average, and `init_from` initialises them afresh when the source lacks them.
+        """
+        return False
 
     def update_model_state(
         self, model_state: Any, statistics: Any, key: jax.Array, step: jax.Array
     ) -> tuple[Any, Sums]:
-        """The state after this step, from the statistics of its last update; and metrics."""
-        ...
+        """Return the model state after a step, from the statistics of its last update; and metrics."""
+        return model_state, {}
+
+    def training_form(self, params: Any) -> Any:
+        """Bring plain parameters, such as published ones, into the form that is trained (weight norm)."""
+        return params
+
+    def memory_savings(self) -> list[tuple[str, str, Task]]:
+        """Return the same training with less memory, cheapest first.
+
+        Returns:
+          (setting, such as "model.x='y'"; what it costs; the changed task) of each.
+        """
+        return []
+
+    def save_assets(self, run_dir: Path) -> None:  # noqa: B027
+        """Put what the model needs besides its parameters (a tokenizer) into the run directory."""

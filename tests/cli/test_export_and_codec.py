@@ -9,21 +9,29 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from moshijax import codec, weights
+from moshijax import codec, runtime, weights
 from moshijax.config_json import to_json
 from moshijax.data import records
 from moshijax.data.encoder import CodecEncoder
+from moshijax.data.grids import GridData
 from moshijax.data.text import train_tokenizer
-from moshijax.runtime import artifact as manifest
-from moshijax.runtime import audio
-from moshijax.runtime import rows as runtime
+from moshijax.files import write_json
+from moshijax.runtime import audio, manifest
 from moshijax.testing import tiny
+from moshijax.train.experiment import ExperimentConfig
 from moshijax.train.run.checkpoint import Checkpointer
-from moshijax.train.run.run_dir import RunDir, write_json
+from moshijax.train.run.run_dir import RunDir
 from moshijax.train.state import TrainState
+from moshijax.train.tasks.lm import AudioSteps, LMTask
 
 pytest.importorskip("sentencepiece")
 GREEDY = {"temperature": 0.0, "text_temperature": 0.0}
+
+
+def write_config(path, config, data_folder):
+    """The config of a run that trains a language model on some data."""
+    steps = AudioSteps(GridData((str(data_folder),)))
+    write_json(path / "config.json", to_json(ExperimentConfig(task=LMTask(config, "tokenizer.model", steps))))
 
 
 def write_run(path, kind, config, params, model_state, data_folder=None):
@@ -31,7 +39,8 @@ def write_run(path, kind, config, params, model_state, data_folder=None):
     run = RunDir(path)
     path.mkdir()
     write_json(path / "model.json", {"kind": kind, "config": to_json(config)})
-    write_json(path / "config.json", {"data": {"paths": [str(data_folder)] if data_folder else []}})
+    if data_folder is not None:
+        write_config(path, config, data_folder)
     params, model_state = (
         {name: jnp.asarray(value) if not isinstance(value, dict) else value for name, value in tree.items()}
         for tree in (params, model_state)
@@ -78,10 +87,10 @@ def exported(runs):
 
 
 def greedy_codes(path):
-    program = runtime.load(path, 2)
-    row = program.open(sampling=GREEDY)
+    rows = runtime.Rows(runtime.load(path), 2, prompts=False)
+    row = rows.open(runtime.CallOptions(sampling=GREEDY))
     pcm = np.random.RandomState(0).randn(8, 2, 640).astype(np.float32) * 0.3
-    frames = [program.step(piece) for piece in pcm]
+    frames = [rows.step(piece) for piece in pcm]
     return np.stack([frame.codes[row] for frame in frames])
 
 
@@ -113,7 +122,7 @@ def test_what_cannot_be_found_is_named(runs, cli, tmp_path):
     (lone / "tokenizer.model").unlink()
     code, _, err = cli("export", lone, tmp_path / "artifact")
     assert code == 2 and "has no tokenizer.model; give the SentencePiece model with --tokenizer" in err
-    write_json(lone / "config.json", {"data": {"paths": [str(tmp_path / "gone")]}})
+    write_config(lone, tiny.LM, tmp_path / "gone")
     code, _, err = cli("export", lone, tmp_path / "artifact")
     assert code == 2 and "does not lead to its codec; give it with --codec" in err
     assert not (tmp_path / "artifact").exists()
@@ -177,8 +186,8 @@ class TestCodec:
             (("encode", speech, tmp_path / "a.txt"), 2, "must end in .npz"),
             (("encode", speech, tmp_path / "no" / "a.npz"), 2, "its folder does not exist"),
             (("decode", tmp_path / "no.npz", out), 2, "no codes file at"),
-            (("decode", tmp_path / "x.npz", out), 3, "is not a file of `moshijax codec encode`"),
-            (("decode", tmp_path / "y.npz", out), 3, "ids 99 to 99; this codec has 4 of 0 to 31"),
+            (("decode", tmp_path / "x.npz", out), 3, "was not written by `moshijax codec encode`"),
+            (("decode", tmp_path / "y.npz", out), 3, "ids 99 to 99; this codec has 4 with ids 0 to 31"),
         ):
             got, _, err = cli("codec", *arguments, "--codec", runs / "codec")
             assert got == code and message in err

@@ -10,12 +10,13 @@ import pytest
 
 from moshijax import codec
 from moshijax.cli.train import evaluators_of
+from moshijax.data.encoder import CodecEncoder
+from moshijax.data.manifest import read_recordings
 from moshijax.errors import ConfigError
 from moshijax.eval.codec import (
     CodecEvaluation,
     codebook_counts,
     draw_clips,
-    evaluate,
     measure_distances,
     stability,
 )
@@ -24,23 +25,16 @@ from moshijax.train.loop import train
 from moshijax.train.run.metrics import read_metrics, readable_evaluation
 from moshijax.weights import load_mimi
 from tests.codec.small import filled, noise
-from tests.train.support.models import CODEC, codec_experiment, write_codec_data
+from tests.train.support.models import CODEC, codec_experiment, with_audio
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    path = tmp_path_factory.mktemp("codec") / "speech"
-    write_codec_data(path)
-    return path
-
-
-@pytest.fixture(scope="module")
-def run(folder):
+def run(codec_speech):
     """Five steps with evaluations after three of them and at the end, as the command line runs them."""
-    experiment = codec_experiment(folder, steps=5, eval_batches=1, eval_every=3, log_every=1)
-    experiment = dataclasses.replace(experiment, eval_data=dataclasses.replace(experiment.data, batch_size=2))
-    train(experiment, folder / "run", evaluators=evaluators_of(experiment, folder / "run"))
-    return folder / "run"
+    experiment = codec_experiment(codec_speech, steps=5, eval_batches=1, eval_every=3, log_every=1)
+    experiment = with_audio(experiment, eval_data=dataclasses.replace(experiment.task.audio.data, batch_size=2))
+    train(experiment, codec_speech / "run", evaluators=evaluators_of(experiment, codec_speech / "run"))
+    return codec_speech / "run"
 
 
 def test_training_reports_how_the_codec_sounds(run):
@@ -67,12 +61,17 @@ def test_training_reports_how_the_codec_sounds(run):
     assert list(panels["Held-out STOI"].values()) == ["2", "3", "noise"]
 
 
-def test_a_command_measures_a_run(run, folder, tmp_path, cli):
-    arguments = [f"--gin.codec={run}", f"--gin.speech={folder}", "--gin.clips=2", "--gin.seconds=0.8"]
+def test_a_command_measures_a_run(run, codec_speech, tmp_path, cli):
+    fields = {"codec": run, "speech": codec_speech, "clips": 2, "seconds": 0.8}
+    arguments = [f"--gin.evaluation.{name}={value}" for name, value in fields.items()]
     code, out, err = cli("eval", "eval/codec.gin", "--out", tmp_path / "report", *arguments)
     assert code == 0, err
-    values = json.loads((tmp_path / "report" / "metrics.json").read_text())
-    assert "2_codebooks/si_sdr" in values and "wrote" in out
+    found = json.loads((tmp_path / "report" / "results.json").read_text())
+    assert "2_codebooks/si_sdr" in found["values"] and "wrote" in out
+    provenance = found["provenance"]
+    assert provenance["model"] == CodecEncoder.load(run).sha256
+    assert provenance["data"] == {"speech": read_recordings(codec_speech).sha256}
+    assert provenance["code"].startswith("moshijax ") and provenance["settings"]["clips"] == 2
     assert "<audio" in (tmp_path / "report" / "report.html").read_text()
 
 
@@ -85,10 +84,10 @@ def test_noise_is_the_anchor_of_every_figure():
     assert values == measure_distances(CODEC, filled(CODEC), clip[None], (3,)).values
 
 
-def test_abx_of_a_run(run, folder, tmp_path):
-    evaluation = CodecEvaluation(str(run), str(folder), clips=1, seconds=0.8, phonemes=str(folder / "manifest.jsonl"))
-    measured = evaluate(evaluation, tmp_path)
-    assert any("ABX over 0 pairs" in note for note in measured.notes)  # one phoneme a speaker: nothing to compare
+def test_abx_of_a_run(run, codec_speech, tmp_path):
+    evaluation = CodecEvaluation(str(run), str(codec_speech), clips=1, seconds=0.8, phonemes=str(codec_speech))
+    results = evaluation.run(tmp_path)
+    assert any("ABX over 0 pairs" in note for note in results.notes)  # one phoneme a speaker: nothing to compare
 
 
 def test_stability_is_the_share_of_equal_codes(run):
@@ -110,9 +109,9 @@ def test_silent_clips_are_counted_not_averaged():
     assert "3_codebooks/si_sdr is not defined for 1 of 2 clips" in measured.notes
 
 
-def test_clips_and_counts(folder):
-    clips = draw_clips(CODEC, str(folder), 3, 0.81, 0)
-    assert clips.shape == (3, 10 * 640) and np.array_equal(clips, draw_clips(CODEC, str(folder), 3, 0.81, 0))
+def test_clips_and_counts(codec_speech):
+    clips = draw_clips(CODEC, str(codec_speech), 3, 0.81, 0)
+    assert clips.shape == (3, 10 * 640) and np.array_equal(clips, draw_clips(CODEC, str(codec_speech), 3, 0.81, 0))
     assert codebook_counts(CODEC, ()) == (2, 3) and codebook_counts(codec.configs.MIMI, ()) == (2, 4, 8, 32)
     with pytest.raises(ConfigError, match="must be 1 to 3"):
         codebook_counts(CODEC, (4,))

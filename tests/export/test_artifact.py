@@ -12,13 +12,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from moshijax import codec, lm
+from moshijax import codec, lm, runtime
 from moshijax.errors import ConfigError, DataError, MoshijaxError
 from moshijax.export import artifact
-from moshijax.export.step import CallStep, flatten
-from moshijax.runtime import artifact as manifest
-from moshijax.runtime import play as call
-from moshijax.runtime import rows as runtime
+from moshijax.export.step import CallStep, Signature, flatten
+from moshijax.runtime import manifest, play
 
 GREEDY = {"temperature": 0.0, "text_temperature": 0.0}
 
@@ -26,16 +24,28 @@ GREEDY = {"temperature": 0.0, "text_temperature": 0.0}
 @pytest.fixture(scope="module")
 def everywhere(models, tmp_path_factory):
     out = tmp_path_factory.mktemp("everywhere") / "artifact"
-    return artifact.build(*models, out, platforms=("cpu", "cuda", "tpu"), batches=(1, 2), weights_dtype="bfloat16")
+    return artifact.build(
+        *models,
+        out,
+        platforms=("cpu", "cuda", "tpu"),
+        batches=(1, 2),
+        weights_dtype="bfloat16",
+        prefill_lengths=(4, 16),
+    )
 
 
 def test_files_and_manifest(everywhere):
     description = json.loads((everywhere / "artifact.json").read_text())
     programs = {
-        f"{name}.{platform}.b{batch}.jaxexp"
-        for name in ("init_state", "step", "step_tokens", "encode")
+        f"{name}.{platform}.{size}.jaxexp"
         for platform in ("cpu", "cuda", "tpu")
-        for batch in (1, 2)
+        for names, sizes in (
+            (("init_state", "step", "step_tokens", "place"), ("b1", "b2")),
+            (("prefill",), ("t4", "t16")),
+            (("encode",), ("t16",)),
+        )
+        for name in names
+        for size in sizes
     }
     files = {path.name for path in everywhere.iterdir()}
     assert files == programs | {"artifact.json", "weights.safetensors", "text_pieces.json"}
@@ -48,6 +58,7 @@ def test_files_and_manifest(everywhere):
         "tried": ["0.10.2", "0.13"],
     }
     assert description["platforms"] == ["cpu", "cuda", "tpu"] and description["batches"] == [1, 2]
+    assert description["lengths"] == {"prefill": [4, 16], "encode": [16]}
     assert description["inputs"]["step"]["pcm"] == {"shape": [None, 640], "dtype": "float32"}
     assert description["outputs"]["step"]["codes"] == {"shape": [None, 7], "dtype": "int32"}
     assert description["layout"]["max_delay"] == 1
@@ -57,11 +68,10 @@ def test_files_and_manifest(everywhere):
 
 def test_every_platform_is_what_it_says(everywhere):
     for platform in ("cpu", "cuda", "tpu"):
-        for name in ("init_state", "step", "step_tokens", "encode"):
-            exported = jax.export.deserialize(
-                bytearray((everywhere / manifest.program_file(name, platform, 2)).read_bytes())
-            )
-            assert exported.platforms == (platform,)
+        programs = [(name, 2) for name in ("init_state", "step", "step_tokens", "place")]
+        for program in (*programs, ("prefill", 1, 4), ("encode", 1, 16)):
+            file = everywhere / manifest.program_file(program[0], platform, *program[1:])
+            assert jax.export.deserialize(bytearray(file.read_bytes())).platforms == (platform,)
 
 
 def test_weights_types(everywhere, models):
@@ -71,26 +81,36 @@ def test_weights_types(everywhere, models):
     for name, value in stored.items():
         kinds[name.split("/")[0]].add(str(value.dtype))
     assert kinds == {"lm": {"bfloat16"}, "codec": {"float32"}}
-    program = runtime.load(everywhere, 1)
-    assert {str(value.dtype) for value in program.weights.values()} == {"float32"}
+    assert {str(value.dtype) for value in runtime.load(everywhere).weights.values()} == {"float32"}
     cuda = jax.export.deserialize(bytearray((everywhere / "step.cuda.b1.jaxexp").read_bytes()))
     (weights, state, _), _ = jax.tree.unflatten(cuda.in_tree, cuda.in_avals)
     assert str(weights["lm/text_head/kernel"].dtype) == "bfloat16"
     assert str(state["lm/temporal/layers/0/k"].dtype) == "bfloat16"
 
 
-def test_rebuilt_from_itself(program1, artifact_dir, tmp_path):
+def test_rebuilt_from_itself(rows1, artifact_dir, tmp_path):
     """An artifact alone is enough to make it again, for other batch sizes and platforms too."""
     again = artifact.rebuild(artifact_dir, tmp_path / "again", batches=(1, 3), platforms=("cpu", "tpu"))
     first, second = load_file(artifact_dir / "weights.safetensors"), load_file(again / "weights.safetensors")
     assert set(first) == set(second) and all((first[name] == second[name]).all() for name in first)
     old, new = manifest.read(artifact_dir), manifest.read(again)
-    for part in ("config", "conditions", "layout", "audio", "text", "sampling", "state", "inputs", "outputs"):
+    for part in (
+        "lengths",
+        "config",
+        "conditions",
+        "layout",
+        "audio",
+        "text",
+        "sampling",
+        "state",
+        "inputs",
+        "outputs",
+    ):
         assert old[part] == new[part]
     assert new["batches"] == [1, 3] and new["platforms"] == ["cpu", "tpu"]
     wave = (np.random.RandomState(4).randn(640 * 9) * 0.3).astype(np.float32)
-    [before], _ = call.play(program1, [wave])
-    [after], _ = call.play(runtime.load(again, 1), [wave])
+    [before], _ = play.play(rows1, [wave])
+    [after], _ = play.play(runtime.Rows(runtime.load(again), 1, prompts=False), [wave])
     np.testing.assert_array_equal(before.codes, after.codes)
     np.testing.assert_array_equal(before.pcm, after.pcm)
 
@@ -112,7 +132,7 @@ def test_either_parameter_layout_gives_the_same_artifact(models, artifact_dir, t
 
     codec_model, (lm_config, lm_params), pieces = models
     unstacked = lm_config, unstack_layers(lm_params)
-    again = artifact.build(codec_model, unstacked, pieces, tmp_path / "again")
+    again = artifact.build(codec_model, unstacked, pieces, tmp_path / "again", prefill_lengths=(4,))
     assert (again / "weights.safetensors").read_bytes() == (artifact_dir / "weights.safetensors").read_bytes()
 
 
@@ -179,10 +199,10 @@ def test_sampling_defaults_and_limits(models, tmp_path):
         "pad_bonus": 0.0,
     }
     assert sampling["limits"]["top_k"] == [0, 20]
-    program = runtime.load(out, 1)
+    rows = runtime.Rows(runtime.load(out), 1, prompts=False)
     with pytest.raises(ConfigError, match="top_k=21 is outside what the artifact allows .0 to 20"):
-        program.open(sampling={"top_k": 21})
-    [one], _ = call.play(program, [np.zeros(640 * 3, np.float32)])
+        rows.open(runtime.CallOptions(sampling={"top_k": 21}))
+    [one], _ = play.play(rows, [np.zeros(640 * 3, np.float32)])
     assert one.codes.shape == (7, 3)
 
 
@@ -194,7 +214,9 @@ def test_the_full_size_models_export(platform):
     step = CallStep(full_codec, full_lm)
     inference = jax.eval_shape(lambda: codec.inference_layout(full_codec, codec.init(full_codec, jax.random.key(0))))
     weights = flatten({"codec": inference, "lm": lm.abstract(full_lm, stacked=False)})
-    exported = artifact._export("step", step, platform, 1, weights)  # checks that every state array is donated
+    exported = artifact._export(
+        Signature("step", 1), step, platform, weights
+    )  # checks that every state array is donated
     assert exported.platforms == (platform,) and len(exported.serialize()) < 4e6
     state = jax.eval_shape(lambda: step.init_state(1))
     caches = [spec for name, spec in state.items() if name.startswith("lm/temporal/layers")]

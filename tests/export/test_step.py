@@ -9,15 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from moshijax import codec, lm
+from moshijax import codec, lm, runtime
 from moshijax.errors import ConfigError
-from moshijax.export.step import CallStep, flatten
+from moshijax.export.step import CallStep, Signature, flatten
 from moshijax.nn.layout import unstack_layers
 from moshijax.testing import tiny
 from moshijax.tokens import UNGENERATED
 
 
-def test_step_equals_codec_and_language_model(models, program1):
+def test_step_equals_codec_and_language_model(models, rows1):
     """PCM to PCM through the artifact = encode, generate_step and decode called one after the other."""
     (codec_config, codec_params), (lm_config, lm_params), _ = models
     frames = 30
@@ -37,9 +37,11 @@ def test_step_equals_codec_and_language_model(models, program1):
     expected = np.stack(expected[1:], axis=1)
     waveform = np.asarray(codec.decode(codec_config, codec_params, expected[None, 1:]))[0]
 
-    row = program1.open(11, dict(temperature=0.8, text_temperature=0.7, top_k=20, text_top_k=20, pad_bonus=0.5))
-    got = [program1.step(pcm[:, t * 640 : (t + 1) * 640]) for t in range(frames)]
-    program1.close(row)
+    chosen = dict(temperature=0.8, text_temperature=0.7, top_k=20, text_top_k=20, pad_bonus=0.5)
+    row = rows1.open(runtime.CallOptions(11, chosen))
+    assert not rows1.step(pcm[:, :640]).heard[row]
+    got = [rows1.step(pcm[:, t * 640 : (t + 1) * 640]) for t in range(frames)]
+    rows1.close(row)
     np.testing.assert_array_equal(np.stack([frame.codes[0, :4] for frame in got], axis=1), expected)
     np.testing.assert_array_equal([frame.text_token[0] for frame in got], expected[0])
     np.testing.assert_array_equal(np.stack([frame.codes[0, 4:] for frame in got], axis=1), codes_BQT[0])
@@ -47,21 +49,21 @@ def test_step_equals_codec_and_language_model(models, program1):
     assert [int(frame.index[0]) for frame in got] == list(range(frames))
 
 
-def test_logits_equal_a_whole_sequence_far_beyond_the_window(models, program4):
+def test_logits_equal_a_whole_sequence_far_beyond_the_window(models, loaded):
     """The step's logits after the ring has rolled over five times = a teacher-forced forward with the window mask."""
     _, (lm_config, lm_params), _ = models
     frames = 5 * lm_config.temporal.context + 3
     random = np.random.RandomState(2)
     given = random.randint(0, lm_config.card, (frames, 4, 3)).astype(np.int32)
-    state = program4.init_state()
+    state = loaded.init_state(4)
     codes, logits, text_logits = [], [], []
     for t in range(frames + 1):
-        inputs = program4.inputs("step_tokens")
+        inputs = loaded.program("step_tokens", 4).inputs()
         inputs["active"][:] = True
         inputs["seed"][:, 1] = range(4)
         if t:
             inputs["given"] = given[t - 1]
-        state, outputs = program4.step_tokens(program4.weights, state, inputs)
+        state, outputs = loaded.program("step_tokens", 4)(loaded.weights, state, inputs)
         codes.append(np.asarray(outputs["codes"]))
         logits.append(np.asarray(outputs["logits"]))
         text_logits.append(np.asarray(outputs["text_logits"]))
@@ -80,22 +82,22 @@ def test_logits_equal_a_whole_sequence_far_beyond_the_window(models, program4):
     assert bool(whole.mask[:, :, : frames - 1].all()) and bool(whole.text_mask.all())
 
 
-def test_step_and_step_tokens_share_one_state(program4):
+def test_step_and_step_tokens_share_one_state(loaded):
     """Rows may be stepped by either program; the codec of a row that takes tokens stands still."""
-    state = program4.init_state()
-    inputs = program4.inputs("step_tokens")
+    state = loaded.init_state(4)
+    inputs = loaded.program("step_tokens", 4).inputs()
     inputs["active"][:2] = True
     inputs["given"][:] = 5
     for _ in range(3):
-        state, outputs = program4.step_tokens(program4.weights, state, inputs)
+        state, outputs = loaded.program("step_tokens", 4)(loaded.weights, state, inputs)
     assert list(np.asarray(outputs["ready"])) == [True, True, False, False]
-    fresh = program4.init_state()
+    fresh = loaded.init_state(4)
     for name, value in state.items():
         if name.startswith(("encoder", "decoder")):
             np.testing.assert_array_equal(value, fresh[name])
-    inputs = program4.inputs("step")
+    inputs = loaded.program("step", 4).inputs()
     inputs["active"][:] = True
-    state, outputs = program4.step(program4.weights, state, inputs)
+    state, outputs = loaded.program("step", 4)(loaded.weights, state, inputs)
     assert list(np.asarray(outputs["ready"])) == [True, True, False, False]
 
 
@@ -110,7 +112,7 @@ def test_step_and_step_tokens_share_one_state(program4):
 def test_inputs_and_outputs_follow_from_the_layout(layout, inputs, outputs):
     depth = tiny.LM.depth if layout.dep_q else None
     step = CallStep(tiny.CODEC, dataclasses.replace(tiny.LM, layout=layout, depth=depth))
-    specs = step.input_specs("step", 2)
+    specs = step.input_specs(Signature("step", 2))
     assert {"pcm"} & set(specs) == inputs
     (codec_config, codec_params), (lm_config, lm_params), _ = tiny.tiny_models(lm_config=step.lm)
     weights = flatten({"codec": codec.inference_layout(codec_config, codec_params), "lm": unstack_layers(lm_params)})
@@ -129,7 +131,7 @@ def test_first_step_is_never_ready_even_without_delays():
     (codec_config, codec_params), (_, lm_params), _ = tiny.tiny_models(lm_config=config)
     weights = flatten({"codec": codec.inference_layout(codec_config, codec_params), "lm": lm_params})
     state = step.init_state(1)
-    specs = step.input_specs("step_tokens", 1)
+    specs = step.input_specs(Signature("step_tokens", 1))
     inputs = {name: jnp.zeros(spec.shape, spec.dtype) for name, spec in specs.items()}
     inputs |= {"active": jnp.ones(1, bool), "force_text": jnp.array([UNGENERATED])}
     ready, step_tokens = [], jax.jit(step.step_tokens)

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from moshijax import lm
+from moshijax import lm, runtime
 from moshijax.export import artifact
 from moshijax.lm import policies
-from moshijax.runtime import rows as runtime
 from moshijax.testing import tiny
+from moshijax.tokens import UNGENERATED
 from moshijax.weights import load_lm
 from tests.parity.weights_by_name import load_fixture, write_checkpoint
 
@@ -40,8 +40,9 @@ def spoken(name: str, folder: Path) -> tuple[np.ndarray, list[list[list]]]:
         policy=policies.Synthesis(delay, settings["second_stream_ahead"], max_padding=settings["max_padding"]),
         guidance=lm.Guidance(description["guidance"], text=False) if prefixed else None,
         conditions={"speaker_wavs": voices[0]} if voiced else None,
+        prefill_lengths=(4,),
     )
-    program = runtime.load(out, rows)
+    batch = runtime.Rows(runtime.load(out), rows)
     greedy = {"temperature": 0, "text_temperature": 0, "pad_bonus": settings["padding_bonus"]}
     opened = []
     for row, script in enumerate(description["scripts"]):
@@ -49,21 +50,22 @@ def spoken(name: str, folder: Path) -> tuple[np.ndarray, list[list[list]]]:
         if prefixed:
             prefix = want[f"prefix_{row}"]
             first = prefix.shape[1] + delay
-            prompt = np.full((len(prefix), first), runtime.UNGENERATED, np.int32)
+            prompt = np.full((len(prefix), first), UNGENERATED, np.int32)
             prompt[0, : prefix.shape[1]], prompt[1:, delay:] = prefix[0], prefix[1:]
         conditions = {"control": ("ok", "no")[row], **({"speaker_wavs": voices[row]} if voiced else {})}
-        words = [runtime.Word(word["text"], tuple(word["tokens"]), word["padding"]) for word in script]
-        opened.append(program.open(0, greedy, prompt, conditions=conditions, words=words, null_until=first))
-    found = np.full(want["frames"].shape, runtime.UNGENERATED)
-    while (found[:, 0, -1] == runtime.UNGENERATED).any():
-        frame = program.step()
+        words = [runtime.ScriptWord(word["text"], tuple(word["tokens"]), word["padding"]) for word in script]
+        opened.append(batch.open(runtime.CallOptions(0, greedy, conditions, prompt, null_until=first)))
+        batch.say(opened[-1], words, done=True)
+    found = np.full(want["frames"].shape, UNGENERATED)
+    while (found[:, 0, -1] == UNGENERATED).any():
+        frame = batch.step()
         for row in range(rows):
             column = int(frame.index[row])
             if 0 <= column < found.shape[2]:
                 found[row, :, column] = frame.codes[row]
                 # There is nothing to hear before the audio begins.
                 assert (np.abs(frame.pcm[row]).max() > 0) == (column >= delay)
-    return found, [[list(word) for word in program.spoken(row)] for row in opened]
+    return found, [[list(word) for word in batch.spoken(row)] for row in opened]
 
 
 def expected(name: str) -> tuple[np.ndarray, np.ndarray]:
@@ -81,7 +83,7 @@ def test_the_artifact_speaks_as_the_reference(name, tmp_path):
     frames, transcripts = spoken(name, tmp_path)
     want, returned = expected(name)
     assert (returned.sum(1) > 20).all()
-    there = frames[:, 0] != runtime.UNGENERATED
+    there = frames[:, 0] != UNGENERATED
     assert (there | ~returned).all()
     np.testing.assert_array_equal(frames.swapaxes(1, 2)[there], want.swapaxes(1, 2)[there])
     assert transcripts == load_fixture(name)[0]["transcripts"]

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from moshijax import runtime
 from moshijax.export import artifact
 from moshijax.lm import policies
-from moshijax.runtime import rows as runtime
 from moshijax.tokens import EOS
 from moshijax.weights import load_lm, load_mimi
 from tests.parity.weights_by_name import clip, load_fixture, write_checkpoint
@@ -23,28 +23,31 @@ def translated(folder: Path) -> dict[str, tuple[np.ndarray, list[bool]]]:
     mimi, mimi_params = load_mimi(write_checkpoint(folder / "mimi", description["mimi"]))
     pieces = [f"{i}" for i in range(config.text_card)]
     models = (mimi, mimi_params), (config, params), pieces
-    program = runtime.load(artifact.build(*models, folder / "artifact", policy=policies.Translation()), 1)
+    built = artifact.build(*models, folder / "artifact", policy=policies.Translation(), prefill_lengths=(4,))
+    rows = runtime.Rows(runtime.load(built), 1, prompts=False)
     waveform = clip(description["frame_seeds"], mimi.frame_size).reshape(-1, mimi.frame_size)
-    found, execute = {}, program._execute
+    found, step = {}, rows._step
     for kind, ends in description["ends"].items():
-        row, call = program.open(sampling={"temperature": 0, "text_temperature": 0}), itertools.count()
+        greedy = runtime.CallOptions(sampling={"temperature": 0, "text_temperature": 0})
+        row, call = rows.open(greedy), itertools.count()
 
-        def ending(name, inputs, active, call=call, ends=ends):
+        def ending(weights, state, inputs, call=call, ends=ends):
             if next(call) in ends:
                 inputs["force_text"][0] = EOS
-            return execute(name, inputs, active)
+            return step(weights, state, inputs)
 
-        program._execute = ending
+        rows._step = ending
+        rows.step(np.zeros((1, mimi.frame_size), np.float32))
         columns, ended = [], []
         for n in range(1, len(want[f"{kind}_out"])):  # (the first call primes the model)
             if n == 1 + len(waveform):
-                program.end_input(row)
+                rows.end_input(row)
             pcm = waveform[n - 1] if n <= len(waveform) else np.zeros(mimi.frame_size, np.float32)
-            frame = program.step(pcm[None])
+            frame = rows.step(pcm[None])
             columns.append(frame.codes[row])
             ended.append(bool(frame.ended[row]))
         found[kind] = np.stack(columns), ended
-        program.close(row)
+        rows.close(row)
     return found
 
 

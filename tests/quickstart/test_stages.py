@@ -55,7 +55,7 @@ def test_until_stops_after_its_stage(tmp_path):
 def test_a_directory_of_another_run_is_refused(tmp_path):
     folder, log = Folder(tmp_path / "run"), []
     stages.run(recording(log), Settings(seed=1), folder, until="one")
-    with pytest.raises(ConfigError, match="begun with seed 1, not 2"):
+    with pytest.raises(ConfigError, match="started with seed 1, not 2"):
         stages.run(recording(log), Settings(seed=2), folder)
     other = tmp_path / "other"
     other.mkdir()

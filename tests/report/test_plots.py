@@ -13,6 +13,21 @@ def test_loss_curves_leave_out_what_no_line_holds():
     np.testing.assert_array_equal(shown[0].lines[0].get_xydata(), [[10, 2.0], [20, 1.0]])
 
 
+def test_a_curve_of_one_point_is_seen(tmp_path):
+    """A run's evaluations are single points until the second one."""
+    lines = [{"step": 10, "eval/stoi": 0.5, "train/loss": 2.0}, {"step": 20, "train/loss": 1.0}]
+    one = plots.loss_curves(lines, {"one": {"eval/stoi": "x"}, "two": {"train/loss": "y"}})
+    single, several = (ax.lines[0] for ax in one.axes)
+    assert single.get_marker() == "o" and several.get_marker() in ("", "None")
+
+
+def test_a_long_title_is_broken_into_lines():
+    title = "Use of codebooks, entropy over the logarithm of their size"
+    figure = plots.loss_curves([{"step": 1, "a": 1.0}], {title: {"a": "a"}})
+    shown = figure.axes[0].get_title(loc="left")
+    assert shown.replace("\n", " ") == title and max(map(len, shown.splitlines())) <= 36
+
+
 def test_spectrogram_has_its_peak_at_the_tone_and_its_level():
     tone = 0.5 * np.sin(2 * np.pi * 3000 * np.arange(24_000) / 24_000)
     image = plots.log_spectrogram(tone)
@@ -29,6 +44,7 @@ def test_token_grid_draws_a_row_per_part(tmp_path):
         {"model": codes, "user": codes},
         card=256,
         frame_seconds=0.08,
+        sample_rate=24_000,
         text=["" for _ in range(18)] + ["▁ra", "in"],
         epad=[False] * 17 + [True] + [False] * 2,
         words=[("rain", 1.44, 1.6)],

@@ -40,7 +40,7 @@ def test_runs_with_four_packages(artifact_dir, tmp_path):
     assert done.returncode == 0, done.stderr
     stereo, rate = audio.read(out)
     assert rate == 8000 and stereo.shape == (640 * 20, 2) and stereo[:, 0].std() > 0
-    assert json.loads(text.read_text())["timing"]["steps"] == 20
+    assert json.loads(text.read_text())["timing"]["steps"] == 21
     imported = subprocess.run(
         [python, "-c", "import sys, moshijax.runtime.rows, moshijax.runtime.play; print('flax' in sys.modules)"],
         capture_output=True,

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from moshijax.errors import ConfigError
-from moshijax.runtime import audio
-from moshijax.runtime import play as call
+from moshijax.runtime import CallOptions, audio
+from moshijax.runtime import play as playing
+from moshijax.runtime.play import Timing, play
 
 
 @pytest.fixture
@@ -46,10 +47,10 @@ def test_run_command(cli, artifact_dir, user, tmp_path):
     np.testing.assert_allclose(stereo[: len(heard), 1], heard[:, 0], atol=1e-4)
     assert (stereo[len(heard) :, 1] == 0).all() and stereo[:, 0].std() > 0
     result = json.loads(text.read_text())
-    assert result["timing"]["steps"] == 15 and result["timing"]["frame_ms"] == 80
+    assert result["timing"]["steps"] == 16 and result["timing"]["frame_ms"] == 80
     assert result["text"] == " ".join(word["word"] for word in result["words"])
     assert all(0 <= word["start"] < word["end"] <= 1.2 for word in result["words"])
-    assert "median" in printed and "p99" in printed and "80 ms of a frame" in printed and str(out) in printed
+    assert "p50" in printed and "p99" in printed and "0 frames would be late" in printed and str(out) in printed
 
 
 def test_same_seed_same_bytes(cli, artifact_dir, user, tmp_path):
@@ -89,50 +90,37 @@ def test_without_click(artifact_dir, user, tmp_path):
     """The entry that needs nothing but the runtime's packages gives the same call."""
     command = [sys.executable, "-m", "moshijax.runtime", str(artifact_dir), "--user", str(user)]
     done = subprocess.run([*command, "--out", str(tmp_path / "a.wav")], capture_output=True, text=True, check=True)
-    assert "median" in done.stdout
-    call.run(artifact_dir, user, tmp_path / "b.wav")
+    assert "p50" in done.stdout and "worst" in done.stdout
+    playing.run(artifact_dir, user, tmp_path / "b.wav")
     assert (tmp_path / "a.wav").read_bytes() == (tmp_path / "b.wav").read_bytes()
     failed = subprocess.run([*command, "--temperature", "-1"], capture_output=True, text=True)
     assert failed.returncode == 2 and failed.stderr.startswith("error: temperature=-1.0")
 
 
-class TestWords:
-    def words(self, program, tokens):
-        return call.words_of(program, tokens)
-
-    def test_pieces_join_to_words_with_times(self, program1):
-        pieces = program1.pieces
-        begin, inside = pieces.index("\u2581g"), pieces.index("h")
-        tokens = [3, 3, 0, begin, inside, 3, 3, begin, 3]
-        assert self.words(program1, tokens) == [("gh", 0.24, 0.4), ("g", 0.56, 0.64)]
-
-    def test_special_and_missing_tokens_say_nothing(self, program1):
-        assert self.words(program1, [-2, 0, 1, 2, 3, 3]) == []
-
-    def test_a_call_may_begin_inside_a_word(self, program1):
-        assert self.words(program1, [program1.pieces.index("h")]) == [("h", 0.0, 0.08)]
-
-    def test_bytes(self, program1, monkeypatch):
-        monkeypatch.setattr(program1, "pieces", ["<unk>", "<s>", "</s>", "<pad>", "\u2581", "<0xC3>", "<0xA9>", "t"])
-        assert self.words(program1, [4, 7, 5, 6]) == [("té", 0.0, 0.32)]
-
-
-def test_many_calls_share_the_rows(program4):
+def test_many_calls_share_the_rows(rows4):
     """More calls than rows, of different lengths: all come back, in order, as if each had been alone."""
     random = np.random.RandomState(3)
     waves = [(random.randn(n) * 0.3).astype(np.float32) for n in (1, 640, 641, 9000, 3000, 5000, 100)]
     seen = []
-    calls, timing = call.play(program4, waves, progress=lambda done, total: seen.append((done, total)))
+    calls, timing = play(rows4, waves, progress=lambda done, total: seen.append((done, total)))
     assert [call.text_tokens.shape for call in calls] == [(1,), (1,), (2,), (15,), (5,), (8,), (1,)]
-    assert program4.free_rows == 4 and seen[-1] == (33, 33) and len(timing.step_seconds) == len(seen) < 33
+    assert rows4.free_rows == 4 and seen[-1] == (33, 33) and len(timing.step_seconds) == len(seen) < 33
     for number, wave in enumerate(waves):
-        [alone], _ = call.play(program4, [wave], [number])
+        [alone], _ = play(rows4, [wave], [CallOptions(number)])
         np.testing.assert_array_equal(alone.codes, calls[number].codes)
         np.testing.assert_array_equal(alone.pcm, calls[number].pcm)
 
 
-def test_a_waveform_must_be_a_waveform(program4):
+def test_a_waveform_must_be_a_waveform(rows4):
     for wrong in (np.zeros((2, 100)), np.zeros(0)):
         with pytest.raises(ConfigError, match="N > 0"):
-            call.play(program4, [wrong])
-    assert program4.free_rows == 4
+            play(rows4, [wrong])
+    assert rows4.free_rows == 4
+
+
+def test_late_frames_are_counted_as_a_live_call_would_have_them():
+    """A slow step makes the frames after it late too, until the steps have caught up; a pause is not made up for."""
+    assert Timing(np.array([0.01, 0.30, 0.01, 0.01, 0.01, 0.01]), 0.08).late() == 4
+    assert Timing(np.array([0.07] * 50), 0.08).late() == 0
+    assert Timing(np.array([0.09] * 50), 0.08).late() == 50
+    assert Timing(np.array([0.01, 0.085, 0.076, 0.076]), 0.08).late() == 2

@@ -9,13 +9,12 @@ import json
 import numpy as np
 import pytest
 
-from moshijax import lm
+from moshijax import lm, runtime
 from moshijax.errors import ConfigError, DataError
 from moshijax.export import artifact
 from moshijax.lm import policies
 from moshijax.runtime import audio, prompt, script
-from moshijax.runtime import play as call
-from moshijax.runtime import rows as runtime
+from moshijax.runtime.play import play, speak
 from moshijax.testing import tiny
 
 FRAME = 640
@@ -69,6 +68,7 @@ def speech(tmp_path_factory, spm):
         guidance=lm.Guidance(1.5),
         conditions={"voice": np.ones((3, 5)), "mood": "calm"},
         tokenizer=spm,
+        prefill_lengths=(4,),
     )
 
 
@@ -99,14 +99,14 @@ def test_synthesis(speech, cli, tmp_path):
         assert other.read_bytes() != out.read_bytes(), name
     for arguments, message in (
         ((), "takes a text: give --text"),
-        (("--text", "abc", "--user", voice), "takes no recording: leave --user away"),
+        (("--text", "abc", "--user", voice), "takes no recording; omit --user"),
         (("--text", " ()"), "holds no word"),
         (("--text", "a" * 30), "pieces, the artifact takes 8; break it up"),
         (("--text", "abc", "--condition", "mood=sad"), "condition mood='sad': must be one of calm, merry"),
         (("--text", "abc", "--condition", "pace=slow"), "unknown condition 'pace': the model has mood, voice"),
         (("--text", "abc", "--condition", "voice=none.npy"), "no file none.npy"),
         (("--text", "abc", "--guidance", -1), "guidance=-1.0 is outside"),
-        (("--text", "abc", "--text-prompt", "be kind"), "leave --text-prompt"),
+        (("--text", "abc", "--text-prompt", "be kind"), "omit --text-prompt"),
     ):
         code, _, error = cli("run", speech, *arguments)
         assert code == 2 and message in error and error.count("\n") == 1, error
@@ -126,22 +126,30 @@ def test_synthesis(speech, cli, tmp_path):
 @pytest.mark.slow
 def test_words_may_come_one_by_one(speech):
     """A text said at once and said word by word, before it is needed, sound the same."""
-    program = runtime.load(speech, 1)
-    words = script.words(program, "abc bcd cde cab abc dab")
-    [whole], _ = call.speak(program, [words])
-    row, codes = program.open(words=None), []
-    pending = list(words)
-    program.say(row, [pending.pop(0) for _ in range(3)])
-    while True:
-        if pending and len(program._call(row).words) < 4:
-            program.say(row, [pending.pop(0)], done=not pending)
-        frame = program.step()
-        if frame.index[row] >= 2:
-            codes.append(frame.codes[row])
-        if frame.ended[row]:
-            break
-    program.close(row)
-    np.testing.assert_array_equal(np.stack(codes, axis=1), whole.codes[:, : len(codes)])
+    rows = runtime.Rows(runtime.load(speech), 1)
+    words = script.words(rows.artifact, "abc bcd cde cab abc dab")
+    [whole], _ = speak(rows, [words])
+
+    def codes(under_way):
+        """Codes of a call in which so many ticks are submitted before the first result is fetched."""
+        row, got, ticks, pending = rows.open(), [], [], list(words)
+        while True:
+            if pending and len(words) - len(pending) - len(rows.spoken(row)) < 6:
+                rows.say(row, [pending.pop(0) for _ in pending[:3]], done=not pending)
+            ticks.append(rows.submit())
+            if len(ticks) <= under_way:
+                continue
+            frame = ticks.pop(0).result()
+            if frame.index[row] >= 2:
+                got.append(frame.codes[row])
+            if frame.ended[row]:
+                break
+        rows.close(row)
+        return np.stack(got, axis=1)
+
+    for under_way in (0, 1, 3, 5):
+        got = codes(under_way)
+        np.testing.assert_array_equal(got, whole.codes[:, : got.shape[1]])
 
 
 @pytest.mark.slow
@@ -159,13 +167,13 @@ def test_recognition(tmp_path, cli):
         tiny.LM, layout=lm.layouts.recognition(3), depth=None, extra_heads=2, extra_heads_dim=3
     )
     policy = policies.Recognition(text_delay=0.4, silence=0.16)
-    out = artifact.build(*tiny.tiny_models(lm_config=config), tmp_path / "hearing", policy=policy)
+    out = artifact.build(*tiny.tiny_models(lm_config=config), tmp_path / "hearing", policy=policy, prefill_lengths=(4,))
     text = tmp_path / "heard.json"
     code, _, error = cli("run", out, "--user", wav(tmp_path / "user.wav"), "--text-out", text)
     assert code == 0, error
     result = json.loads(text.read_text())
-    # 2 frames of silence, 12.5 of the recording, 0.4 s of delay and a second of margin: 32 frames, the first at once.
-    assert result["timing"]["steps"] == 31 and result["words"]
+    # 2 frames of silence, 12.5 of the recording, 0.4 s of delay and a second of margin: the first step only primes.
+    assert result["timing"]["steps"] == 32 and result["words"]
     assert all(0 <= word["start"] <= word["end"] <= 32 * 0.08 - 0.56 for word in result["words"])
     heads = np.array(result["extra_heads"])
     assert heads.shape == (32, 2, 3)
@@ -182,23 +190,18 @@ def test_recognition(tmp_path, cli):
 @pytest.mark.slow
 def test_translation(tmp_path):
     models = tiny.tiny_models()
-    out = artifact.build(*models, tmp_path / "translator", policy=policies.Translation())
-    program = runtime.load(out, 1)
+    out = artifact.build(*models, tmp_path / "translator", policy=policies.Translation(), prefill_lengths=(4,))
+    rows = runtime.Rows(runtime.load(out), 1, prompts=False)
     wave = np.random.RandomState(0).randn(FRAME * 6).astype(np.float32) * 0.3
-    fed = []
+    ends, step = [], rows._step
 
-    class Watched:
-        def __init__(self):
-            self.execute = program._execute
+    def watched(weights, state, inputs):
+        ends.append(bool(inputs["end_of_input"][0]))
+        return step(weights, state, inputs)
 
-        def __call__(self, name, inputs, active):
-            outputs = self.execute(name, inputs, active)
-            fed.append((bool(inputs["end_of_input"][0]), outputs["codes"][0]))
-            return outputs
-
-    program._execute = Watched()
-    [heard], _ = call.play(program, [wave], tail_seconds=1.6)
-    assert [ended for ended, _ in fed].index(True) == 7 and sum(ended for ended, _ in fed) == 1
+    rows._step = watched
+    [heard], _ = play(rows, [wave], tail_seconds=1.6)
+    assert ends.index(True) == 7 and sum(ends) == 1
     # The column after the last of the recording holds the token of the end on all of the user's rows.
     assert (heard.codes[4:, 6] == 32).all() and (heard.codes[4:, :6] < 32).all() and (heard.codes[4:, 7:] < 32).all()
     assert len(heard.user) == FRAME * heard.codes.shape[1] >= FRAME * 7
@@ -208,25 +211,32 @@ def test_translation(tmp_path):
 
 class TestPrompts:
     @pytest.fixture(scope="class")
-    def program(self, tmp_path_factory, spm):
+    def rows(self, tmp_path_factory, spm):
         config = dataclasses.replace(tiny.LM, temporal=dataclasses.replace(tiny.LM.temporal, context=120))
         out = tmp_path_factory.mktemp("prompted") / "artifact"
-        return runtime.load(artifact.build(*tiny.tiny_models(lm_config=config), out, tokenizer=spm), 1)
+        artifact.build(*tiny.tiny_models(lm_config=config), out, tokenizer=spm, prefill_lengths=(4, 16))
+        return runtime.Rows(runtime.load(out), 1)
 
     @pytest.mark.slow
-    def test_a_conversation_begins_with_voice_and_text(self, program):
+    def test_a_conversation_begins_with_voice_and_text(self, rows):
+        loaded = rows.artifact
         voice = np.random.RandomState(1).randn(FRAME * 5).astype(np.float32) * 0.05
-        made, hidden = prompt.build(program, voice, "abc")
-        pieces = program.tokenize("<system> abc <system>")
-        assert made.shape == (7, 5 + 6 + len(pieces) + 6) and hidden == 0
-        np.testing.assert_array_equal(made[1:4, :5], program.encode(prompt.checked(voice, program.sample_rate)))
+        told = prompt.make(loaded, voice, "abc")
+        made = prompt.run(told.columns(loaded))
+        pieces = loaded.tokenize("<system> abc <system>")
+        assert made.shape == (7, told.length) == (7, 5 + 6 + len(pieces) + 6) and told.hidden == 0
+        heard = prompt.run(prompt.encoding(loaded, prompt.checked(voice, loaded.sample_rate)))
+        np.testing.assert_array_equal(made[1:4, :5], heard)
         assert (made[0, :11] == 3).all() and made[0, 11 : 11 + len(pieces)].tolist() == pieces
         assert (made[0, 11 + len(pieces) :] == 3).all()
         assert (made[4:] == made[4:, :1]).all() and (made[1:4, 5:] == made[1:4, -1:]).all()
         wave = np.random.RandomState(2).randn(FRAME * 8).astype(np.float32) * 0.3
         greedy = {"temperature": 0, "text_temperature": 0}
-        [told], _ = call.play(program, [wave], sampling=greedy, prompts=[made])
-        [plain], _ = call.play(program, [wave], sampling=greedy)
+        [by_columns], _ = play(rows, [wave], [runtime.CallOptions(0, greedy, prompt=made)])
+        [told], _ = play(rows, [wave], [runtime.CallOptions(0, greedy, prompt=told)])
+        [plain], _ = play(rows, [wave], [runtime.CallOptions(0, greedy)])
+        np.testing.assert_array_equal(told.codes, by_columns.codes)
+        np.testing.assert_array_equal(told.pcm, by_columns.pcm)
         assert told.codes.shape == plain.codes.shape == (7, 8) and (told.codes[:4] != plain.codes[:4]).any()
         np.testing.assert_array_equal(told.codes[4:], plain.codes[4:])  # the encoder hears the call from its beginning
 
@@ -242,6 +252,6 @@ class TestPrompts:
             (np.ones(FRAME * 70) * 0.1, ConfigError, "must be at most 4.8 s"),
         ],
     )
-    def test_bad_voices(self, program, voice, error, message):
+    def test_bad_voices(self, rows, voice, error, message):
         with pytest.raises(error, match=message):
-            prompt.build(program, voice, None)
+            prompt.make(rows.artifact, voice, None)

@@ -77,8 +77,8 @@ def test_the_wheel_brings_its_dependencies_and_the_doctor_is_content(installed, 
 def test_every_shipped_recipe_loads_from_the_wheel(installed, tmp_path) -> None:
     recipes = sorted(path.removeprefix("experiments/") for path in files("experiments") if path.endswith(".gin"))
     code = (
-        "from moshijax import config\nfrom moshijax.eval.codec import CodecEvaluation\n"
-        f"for name in {recipes!r}: config.load(name, root=CodecEvaluation if name.startswith('eval/') else None)\n"
+        "from moshijax import config\nfrom moshijax.eval.evaluation import EvaluationConfig\n"
+        f"for name in {recipes!r}: config.load(name, root=EvaluationConfig if name.startswith('eval/') else None)\n"
         "print('loaded')"
     )
     assert shell(installed / "python", "-c", code, cwd=tmp_path).strip() == "loaded"

@@ -13,20 +13,17 @@ import pytest
 
 from moshijax.errors import ConfigError, DataError, MoshijaxError, Stopped
 from moshijax.train import sharding
-from moshijax.train.experiment import ExperimentConfig, OptimizerConfig, ParameterGroup
+from moshijax.train.experiment import ExperimentConfig
 from moshijax.train.loop import train
+from moshijax.train.optimizer import OptimizerConfig, ParameterGroup
 from moshijax.train.run.checkpoint import Checkpointer, check_space
 from moshijax.train.run.metrics import read_metrics
 from moshijax.train.run.run_dir import RunDir
 from moshijax.train.state import plan_state
-from tests.train.support.small_task import SmallData, SmallModel, SmallTask
+from tests.train.support.small_task import SmallData, SmallModel, SmallTask, with_task
 
 EXPERIMENT = ExperimentConfig(
-    task=SmallTask(),
-    data=SmallData(),
-    text_data=SmallData(seed=1),
-    text_ratio=0.3,
-    eval_data=SmallData(seed=2),
+    task=SmallTask(text_data=SmallData(seed=1), text_share=0.3, eval_data=SmallData(seed=2)),
     optimizer=OptimizerConfig(learning_rate=1e-2),
     ema_decay=0.9,
     steps=40,
@@ -114,7 +111,7 @@ def test_a_signal_saves_at_the_next_boundary_and_resume_is_exact(whole_run, run_
 
 def test_a_signal_before_the_first_step_saves_nothing(run_dir):
     class Killer(SmallTask):
-        def save_assets(self, experiment, run_dir):
+        def save_assets(self, run_dir):
             os.kill(os.getpid(), signal.SIGTERM)
 
     with pytest.raises(Stopped, match="before the first step"):
@@ -129,9 +126,8 @@ def test_a_complete_run_is_left_alone(whole_run):
 
 
 def test_text_steps_leave_other_parameters_bit_equal(run_dir):
-    experiment = dataclasses.replace(
-        EXPERIMENT, text_ratio=1.0, steps=7, text_optimizer=OptimizerConfig(weight_decay=0.5), checkpoint_every=5
-    )
+    text = with_task(EXPERIMENT, text_share=1.0, text_optimizer=OptimizerConfig(weight_decay=0.5))
+    experiment = dataclasses.replace(text, steps=7, checkpoint_every=5)
     train(experiment, run_dir)
     start = jax.device_get(plan_state(experiment.task, experiment, sharding.make_mesh(experiment.mesh)).create(0))
     end = state_at(run_dir, 7, experiment)
@@ -177,7 +173,7 @@ def test_moments_in_bfloat16_are_half_as_large_and_train_alike(short_run, run_di
 
 def test_frozen_groups_stay_and_have_no_moments(run_dir):
     frozen = OptimizerConfig(groups=(ParameterGroup("second", "^second/", frozen=True),))
-    experiment = dataclasses.replace(EXPERIMENT, text_ratio=0.0, optimizer=frozen, steps=5)
+    experiment = dataclasses.replace(with_task(EXPERIMENT, text_share=0.0), optimizer=frozen, steps=5)
     train(experiment, run_dir)
     plan = plan_state(experiment.task, experiment, sharding.make_mesh(experiment.mesh))
     start, end = jax.device_get(plan.create(0)), state_at(run_dir, 5, experiment)
@@ -186,8 +182,8 @@ def test_frozen_groups_stay_and_have_no_moments(run_dir):
 
 
 def test_non_finite_steps_change_nothing_but_the_step(run_dir, caplog):
-    data = SmallData(bad_from=3, bad_to=5)
-    experiment = dataclasses.replace(EXPERIMENT, data=data, text_ratio=0.0, steps=8, checkpoint_every=1)
+    bad = with_task(EXPERIMENT, data=SmallData(bad_from=3, bad_to=5), text_share=0.0)
+    experiment = dataclasses.replace(bad, steps=8, checkpoint_every=1)
     train(experiment, run_dir)
     before, after = state_at(run_dir, 3, experiment), state_at(run_dir, 5, experiment)
     assert after.step == 5 and after.nonfinite == 2
@@ -201,7 +197,7 @@ def test_non_finite_steps_change_nothing_but_the_step(run_dir, caplog):
 
 
 def test_three_non_finite_steps_in_a_row_stop_the_run(run_dir):
-    experiment = dataclasses.replace(EXPERIMENT, data=SmallData(bad_from=5, bad_to=9), text_ratio=0.0)
+    experiment = with_task(EXPERIMENT, data=SmallData(bad_from=5, bad_to=9), text_share=0.0)
     with pytest.raises(MoshijaxError, match=r"steps 5 \(audio batch 5\), 6 \(audio batch 6\), 7 \(audio batch 7\)"):
         train(experiment, run_dir)
     assert [bad["batch"] for bad in json.loads((run_dir / "nonfinite.json").read_text())] == [5, 6, 7]
@@ -247,12 +243,12 @@ def test_a_change_that_does_not_fit_is_not_recorded(whole_run, run_dir):
     shutil.rmtree(run_dir / "checkpoints" / "40")
     before = (run_dir / "config.json").read_bytes()
     with pytest.raises(DataError, match="params/first/kernel has shape"):
-        train(dataclasses.replace(EXPERIMENT, task=SmallTask(SmallModel(hidden=48))), run_dir, allow_change=True)
+        train(with_task(EXPERIMENT, model=SmallModel(hidden=48)), run_dir, allow_change=True)
     assert (run_dir / "config.json").read_bytes() == before
 
 
 @pytest.mark.parametrize("batch", [0, 5])
-def test_a_signal_in_an_evaluation_leaves_it_and_resume_makes_it_anew(whole_run, run_dir, monkeypatch, batch):
+def test_a_signal_in_an_evaluation_interrupts_it_and_resume_repeats_it(whole_run, run_dir, monkeypatch, batch):
     def killing(self, n, rows=slice(None), make=SmallData.batch):
         if self.seed == 2 and n == batch and len(numbers(run_dir)) == 2:  # not when the evaluation is compiled
             os.kill(os.getpid(), signal.SIGTERM)
@@ -271,7 +267,7 @@ def test_a_signal_in_an_evaluation_leaves_it_and_resume_makes_it_anew(whole_run,
 
 
 def test_mismatched_leaves_are_listed(whole_run):
-    other = dataclasses.replace(EXPERIMENT, task=SmallTask(SmallModel(hidden=48)))
+    other = with_task(EXPERIMENT, model=SmallModel(hidden=48))
     with pytest.raises(DataError) as error:
         state_at(whole_run, 40, other)
     assert "params/first/kernel has shape (32, 16) there, (48, 16) here" in str(error.value)

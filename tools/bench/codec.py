@@ -160,15 +160,16 @@ def adversarial_step(recipe: str, codec_directory: Path, tensors: Path, clock: C
         optimizer=dataclasses.replace(experiment.optimizer, warmup_steps=0, decay="constant"),
         init_from=str(codec_directory),
     )
-    task, rows, samples = experiment.task, experiment.data.batch_size, experiment.data.num_samples
-    shapes = task.batch_shapes(experiment)["audio"]
+    task, (kind,) = experiment.task, experiment.step_kinds
+    rows, samples = kind.data.batch_size, kind.data.num_samples
+    shapes = task.batch_shapes(kind, kind.data)
     rng = np.random.default_rng(0)
     batch = {name: (0.2 * rng.standard_normal(shape.shape)).astype(np.float32) for name, shape in shapes.items()}
     mesh = sharding.make_mesh(experiment.mesh)
     with sharding.context(mesh):
         plan = plan_state(task, experiment, mesh)
         state = starting_point(experiment, task, plan, mesh)(plan.create(experiment.seed))
-        program = compile_step(task, experiment, plan, "audio", batch, mesh)
+        program = compile_step(task, experiment, plan, kind, batch, mesh)
     others = flatten_dict({"discriminators": state.params["discriminators"]}, sep="/")
     others["teacher_projection"] = state.params["teacher_projection"]["kernel"]
     save_file({**jax.device_get(others), "waveform": batch["audio"], "teacher": batch["teacher"]}, tensors)

@@ -28,14 +28,15 @@ def consumed() -> float:
     from moshijax.train.plan.flops import PEAK_FLOPS
     from moshijax.train.state import plan_state
     from moshijax.train.steps import step_flops
-    from moshijax.train.tasks.lm import LMTask
+    from moshijax.train.tasks.lm import AudioSteps, LMTask
 
-    task = LMTask(configs.MOSHI_7B, "none")
-    experiment = ExperimentConfig(task=task, data=data.GridData(("none",), batch_size=1, num_frames=3000))
+    grids = data.GridData(("none",), batch_size=1, num_frames=3000)
+    task = LMTask(configs.MOSHI_7B, "none", AudioSteps(grids))
+    experiment, (kind,) = ExperimentConfig(task=task), task.step_kinds()
     mesh = sharding.make_mesh(experiment.mesh, jax.devices()[:1])
     with sharding.context(mesh):
         plan = plan_state(task, experiment, mesh)
-        flops = sum(step_flops(task, "audio", plan, task.batch_shapes(experiment)["audio"]).values())
+        flops = sum(step_flops(task, kind, plan, task.batch_shapes(kind, grids)).values())
     return MFU * dict(PEAK_FLOPS)["h100"] * 3000 / flops
 
 

@@ -81,18 +81,20 @@ def ours_train(directory: Path, clock: Callable[[], float]):
     import jax
     import numpy as np
 
-    from moshijax import weights
+    from moshijax import data, weights
     from moshijax.lm.losses import LossConfig
     from moshijax.train import sharding
-    from moshijax.train.experiment import ExperimentConfig, MeshConfig, OptimizerConfig
+    from moshijax.train.experiment import ExperimentConfig, MeshConfig
+    from moshijax.train.optimizer import OptimizerConfig
     from moshijax.train.state import plan_state
     from moshijax.train.steps import compile_step
-    from moshijax.train.tasks.lm import LMTask
+    from moshijax.train.tasks.lm import AudioSteps, LMTask
 
     config, _ = weights.load_lm(directory)
     config = dataclasses.replace(config, scan_layers=False)
-    task = LMTask(config, tokenizer="", loss=LossConfig("finetune"))
-    experiment = ExperimentConfig(task=task, data=None, optimizer=OptimizerConfig(learning_rate=1e-4), steps=100)
+    steps = AudioSteps(data.GridData(("none",), batch_size=ROWS, num_frames=FRAMES))
+    task = LMTask(config, tokenizer="", audio=steps, loss=LossConfig("finetune"))
+    experiment = ExperimentConfig(task=task, optimizer=OptimizerConfig(learning_rate=1e-4), steps=100)
     random = np.random.default_rng(0)
     text = random.integers(0, config.text_card, (ROWS, 1, FRAMES))
     audio = random.integers(0, config.card, (ROWS, config.layout.n_q, FRAMES))
@@ -100,7 +102,7 @@ def ours_train(directory: Path, clock: Callable[[], float]):
     mesh = sharding.make_mesh(MeshConfig(), jax.devices()[:1])
     with sharding.context(mesh):
         plan = plan_state(task, experiment, mesh)
-        program = compile_step(task, experiment, plan, "audio", batch, mesh)
+        program = compile_step(task, experiment, plan, *task.step_kinds(), batch, mesh)
         held = [plan.create(0)]
 
     def run():

@@ -57,14 +57,16 @@ def main() -> None:
         path = Path(folder)
         write_lm_data(path)
         model = dataclasses.replace(LM, scan_layers=False, temporal=dataclasses.replace(LM.temporal, num_layers=32))
-        task = Busy(model, str(path / "tokenizer.model"))
-        experiment = lm_experiment(path, task=task, text_ratio=0.0, steps=options.steps, log_every=5)
+        experiment = lm_experiment(path, text=None, steps=options.steps, log_every=5)
+        (kind,) = experiment.step_kinds
+        task = Busy(model, str(path / "tokenizer.model"), audio=experiment.task.audio)
+        experiment = dataclasses.replace(experiment, task=task)
         experiment = dataclasses.replace(experiment, checkpoint_every=10**6)
         mesh = sharding.make_mesh(experiment.mesh)
-        batch = task.sources(experiment)["audio"].batch(0)
+        batch = task.batches(kind, kind.data, experiment.seed).batch(0)
         with sharding.context(mesh):
             plan = plan_state(task, experiment, mesh)
-            program = compile_step(task, experiment, plan, "audio", batch, mesh)
+            program = compile_step(task, experiment, plan, kind, batch, mesh)
             state, here = plan.create(0), put(batch, batch_shardings(batch, mesh, 1))
             leaves = len(jax.tree.leaves(state))
             alone = []

@@ -27,10 +27,9 @@ def main() -> None:
     import jax
     import numpy as np
 
-    from moshijax import codec, lm
+    from moshijax import codec, lm, runtime
     from moshijax.export import artifact
     from moshijax.runtime import prompt
-    from moshijax.runtime import rows as runtime
     from moshijax.weights.formats.lm_config import lm_config
     from tools.bench.lm import STEP
 
@@ -43,44 +42,49 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         built = artifact.build(*models, ["piece"] * config.text_card, Path(scratch) / "artifact")
         del models
-        program = runtime.load(built, 1)
-        program.tokenize = lambda text: list(range(4, 4 + PIECES))
-        voice = np.random.RandomState(0).standard_normal(int(VOICE_SECONDS * program.sample_rate)) * 0.05
-        pcm = np.zeros((1, program.frame_size), np.float32)
+        loaded = runtime.load(built)
+        loaded.tokenize = lambda text: list(range(4, 4 + PIECES))
+        rows = runtime.Rows(loaded, 1)
+        voice = np.random.RandomState(0).standard_normal(int(VOICE_SECONDS * loaded.sample_rate)) * 0.05
+        pcm = np.zeros((1, loaded.frame_size), np.float32)
 
         def timed(columns: np.ndarray | None, frames: int) -> float:
-            """Return the seconds for opening a call and its first frames."""
+            """Return the seconds for opening a call, its prompt and its first frames."""
             started = time.perf_counter()
-            row = program.open(seed=0, prompt=columns)
+            row = rows.open(runtime.CallOptions(prompt=columns))
+            while rows.advance_prompts():
+                pass
             for _ in range(frames):
-                program.step(pcm)
+                rows.step(pcm)
             seconds = time.perf_counter() - started
-            program.close(row)
+            rows.close(row)
             return seconds
 
-        columns, _ = prompt.build(program, voice.astype(np.float32), "text")
-        timed(columns[:, :4], 1), timed(None, 1)  # compiled
+        def columns_of() -> np.ndarray:
+            return prompt.run(prompt.make(loaded, voice.astype(np.float32), "text").columns(loaded))
+
+        columns = columns_of()  # silence and tone are kept
         encoding, prefill, plain, call = [], [], [], []
         for _ in range(ROUNDS):
             started = time.perf_counter()
-            prompt.build(program, voice.astype(np.float32), "text")
+            columns_of()
             encoding.append(time.perf_counter() - started)
             plain.append(timed(None, 1))
             prefill.append(timed(columns, 1))
             call.append(timed(None, FRAMES))
-    length, frame = columns.shape[1], program.frame_size / program.sample_rate
+    length, frame = columns.shape[1], loaded.frame_seconds
     frames = (min(call) - min(plain)) / (FRAMES - 1)
     through = (min(prefill) - min(plain)) / length
     voiced = min(encoding) / length
     about = [
         f"{support.processor()}, {threads} threads, jax {jax.__version__}; the fastest of {ROUNDS}. {note}",
         f"{parameters / 1e6:.0f} M parameters, float32, batch 1: {length} columns, {VOICE_SECONDS:.0f} s of voice, "
-        f"{PIECES} pieces of text and the gaps; making the prompt encodes the voice, a tone and silence.",
+        f"{PIECES} pieces of text and the gaps; making the prompt encodes the voice.",
     ]
     table = [["", "per column", "times real time", "of a frame of the call"]]
     for name, seconds in (
         ("a frame of the call, codec and all", frames),
-        ("the prompt through `step_tokens`", through),
+        ("the prompt through `prefill`", through),
         ("the prompt, made and gone through", through + voiced),
     ):
         table.append([name, f"{1e3 * seconds:.1f} ms", f"{frame / seconds:.2f}", f"{seconds / frames:.2f}"])

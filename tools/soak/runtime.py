@@ -19,16 +19,16 @@ import jax
 import numpy as np
 import psutil
 
+from moshijax import runtime
 from moshijax.export import artifact
-from moshijax.runtime import rows as runtime
 from moshijax.testing.tiny import tiny_models
 from tools.pages import fill
 
 COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
 
 
-def soak(program: runtime.Program, steps: int, seed: int = 0, report_every: int = 5000) -> dict:
-    """Step `program` with random audio and return the figures.
+def soak(rows: runtime.Rows, steps: int, seed: int = 0, report_every: int = 5000) -> dict:
+    """Step `rows` with random audio and return the figures.
 
     Raises:
       AssertionError: on the first fault.
@@ -41,23 +41,23 @@ def soak(program: runtime.Program, steps: int, seed: int = 0, report_every: int 
     assert compiled, f"jax does not report compilations as {COMPILE_EVENT}: they could not be seen"
     random = np.random.default_rng(seed)
     process = psutil.Process()
-    rows: dict[int, runtime.Row] = {}
+    calls: dict[int, runtime.Row] = {}
     memory, times = [], np.zeros(steps)
     opened = 0
     started = time.perf_counter()
     for step in range(steps):
-        while len(rows) < program.batch and (not rows or random.random() < 0.05):
-            row = program.open(seed=opened)
-            rows[row.slot], opened = row, opened + 1
-        pcm = random.standard_normal((program.batch, program.frame_size), np.float32) * 0.1
-        frame = program.step(pcm)
+        while rows.free_rows and (not calls or random.random() < 0.05):
+            row = rows.open(runtime.CallOptions(seed=opened))
+            calls[row.slot], opened = row, opened + 1
+        pcm = random.standard_normal((rows.batch, rows.artifact.frame_size), np.float32) * 0.1
+        frame = rows.step(pcm)
         times[step] = frame.seconds
         assert np.isfinite(frame.pcm).all(), f"step {step}: audio is not finite"
         assert (frame.codes[frame.ready] >= 0).all(), f"step {step}: a ready row returned {frame.codes}"
         if step == 100:
             compiled.clear()
         if random.random() < 0.002:
-            program.close(rows.pop(int(random.choice(list(rows)))))
+            rows.close(calls.pop(int(random.choice(list(calls)))))
         if step == steps // 10 or (step > steps // 10 and step % report_every == report_every - 1):
             memory.append((step + 1, process.memory_info().rss / 2**20))
             print(f"{step + 1:8d} steps  {memory[-1][1]:8.1f} MiB  {time.perf_counter() - started:7.1f} s", flush=True)
@@ -100,9 +100,9 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         made = options.artifact or artifact.build(*tiny_models(), Path(folder) / "artifact", batches=(options.batch,))
-        program = runtime.load(made, options.batch)
-        context = program.manifest["config"]["lm"]["temporal"]["context"]
-        figures = soak(program, options.steps)
+        loaded = runtime.load(made)
+        context = loaded.manifest["config"]["lm"]["temporal"]["context"]
+        figures = soak(runtime.Rows(loaded, options.batch), options.steps)
     lines = table(figures, context)
     print(lines)
     if options.write:

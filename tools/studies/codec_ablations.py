@@ -39,7 +39,7 @@ VARIANTS = {
         PLAIN,
         CONTINUED,
         "--gin.steps=200",
-        "--gin.data.batch_size=4",
+        "--gin.task.audio.data.batch_size=4",
         "--gin.optimizer.learning_rate=8e-4",
     ],
 }
@@ -88,14 +88,19 @@ def folder(out: Path, kind: str, name: str) -> Path:
 def run(out: Path, name: str, heldout: Path) -> dict[str, float]:
     """Train and measure a variant, and return its figures."""
     run_dir, report = folder(out, "runs", name), folder(out, f"reports_{heldout.name}", name)
-    if not (report / "metrics.json").exists():
+    if not (report / "results.json").exists():
         recipe, *overrides = (word.format(runs=out / "runs") for word in VARIANTS[name])
-        data = [f"--gin.data.manifest={out / 'speech'}", f"--gin.data.teacher={out / 'speech' / 'teacher'}"]
+        field = "--gin.task.audio.data"
+        data = [f"{field}.manifest={out / 'speech'}", f"{field}.teacher={out / 'speech' / 'teacher'}"]
         moshijax("train", recipe, "--run-dir", run_dir, *data, *overrides)
-        where = [f"--gin.codec={run_dir}", f"--gin.speech={heldout}", "--gin.seconds=4.0"]
-        phonemes = f"--gin.phonemes={out / 'phonemes' / 'manifest.jsonl'}"
+        where = [
+            f"--gin.evaluation.codec={run_dir}",
+            f"--gin.evaluation.speech={heldout}",
+            "--gin.evaluation.seconds=4.0",
+        ]
+        phonemes = f"--gin.evaluation.phonemes={out / 'phonemes' / 'manifest.jsonl'}"
         moshijax("eval", "eval/codec.gin", "--out", report, *where, phonemes)
-    return json.loads((report / "metrics.json").read_text(encoding="utf-8"))
+    return json.loads((report / "results.json").read_text(encoding="utf-8"))["values"]
 
 
 def usage_of(lines: list[dict]) -> list[tuple[int, list[float]]]:

@@ -32,8 +32,7 @@ from moshijax.lm.losses import LossConfig
 from moshijax.lm.transforms import helium_to_moshi
 from moshijax.nn.transformer import TransformerConfig
 from moshijax.tokens import BOS, EPAD, PAD, UNGENERATED, ZERO
-from moshijax.train.experiment import OptimizerConfig, ParameterGroup
-from moshijax.train.optimizer import make_optimizer
+from moshijax.train.optimizer import OptimizerConfig, ParameterGroup, make_optimizer
 from moshijax.train.tasks.lm import TEXT_OWNS
 
 FRAMES, ROWS, CARD, TEXT_CARD, CODEBOOKS = 48, 16, 32, 32, 4

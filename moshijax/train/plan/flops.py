@@ -31,20 +31,11 @@ PEAK_FLOPS = (
 OTHER = "other"
 
 
-def count_flops(function: Any, *arguments: Any) -> float:
-    """FLOPs of every contraction and convolution that `function(*arguments)` runs: 2 per multiply-add.
-
-    Arguments may be abstract. The body of a scan counts once per iteration, the body of a while loop once, and of
-    branches the dearest one.
-    """
-    jaxpr = jax.make_jaxpr(function)(*arguments).jaxpr
-    count = _Count(())
-    count.walk(jaxpr, [False] * len(jaxpr.invars), [False] * len(jaxpr.outvars))
-    return sum(count.found.values())
-
-
 def training_flops(loss: Any, params: Any, *arguments: Any, parts: Sequence[str] = ()) -> dict[str, float]:
-    """FLOPs of `loss(params, *arguments)` [] and of its gradient with respect to `params`, counted on the forward pass.
+    """Count the FLOPs of `loss(params, *arguments)` [] and of its gradient with respect to `params`.
+
+    They are found on the forward pass: 2 per multiply-add of every contraction and convolution. The body of a scan
+    counts once per iteration, the body of a while loop once, and of branches the dearest one.
 
     A contraction counts once forward and once more for each of its operands that the gradient needs, so what is frozen,
     or lies before the first thing that is trained, costs its forward pass alone. Nothing counts twice because it is
@@ -54,7 +45,7 @@ def training_flops(loss: Any, params: Any, *arguments: Any, parts: Sequence[str]
       parts: names of modules; a contraction belongs to the first one in its name scope.
 
     Returns:
-      part -> FLOPs, with "other" for what is in none; only those above 0.
+      Part -> FLOPs, with "other" for what is in none; only those above 0.
     """
     jaxpr = jax.make_jaxpr(loss)(params, *arguments).jaxpr
     trained = len(jax.tree.leaves(params))
@@ -77,7 +68,7 @@ class _Count:
     def walk(
         self, jaxpr: Any, active: list[bool], needed: list[bool], times: float = 1.0, scope: str = ""
     ) -> list[bool]:
-        """Count a jaxpr, given which inputs are active and which outputs needed; which inputs are needed."""
+        """Count a jaxpr, given which inputs are active and which outputs needed; return which inputs are needed."""
         known = _activity(jaxpr, active)
         wanted = {var for var, flag in zip(jaxpr.outvars, needed, strict=True) if flag and _is_var(var)}
         for eqn in reversed(jaxpr.eqns):
@@ -98,8 +89,8 @@ class _Count:
         elif name == "cond":
             counts = [_Count(self.parts) for _ in eqn.params["branches"]]
             flags = [
-                count.walk(branch.jaxpr, ins[1:], outs, times, scope)
-                for count, branch in zip(counts, eqn.params["branches"], strict=True)
+                count.walk(branch, ins[1:], outs, times, scope)
+                for count, branch in zip(counts, _jaxprs(eqn.params["branches"]), strict=True)
             ]
             dearest = max(counts, key=lambda count: sum(count.found.values()))
             for part, flops in dearest.found.items():
@@ -114,7 +105,7 @@ class _Count:
         return [flag and any(outs) for flag in ins]
 
     def _scan(self, eqn: Any, ins: list[bool], outs: list[bool], times: float, scope: str) -> list[bool]:
-        body, consts, carries = eqn.params["jaxpr"].jaxpr, eqn.params["num_consts"], eqn.params["num_carry"]
+        body, consts, carries = _scan_parts(eqn)
         ins = _scan_activity(eqn, ins)
         while True:  # what the next iteration needs of the carry, this one has to give
             needed = _Count(()).walk(body, ins, outs)
@@ -135,17 +126,16 @@ def _is_var(var: Any) -> bool:
 
 
 def _activity(jaxpr: Any, active: list[bool]) -> dict[Any, bool]:
-    """Variable of a jaxpr -> whether it depends, differentiably, on an active input."""
+    """Return variable of a jaxpr -> whether it depends, differentiably, on an active input."""
     known = dict(zip(jaxpr.invars, active, strict=True))
     for eqn in jaxpr.eqns:
         ins = [known.get(var, False) if _is_var(var) else False for var in eqn.invars]
         if not any(ins) or eqn.primitive.name in ("stop_gradient", "while"):
             outs = [False] * len(eqn.outvars)
         elif eqn.primitive.name == "scan":
-            body = eqn.params["jaxpr"].jaxpr
-            outs = _outputs(body, _scan_activity(eqn, ins))
+            outs = _outputs(_scan_parts(eqn)[0], _scan_activity(eqn, ins))
         elif eqn.primitive.name == "cond":
-            found = [_outputs(branch.jaxpr, ins[1:]) for branch in eqn.params["branches"]]
+            found = [_outputs(branch, ins[1:]) for branch in _jaxprs(eqn.params["branches"])]
             outs = [any(column) for column in zip(*found, strict=True)]
         else:
             inner = _inner(eqn)
@@ -160,9 +150,21 @@ def _outputs(jaxpr: Any, active: list[bool]) -> list[bool]:
     return [known.get(var, False) if _is_var(var) else False for var in jaxpr.outvars]
 
 
+def _scan_parts(eqn: Any) -> tuple[Any, int, int]:
+    """Return the body of a scan, and how many of its inputs are constants and how many are carried.
+
+    jax 0.12 keeps the inputs as a tree of three parts where earlier versions keep two numbers.
+    """
+    (body,) = _jaxprs(eqn.params["jaxpr"])
+    if "ft_in" in eqn.params:
+        consts, carries, _ = (len(part) for part in eqn.params["ft_in"].unpack())
+        return body, consts, carries
+    return body, eqn.params["num_consts"], eqn.params["num_carry"]
+
+
 def _scan_activity(eqn: Any, ins: list[bool]) -> list[bool]:
-    """Activity of the inputs of a scan's body: what becomes active in an iteration is so in the next."""
-    body, consts, carries = eqn.params["jaxpr"].jaxpr, eqn.params["num_consts"], eqn.params["num_carry"]
+    """Return the activity of the inputs of a scan's body: what becomes active in an iteration is so in the next."""
+    body, consts, carries = _scan_parts(eqn)
     while True:
         outs = _outputs(body, ins)
         carried = [a or b for a, b in zip(ins[consts : consts + carries], outs[:carries], strict=True)]
@@ -172,17 +174,17 @@ def _scan_activity(eqn: Any, ins: list[bool]) -> list[bool]:
 
 
 def _inner(eqn: Any) -> Any:
-    """The jaxpr that an equation calls with its own inputs (jit, remat, custom derivatives), or None."""
+    """Return the jaxpr that an equation calls with its own inputs (jit, remat, custom derivatives), or None."""
     found = [sub for value in eqn.params.values() for sub in _jaxprs(value)]
     fits = [sub for sub in found if len(sub.invars) == len(eqn.invars) and len(sub.outvars) == len(eqn.outvars)]
     return fits[0] if len(found) == 1 and fits else None
 
 
 def _jaxprs(value: Any) -> list[Any]:
-    if hasattr(value, "eqns"):
-        return [value]
     if hasattr(value, "jaxpr"):
         return [value.jaxpr]
+    if hasattr(value, "eqns"):
+        return [value]
     if isinstance(value, tuple | list):
         return [sub for item in value for sub in _jaxprs(item)]
     return []
@@ -202,8 +204,10 @@ def _convolution(eqn: Any) -> float:
 
 
 def peak_flops(devices: Sequence[jax.Device]) -> float:
-    """Peak FLOP/s of some devices together: from the table, NaN for an unknown kind. For CPU devices, which share one
-    machine, the rate of a float32 matrix product, measured now."""
+    """Return the peak FLOP/s of some devices together: from the table, NaN for an unknown kind.
+
+    For CPU devices, which share one machine, it is the rate of a float32 matrix product, measured now.
+    """
     device = devices[0]
     if device.platform != "cpu":
         kind = device.device_kind.lower()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,11 +13,12 @@ import jax
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 
-from moshijax.errors import ConfigError
+from moshijax.errors import ConfigError, MoshijaxError
 from moshijax.train import sharding
 from moshijax.train.experiment import ExperimentConfig, MeshConfig
 from moshijax.train.state import StatePlan, plan_state
 from moshijax.train.steps import compile_step, with_rows
+from moshijax.train.task import StepKind
 
 #: Changes that are named when something does not fit.
 SHOWN_CHANGES = 3
@@ -24,18 +26,18 @@ SHOWN_CHANGES = 3
 
 @dataclass(frozen=True)
 class Footprint:
-    """One program of a run; memory in bytes per device.
+    """What one kind of step of a run takes; memory in bytes per device.
 
     Attributes:
       parameters, optimizer, average, other: of the state, which lives throughout.
       batch: of the rows of a device.
       temporary: what the compiled step allocates: gradients, activations, copies in the compute dtype.
-      peak: all of it while a step runs, without what is written in the place of what was read.
+      peak: all of it while a step runs; outputs that reuse the memory of inputs count once.
       flops: of a step over the whole batch, on all devices, by part.
       amounts: what a batch holds, by name, as `Task.amounts` counts.
     """
 
-    program: str
+    kind: StepKind
     parameters: int
     optimizer: int
     average: int
@@ -61,12 +63,12 @@ class Change:
 
 
 def bytes_per_device(tree: Any) -> int:
-    """Of abstract arrays with shardings."""
+    """Add up the bytes per device of abstract arrays with shardings."""
     return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
 def footprints(experiment: ExperimentConfig, mesh: Mesh) -> list[Footprint]:
-    """Compile every program of a run for the devices of a mesh, which may be described alone.
+    """Compile every kind of step of a run for the devices of a mesh, which need not be there.
 
     Raises:
       ConfigError: an experiment or a mesh that cannot be.
@@ -74,14 +76,14 @@ def footprints(experiment: ExperimentConfig, mesh: Mesh) -> list[Footprint]:
     task, found = experiment.task, []
     with sharding.context(mesh):
         plan = plan_state(task, experiment, mesh)
-        for name in experiment.programs:
-            batch = task.batch_shapes(experiment)[name]
-            program = compile_step(task, experiment, plan, name, batch, mesh)
-            memory = program.run.memory_analysis()
+        for kind in experiment.step_kinds:
+            batch = task.batch_shapes(kind, kind.data)
+            step = compile_step(task, experiment, plan, kind, batch, mesh)
+            memory = step.run.memory_analysis()
             state = plan.abstract
             found.append(
                 Footprint(
-                    program=name,
+                    kind=kind,
                     parameters=bytes_per_device(state.params),
                     optimizer=bytes_per_device(state.opt_states),
                     average=bytes_per_device(state.ema),
@@ -92,8 +94,8 @@ def footprints(experiment: ExperimentConfig, mesh: Mesh) -> list[Footprint]:
                     + memory.output_size_in_bytes
                     - memory.alias_size_in_bytes
                     + memory.temp_size_in_bytes,
-                    flops=program.flops,
-                    amounts=task.amounts(name, batch),
+                    flops=step.flops,
+                    amounts=task.amounts(kind, batch),
                 )
             )
     return found
@@ -106,15 +108,14 @@ def _row_shards(mesh: Mesh) -> int:
 # What would take less ----------------------------------------------------------------------------------------------
 
 
-def cheaper(experiment: ExperimentConfig, mesh: Mesh, program: str) -> list[Change]:
-    """The cheapest changes of a run that save memory in a program, cheapest first; found by tracing alone."""
-    now = _estimate(experiment, mesh, program)
+def cheaper(experiment: ExperimentConfig, mesh: Mesh, kind: StepKind) -> list[Change]:
+    """Find the cheapest changes of a run that save memory in a kind of step, cheapest first, by tracing alone."""
+    now = _estimate(experiment, mesh, kind.name)
     found = []
-    for setting, cost, changed in _candidates(experiment, mesh, program):
+    for setting, cost, changed in _candidates(experiment, mesh, kind):
         try:
-            saving = now - _estimate(
-                changed, mesh if changed.mesh == experiment.mesh else _remesh(changed, mesh), program
-            )
+            there = mesh if changed.mesh == experiment.mesh else _remesh(changed, mesh)
+            saving = now - _estimate(changed, there, kind.name)
         except ConfigError:  # not for this model, mesh or batch
             continue
         if saving > 0.01 * now:
@@ -126,52 +127,52 @@ def _remesh(experiment: ExperimentConfig, mesh: Mesh) -> Mesh:
     return sharding.make_mesh(experiment.mesh, list(mesh.devices.flat))
 
 
-def _candidates(experiment: ExperimentConfig, mesh: Mesh, program: str) -> Iterator[tuple[str, str, ExperimentConfig]]:
-    """(setting, cost, experiment), in the order of what they cost."""
-    batch = experiment.task.batch_shapes(experiment)[program]
-    rows = next(iter(batch.values())).shape[0] // _row_shards(mesh)
+def _candidates(
+    experiment: ExperimentConfig, mesh: Mesh, kind: StepKind
+) -> Iterator[tuple[str, str, ExperimentConfig]]:
+    """Yield (setting, cost, experiment), in the order of what they cost."""
+    task, replace = experiment.task, dataclasses.replace
+    rows = next(iter(task.batch_shapes(kind, kind.data).values())).shape[0] // _row_shards(mesh)
     more = next((m for m in range(experiment.microbatches + 1, rows + 1) if rows % m == 0), None)
-    replace = dataclasses.replace
     if more is not None:
         yield f"microbatches={more}", "more, smaller products", replace(experiment, microbatches=more)
     if mesh.shape["data"] > 1:
         spread = MeshConfig(data=1, fsdp=_row_shards(mesh), tensor=mesh.shape["tensor"])
         cost = "parameters travel between the devices in every step"
         yield f"mesh.data=1 mesh.fsdp={spread.fsdp}", cost, replace(experiment, mesh=spread)
-    for setting, cost, task in experiment.task.lighter():
-        yield f"task.{setting}", cost, replace(experiment, task=task)
+    for setting, cost, lighter in task.memory_savings():
+        yield f"task.{setting}", cost, replace(experiment, task=lighter)
     if experiment.ema_decay is not None:
         yield "ema_decay=None", "no running average for evaluation and export", replace(experiment, ema_decay=None)
-    name = "text_data" if program == "text" else "data"
-    data = getattr(experiment, name)
-    half = getattr(data, "batch_size", 0) // 2
-    if half:
-        changed = replace(experiment, **{name: replace(data, batch_size=half)})
-        yield f"{name}.batch_size={half}", "another training run: half the batch", changed
+    half, settings = getattr(kind.data, "batch_size", 0) // 2, getattr(task, kind.name, None)
+    if half and settings is not None:
+        changed = replace(task, **{kind.name: replace(settings, data=replace(kind.data, batch_size=half))})
+        cost = "another training run: half the batch"
+        yield f"task.{kind.name}.data.batch_size={half}", cost, replace(experiment, task=changed)
 
 
-def _estimate(experiment: ExperimentConfig, mesh: Mesh, program: str) -> float:
-    """Bytes per device of the state, the gradients and what a forward pass keeps for the backward pass."""
-    task = experiment.task
+def _estimate(experiment: ExperimentConfig, mesh: Mesh, name: str) -> float:
+    """Estimate the bytes per device of the state, the gradients and what a forward pass keeps for the backward pass."""
+    kind = next(kind for kind in experiment.step_kinds if kind.name == name)
     with sharding.context(mesh):
-        plan = plan_state(task, experiment, mesh)
+        plan = plan_state(experiment.task, experiment, mesh)
         state = bytes_per_device((plan.abstract.params, plan.abstract.opt_states, plan.abstract.ema))
         flat = flatten_dict(plan.abstract.params, sep="/")
         gradients = kept = 0
-        for update in task.updates(program):
-            owned = {path: flat[path] for path in plan.optimizers[update].paths}
+        for update in kind.updates:
+            owned = {path: flat[path] for path in plan.optimizers[update.name].paths}
             gradients = max(gradients, bytes_per_device(owned))
-            kept = max(kept, _kept(experiment, plan, update, program, owned, mesh))
+            kept = max(kept, _kept(experiment, plan, kind, update.name, owned, mesh))
     return state + gradients + kept
 
 
 def _kept(
-    experiment: ExperimentConfig, plan: StatePlan, update: str, program: str, owned: Mapping[str, Any], mesh: Mesh
+    experiment: ExperimentConfig, plan: StatePlan, kind: StepKind, update: str, owned: Mapping[str, Any], mesh: Mesh
 ) -> float:
-    """Bytes that the backward pass of a microbatch reads besides parameters: the residuals of `jax.vjp`."""
+    """Count the bytes that the backward pass of a microbatch reads besides parameters: the residuals of `jax.vjp`."""
     task, shards = experiment.task, _row_shards(mesh)
     batch = {}
-    for name, x in task.batch_shapes(experiment)[program].items():
+    for name, x in task.batch_shapes(kind, kind.data).items():
         if x.shape[0] % (experiment.microbatches * shards):
             raise ConfigError(f"{x.shape[0]} rows do not divide by {experiment.microbatches} x {shards}")
         batch[name] = jax.ShapeDtypeStruct((x.shape[0] // experiment.microbatches, *x.shape[1:]), x.dtype)
@@ -200,9 +201,25 @@ def is_out_of_memory(error: BaseException) -> bool:
     )
 
 
-def remedies(experiment: ExperimentConfig, mesh: Mesh, programs: Sequence[str]) -> str:
-    """The cheapest changes for the program that keeps most, as a clause of a message."""
-    most = max(programs, key=lambda program: _estimate(experiment, mesh, program))
+@contextlib.contextmanager
+def explain_out_of_memory(experiment: ExperimentConfig, mesh: Mesh) -> Iterator[None]:
+    """Say what to change when a device has no memory left.
+
+    Raises:
+      MoshijaxError: in place of jax's error, with the cheapest changes.
+    """
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        changes = remedies(experiment, mesh, experiment.step_kinds)
+        raise MoshijaxError(f"a device has no memory left ({str(error).splitlines()[0]}); {changes}") from error
+
+
+def remedies(experiment: ExperimentConfig, mesh: Mesh, kinds: Sequence[StepKind]) -> str:
+    """Name the cheapest changes for the kind of step that keeps most, as a clause of a message."""
+    most = max(kinds, key=lambda kind: _estimate(experiment, mesh, kind.name))
     changes = cheaper(experiment, mesh, most)
     if not changes:
         return "no setting saves memory; use more devices or a smaller model"

@@ -24,7 +24,13 @@ TPUS = {"v4": (3, 2), "v5p": (3, 2), "v5e": (2, 1), "v6e": (2, 1)}
 
 @dataclass(frozen=True)
 class Request:
-    """What to plan for; `memory_gb` is of a device, `kind` names a device whose peak the times assume."""
+    """What to plan for.
+
+    Attributes:
+      memory_gb: of a device.
+      kind: name of a device whose peak the times assume.
+      mfu: share of the peak that the times assume.
+    """
 
     recipe: str
     devices: int
@@ -47,35 +53,32 @@ class Plan:
 
     lines: list[str]
     verdict: str | None
-    footprints: list[Footprint]
 
 
 def topology_devices(topology: str, devices: int | None = None) -> int:
-    """Chips of a TPU slice.
+    """Count the chips of a TPU slice.
 
     Raises:
       ConfigError: not the name of a slice, or another number than `devices`.
     """
     match = re.fullmatch(r"(v\d+[a-z]?)-(\d+)", topology)
     if match is None or match[1] not in TPUS:
-        raise ConfigError(
-            f"topology {topology!r} is none that is known; write {', '.join(TPUS)} and a size, as v5p-256"
-        )
+        raise ConfigError(f"topology {topology!r} is unknown; write {', '.join(TPUS)} and a size, such as v5p-256")
     chips = int(match[2]) // TPUS[match[1]][1]
     if not chips or chips & (chips - 1):
         raise ConfigError(f"topology {topology!r} has {chips} chips; slices have 1, 2, 4, 8, ...")
     if devices not in (None, chips):
-        raise ConfigError(f"topology {topology!r} has {chips} chips, but --devices is {devices}; leave one out")
+        raise ConfigError(f"topology {topology!r} has {chips} chips, but --devices is {devices}; omit one of the two")
     return chips
 
 
 def torus(topology: str) -> str:
-    """The name by which libtpu knows a slice: "v5p-256" is "v5p:4x4x8"."""
+    """Return the name by which libtpu knows a slice: "v5p-256" is "v5p:4x4x8"."""
     return f"{topology.split('-')[0]}:{'x'.join(map(str, _sides(topology)))}"
 
 
 def _sides(topology: str) -> list[int]:
-    """Chips along each dimension of a slice, shortest first; up to a host's 2 x 2 chips, longest first."""
+    """Return the chips along each dimension of a slice, shortest first; up to a host's 2 x 2 chips, longest first."""
     kind, chips = topology.split("-")[0], topology_devices(topology)
     sizes = [1] * TPUS[kind][0]
     for _ in range(int(math.log2(chips))):
@@ -84,7 +87,7 @@ def _sides(topology: str) -> list[int]:
 
 
 def describe(topology: str) -> list[Any]:
-    """The chips of a slice that need not be there, as libtpu describes them: one device each.
+    """Describe the chips of a slice that need not be there, by libtpu: one device each.
 
     Raises:
       ConfigError: libtpu is not installed, or knows no such slice.
@@ -107,8 +110,10 @@ def describe(topology: str) -> list[Any]:
 
 
 def devices_for(request: Request) -> list[Any]:
-    """The accelerators of this machine if there are enough, the chips of a described slice, else CPU devices. Call it
-    before jax has looked for devices.
+    """Choose the devices to compile for; call it before jax has looked for devices.
+
+    Returns:
+      The chips of a described slice, else the accelerators of this machine if there are enough, else CPU devices.
 
     Raises:
       ConfigError: see `describe`.
@@ -123,11 +128,11 @@ def devices_for(request: Request) -> list[Any]:
 
 
 def make(experiment: ExperimentConfig, request: Request) -> Plan:
-    """Compile and describe.
+    """Compile the steps of an experiment and describe what they take.
 
     Raises:
       ConfigError: an experiment, mesh or topology that cannot be.
-      MoshijaxError: the compiler itself found no room, as that of TPUs does.
+      MoshijaxError: the compiler itself ran out of memory, as that of TPUs does.
     """
     devices = devices_for(request)
     mesh = sharding.make_mesh(experiment.mesh, devices)
@@ -136,7 +141,7 @@ def make(experiment: ExperimentConfig, request: Request) -> Plan:
     except jax.errors.JaxRuntimeError as error:
         if not is_out_of_memory(error):
             raise
-        changes, said = remedies(experiment, mesh, experiment.programs), str(error).splitlines()[0]
+        changes, said = remedies(experiment, mesh, experiment.step_kinds), str(error).splitlines()[0]
         raise MoshijaxError(f"does not fit a {devices[0].device_kind}: {said}; {changes}") from error
     kind = devices[0].device_kind if devices[0].platform != "cpu" else "CPU"
     shape = " x ".join(f"{name} {size}" for name, size in mesh.shape.items())
@@ -150,15 +155,13 @@ def make(experiment: ExperimentConfig, request: Request) -> Plan:
         lines.append("")
         for f in found:
             fits = "fits" if f.peak <= limit else "does not fit"
-            lines.append(f"{f.program} step: {fits}, {_gb(f.peak)} of {request.memory_gb:g} GB")
+            lines.append(f"{f.kind.name} step: {fits}, {_gb(f.peak)} of {request.memory_gb:g} GB")
         if over:
             worst = max(over, key=lambda f: f.peak)
-            changes = remedies(experiment, mesh, [worst.program])
-            verdict = (
-                f"the {worst.program} step needs {_gb(worst.peak)} per device, {request.memory_gb:g} GB are there; "
-            )
-            verdict += changes
-    return Plan(lines, verdict, found)
+            changes = remedies(experiment, mesh, [worst.kind])
+            needs = f"the {worst.kind.name} step needs {_gb(worst.peak)} per device"
+            verdict = f"{needs}, {request.memory_gb:g} GB are available; {changes}"
+    return Plan(lines, verdict)
 
 
 def _gb(size: float) -> str:
@@ -166,7 +169,7 @@ def _gb(size: float) -> str:
 
 
 def _table(found: list[Footprint]) -> list[str]:
-    rows: list[tuple[str, list[str]]] = [("memory per device", [f"{f.program} step" for f in found])]
+    rows: list[tuple[str, list[str]]] = [("memory per device", [f"{f.kind.name} step" for f in found])]
     for label, name in (
         ("parameters", "parameters"),
         ("optimiser states", "optimizer"),
@@ -202,5 +205,5 @@ def _times(found: list[Footprint], request: Request, devices: list[Any]) -> list
         seconds = sum(f.flops.values()) / (peak * request.devices * request.mfu)
         rates = ", ".join(f"{amount / seconds:,.0f} {what.replace('_', ' ')}/s" for what, amount in f.amounts.items())
         where = f"{100 * request.mfu:.0f} % of {request.devices} x {peak / 1e12:.0f} TFLOP/s"
-        lines.append(f"{f.program} step at {where}: {seconds:.3g} s, {rates}")
+        lines.append(f"{f.kind.name} step at {where}: {seconds:.3g} s, {rates}")
     return lines

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import logging
 import shutil
 from collections.abc import Iterator, Mapping
@@ -14,13 +13,13 @@ import jax
 import orbax.checkpoint as ocp
 
 from moshijax.errors import DataError, MoshijaxError
+from moshijax.files import is_out_of_space
 from moshijax.train.run.run_dir import RunDir
 from moshijax.train.sharding import path_of
 from moshijax.train.state import TrainState
 from moshijax.weights.run import MODEL_ITEM
 
-NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-NO_SPACE_WORDS = ("no space left", "resource_exhausted", "disk quota", "file too large")
+TENSORSTORE_FULL = "RESOURCE_EXHAUSTED"  # how TensorStore names a full disk
 #: Item of a checkpoint that only the run itself needs; the model is an item of its own (`moshijax.weights.run`).
 OPTIMIZER_ITEM = "optimizer"
 AFTER_FREEING = "free some and run the same command again: the run continues from its last complete checkpoint"
@@ -29,13 +28,11 @@ SHOWN_MISMATCHES = 12
 
 @contextlib.contextmanager
 def _space_errors(path: Path) -> Iterator[None]:
-    """A full disk as one line; whatever was being written stays invisible."""
+    """Report a full disk in one line; whatever was being written stays invisible."""
     try:
         yield
     except Exception as error:
-        text = str(error).lower()
-        full = isinstance(error, OSError) and error.errno in NO_SPACE
-        if not full and not any(words in text for words in NO_SPACE_WORDS):
+        if not is_out_of_space(error) and TENSORSTORE_FULL not in str(error):
             raise
         raise MoshijaxError(f"no space left for a checkpoint in {path}; {AFTER_FREEING}") from error
 
@@ -56,7 +53,7 @@ def check_space(path: Path, needed: int) -> None:
 
 @contextlib.contextmanager
 def quiet_orbax() -> Iterator[None]:
-    """Without Orbax's own log: what goes wrong in its threads is raised at the next save or wait, and said once."""
+    """Silence Orbax's own log: what goes wrong in its threads is raised at the next save or wait, and reported once."""
 
     def others(record: logging.LogRecord) -> bool:
         return "orbax" not in Path(record.pathname).parts
@@ -70,7 +67,7 @@ def quiet_orbax() -> Iterator[None]:
 
 
 def _parts(state: Any) -> dict[str, Any]:
-    """Items of a checkpoint: what other commands read (the model) apart from what only this run needs."""
+    """Return the items of a checkpoint: what other commands read (the model), and what only this run needs."""
     model = {"params": state.params, "model_state": state.model_state, "ema": state.ema}
     rest = {"opt_states": state.opt_states, "step": state.step, "nonfinite": state.nonfinite}
     return {MODEL_ITEM: {name: tree for name, tree in model.items() if jax.tree.leaves(tree)}, OPTIMIZER_ITEM: rest}
@@ -81,7 +78,11 @@ def _leaves(tree: Any) -> dict[str, Any]:
 
 
 def raise_on_mismatch(where: Path, expected: Any, found: Any, remedy: str = "use the recipe it was made by") -> None:
-    """List every leaf in which a checkpoint is not what the run needs."""
+    """Check that a checkpoint has the leaves that the run needs.
+
+    Raises:
+      DataError: leaves are missing, unexpected or of other shapes; all are listed.
+    """
     wanted, there = _leaves(expected), _leaves(found)
     lines = [f"{name} is missing" for name in wanted if name not in there]
     lines += [f"{name} is not part of this run" for name in there if name not in wanted]
@@ -150,7 +151,7 @@ class Checkpointer:
         return state, found["meta"]
 
     def meta(self, step: int) -> dict[str, Any]:
-        """What was saved beside the state."""
+        """Read what was saved beside the state."""
         return self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
 
     def wait(self) -> None:

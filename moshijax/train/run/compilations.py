@@ -1,18 +1,22 @@
-"""What jax compiles while a run goes on: the planned programs at the start, and nothing after."""
+"""What jax compiles during a run: the planned programs at the start, and nothing after."""
 
 from __future__ import annotations
 
+import logging
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import jax
 
+log = logging.getLogger(__name__)
+
+MOST_NAMED = 5  # functions that were compiled when nothing should be
 COMPILED = "/jax/core/compile/backend_compile_duration"
 
 
 class Compilations:
-    """Counts compilations between `__enter__` and `__exit__`, those found in the compilation cache too, but for those
-    inside `paused`.
+    """Counts compilations while entered, those found in the compilation cache too, but for those inside `paused`.
 
     Attributes:
       names: of the compiled functions, in order.
@@ -23,6 +27,7 @@ class Compilations:
         self._seconds = 0.0
         self._taken = 0
         self._paused = False
+        self._begun = False
 
     def __enter__(self) -> Compilations:
         jax.monitoring.register_event_duration_secs_listener(self._listen)
@@ -38,15 +43,22 @@ class Compilations:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """What is compiled meanwhile does not count: evaluators may compile what they like."""
+        """Do not count what is compiled meanwhile: evaluators may compile what they like."""
         self._paused = True
         try:
             yield
         finally:
             self._paused = False
 
-    def take(self) -> tuple[list[str], float]:
-        """Names and seconds of the compilations since the last call."""
+    def values(self, step: int) -> dict[str, float]:
+        """Return number and seconds of the compilations since the last call, as metrics.
+
+        From the second call on nothing should have been compiled; what was is named in a warning.
+        """
         names, seconds = self.names[self._taken :], self._seconds
-        self._taken, self._seconds = len(self.names), 0.0
-        return names, seconds
+        if names and self._begun:
+            counts = ", ".join(f"{name} ({count} times)" for name, count in Counter(names).most_common(MOST_NAMED))
+            rest = f" and {len(set(names)) - MOST_NAMED} others" if len(set(names)) > MOST_NAMED else ""
+            log.warning("%s%s compiled before step %d, after the programs of the run were ready", counts, rest, step)
+        self._taken, self._seconds, self._begun = len(self.names), 0.0, True
+        return {"time/compilations": float(len(names)), "time/compile": seconds}

@@ -1,8 +1,9 @@
 """The processes of one run, usually one per host or per GPU: how they find each other, and what they do when one of
-them is gone.
+them is lost.
 
-Arrays travel through jax. Beside it there is a line: every process keeps a TCP connection to process 0 and says once a
-second that it is alive. A collective operation waits for ever for a process that was killed; the line does not.
+Arrays travel through jax. Beside it there is a heartbeat: every process keeps a TCP connection to process 0 and says
+once a second that it is alive. A collective operation waits for ever for a process that was killed; the heartbeat does
+not.
 """
 
 from __future__ import annotations
@@ -40,8 +41,10 @@ _coordinator: str | None = None
 
 
 def in_cluster(environment: Mapping[str, str]) -> bool:
-    """Whether the environment is that of one of several tasks of a cluster that `jax.distributed` can ask for the rest:
-    a Slurm step, Open MPI, a slice of Cloud TPU hosts."""
+    """Whether this is one of several tasks of a cluster through which `jax.distributed` finds the others.
+
+    Such are a Slurm step, Open MPI and a slice of Cloud TPU hosts.
+    """
 
     def count(name: str) -> int:
         value = environment.get(name, "1")
@@ -64,9 +67,10 @@ def join(
     Args:
       coordinator: "host:port" of process 0, the same on all; None: as the cluster says.
       processes, process: how many there are, and which of them this is; None: as the cluster says.
+      lost_after: seconds of silence after which a process counts as lost.
 
     Raises:
-      ConfigError: values that do not fit, or no cluster to ask for those that are missing.
+      ConfigError: values that do not fit, or no cluster that knows those that are missing.
       MoshijaxError: the others were not reached.
     """
     global _coordinator
@@ -85,13 +89,13 @@ def join(
     except ValueError as error:
         given = f"coordinator {coordinator}, processes {processes}, process {process}"
         raise ConfigError(
-            f"{given}: {error} No cluster is known here that could say the rest; give --coordinator, --processes and "
-            "--process"
+            f"{given}: {error} No cluster is known here that could name the rest; give --coordinator, --processes "
+            "and --process"
         ) from None
     except RuntimeError as error:
         who = "the coordinator" if coordinator is None else coordinator
         raise MoshijaxError(
-            f"the processes of the run did not meet at {who}: {error}; look whether all run and its port is open"
+            f"the processes of the run did not meet at {who}: {error}; check that all of them run and its port is open"
         ) from None
 
 
@@ -100,19 +104,20 @@ class _Peer:
     """The other end of a connection."""
 
     socket: socket.socket
-    number: int | None = None  # None until it has said who it is
+    number: int | None = None  # None until it has introduced itself
     host: str = ""
     heard: float = field(default_factory=time.monotonic)
-    left: bool = False  # in good order
+    left: bool = False  # in order
     received: bytes = b""
 
 
-class Line:
-    """While entered, each process of a run knows within a bounded time that another one is lost or has failed, says so
-    in one line on standard error, and ends: with 1 for a lost one, else with the code of the one that failed.
+class Heartbeat:
+    """Detects lost or failed peers while it is entered.
 
-    The loop cannot go on then, and cannot be unwound either (threads wait for collectives in native code): the process
-    ends at once. What it was writing stays invisible. With one process nothing happens.
+    Within `lost_after` seconds every process prints one line on standard error and exits: with 1 if a peer was lost,
+    otherwise with the failed peer's code. The loop cannot continue then, and cannot be unwound either (threads wait for
+    collectives in native code), so the process ends at once; what it was writing stays invisible. With a single process
+    nothing happens.
     """
 
     def __init__(self, lost_after: float = LOST_AFTER) -> None:
@@ -121,10 +126,10 @@ class Line:
         self._selector = selectors.DefaultSelector()
         self._lock = threading.Lock()
         self._over = threading.Event()
-        self._known: set[int] = set()  # processes that have said who they are, to process 0
+        self._known: set[int] = set()  # processes that have introduced themselves to process 0
         self._token = ""
 
-    def __enter__(self) -> Line:
+    def __enter__(self) -> Heartbeat:
         if jax.process_count() == 1:
             return self
         self._me = jax.process_index()
@@ -132,7 +137,7 @@ class Line:
             self._listen()
         else:
             self._connect()
-        threading.Thread(target=self._watch, name="line", daemon=True).start()
+        threading.Thread(target=self._watch, name="heartbeat", daemon=True).start()
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -141,9 +146,9 @@ class Line:
         self._say({"left": True})
 
     def end(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        """Tell the others of an error of this process, and end it; nothing without error, or if all stop together.
+        """Tell the others of an error of this process, and end it; do nothing without error, or if all stop together.
 
-        To be called before anything that waits for the other processes is closed: they will not come.
+        Call it before anything that waits for the other processes is closed: they will not come.
         """
         if jax.process_count() == 1 or error is None or isinstance(error, Stopped):
             return
@@ -151,7 +156,7 @@ class Line:
             code, text = error.exit_code, " ".join(str(error).split())
             os.write(2, f"error: {text}\n".encode())
         else:
-            self._over.wait(GRACE)  # if another one is lost, the line ends this process meanwhile, and names it
+            self._over.wait(GRACE)  # if another one is lost, the heartbeat ends this process meanwhile, and names it
             code, text = 1, " ".join(f"{type(error).__name__}: {error}".split())[:500]
             traceback.print_exception(kind, error, trace)
         self._over.set()
@@ -159,7 +164,7 @@ class Line:
         self._end(code)
 
     def _listen(self) -> None:
-        """Process 0 opens a port and tells the others through jax."""
+        """Open a port, on process 0, and tell the others of it through jax."""
         dual = socket.has_dualstack_ipv6()
         family = socket.AF_INET6 if dual else socket.AF_INET
         server = socket.create_server(("", 0), family=family, backlog=jax.process_count(), dualstack_ipv6=dual)
@@ -198,7 +203,7 @@ class Line:
         self._selector.register(peer.socket, selectors.EVENT_READ, peer)
 
     def _say(self, message: Mapping[str, Any]) -> None:
-        """To all others: from process 0 directly, else to process 0."""
+        """Send to all others: from process 0 directly, else to process 0."""
         with self._lock:
             for peer in self._peers:
                 if peer.number is not None:
@@ -246,7 +251,7 @@ class Line:
                 self._take(peer, json.loads(line))
 
     def _greet(self, peer: _Peer, line: bytes) -> None:
-        """The first line on a connection: of a process of this run, or of a stranger."""
+        """Take the first line on a connection: of a process of this run, or of a stranger."""
         try:
             message = json.loads(line)
             if not secrets.compare_digest(message["token"], self._token):
@@ -305,7 +310,7 @@ def _send(peer: _Peer, message: Mapping[str, Any]) -> None:
 
 
 def _address() -> str:
-    """The address that this host has towards others; no packet is sent."""
+    """Return the address of this host as others see it; no packet is sent."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe, contextlib.suppress(OSError):
         probe.connect(("192.0.2.1", 9))
         return probe.getsockname()[0]
@@ -313,7 +318,7 @@ def _address() -> str:
 
 
 def _broadcast(message: Mapping[str, Any]) -> dict[str, Any]:
-    """What process 0 says, in every process."""
+    """Return the message of process 0, in every process."""
     from jax.experimental import multihost_utils
 
     text = json.dumps(message).encode()
@@ -324,5 +329,5 @@ def _broadcast(message: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def agreed(value: int) -> int:
-    """The value of process 0, in every process."""
+    """Return the value of process 0, in every process."""
     return value if jax.process_count() == 1 else int(_broadcast({"value": value})["value"])

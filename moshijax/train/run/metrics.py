@@ -1,24 +1,58 @@
-"""What a run reports: sums over a log interval, one JSON line and one readable line each, and TensorBoard."""
+"""What a run reports: sums and rates over a log interval, one JSON line and one readable line each, and TensorBoard."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import math
-import os
 import re
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
+import flax.struct
 import jax
+import jax.numpy as jnp
+
+from moshijax.files import write
+
+if TYPE_CHECKING:
+    from moshijax.train.task import Sums
 
 log = logging.getLogger(__name__)
 
 
-class Interval:
-    """Weighted means over the steps since the last line. It is saved with a checkpoint, so that the numbers of a
-    resumed run are those of one that never stopped."""
+@flax.struct.dataclass
+class PackedSums:
+    """Metrics of a step as one array, so that one transfer brings them to the host.
+
+    Attributes:
+      values: [M, 2] float32, a numerator and a denominator of each.
+      names: of the metrics, in order.
+    """
+
+    values: jax.Array
+    names: tuple[str, ...] = flax.struct.field(pytree_node=False)
+
+    def unpack(self) -> dict[str, tuple[float, float]]:
+        """Return metric name -> (numerator, denominator); waits for the step."""
+        return {name: (float(a), float(b)) for name, (a, b) in zip(self.names, jax.device_get(self.values))}
+
+
+def pack(sums: Sums) -> PackedSums:
+    """Pack the metrics of a step, inside its function."""
+    values = [jnp.stack([jnp.asarray(x, jnp.float32) for x in pair]) for pair in sums.values()]
+    return PackedSums(jnp.stack(values), tuple(sums))
+
+
+class MetricSums:
+    """Weighted means over the steps since the last line.
+
+    They are saved with a checkpoint, so that the numbers of a resumed run are those of one that never stopped.
+    """
 
     def __init__(self, saved: Mapping[str, Any] | None = None) -> None:
         self._sums: dict[str, list[float]] = {name: list(pair) for name, pair in (saved or {}).items()}
@@ -30,7 +64,7 @@ class Interval:
             total[1] += denominator
 
     def means(self) -> dict[str, float]:
-        """Name -> mean; a metric without any weight (no such target in the interval) is left out."""
+        """Return name -> mean; a metric without any weight (no such target in the interval) is omitted."""
         return {name: a / b for name, (a, b) in self._sums.items() if b}
 
     def save(self) -> dict[str, list[float]]:
@@ -40,12 +74,88 @@ class Interval:
         self._sums.clear()
 
 
-class Writer:
-    """metrics.jsonl and TensorBoard event files of a run, written by the first process alone, and what else takes
-    `write` and `close` (`others`). Lines after the step at which a run resumes, and beyond the number that its
-    checkpoint knows of, are dropped first: they will be written again."""
+@dataclass
+class Clock:
+    """Wall time of an interval without the first step after a start, evaluations and checkpoints."""
 
-    def __init__(self, metrics: Path, tensorboard: Path, step: int, lines: int, others: Sequence[Any] = ()) -> None:
+    running: float = 0.0
+    waited: float = 0.0
+    steps: int = 0
+    flops: dict[str, float] = field(default_factory=dict)
+    amounts: dict[str, float] = field(default_factory=dict)
+    held: dict[str, float] = field(default_factory=dict)
+    _since: float | None = None
+
+    @contextlib.contextmanager
+    def hold(self, name: str) -> Iterator[None]:
+        """Stop the clock for something else than steps, whose seconds are reported as `time/<name>`."""
+        begin = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.held[name] = self.held.get(name, 0.0) + time.perf_counter() - begin
+            self._since = None
+
+    def wait(self, seconds: float) -> None:
+        """Count seconds of waiting for data since the last step was done."""
+        if self._since is not None:
+            self.waited += seconds
+
+    def step(self, flops: Mapping[str, float], amounts: Mapping[str, float]) -> None:
+        """Count a step that is done now."""
+        now = time.perf_counter()
+        if self._since is not None:
+            self.running += now - self._since
+            self.steps += 1
+            for total, found in ((self.flops, flops), (self.amounts, amounts)):
+                for name, amount in found.items():
+                    total[name] = total.get(name, 0.0) + amount
+        self._since = now
+
+    def values(self, steps_left: int, peak: float) -> dict[str, float]:
+        """Return the rates of the interval, and begin another one; `peak` is the FLOP/s of all devices."""
+        found = {f"time/{name}": seconds for name, seconds in self.held.items()}
+        self.held = {}
+        if not self.steps or not self.running:
+            return found
+        found |= {f"throughput/{name}": amount / self.running for name, amount in self.amounts.items()}
+        parts = {name: flops / self.running / peak for name, flops in self.flops.items()}
+        found |= {
+            "throughput/mfu": sum(parts.values()),
+            **{f"throughput/mfu/{name}": share for name, share in parts.items()},
+            "time/step": self.running / self.steps,
+            "time/data_wait": self.waited,
+            "time/data_wait_share": self.waited / self.running,
+            "time/left": steps_left * self.running / self.steps,
+        }
+        self.running, self.waited, self.steps, self.flops, self.amounts = 0.0, 0.0, 0, {}, {}
+        return found
+
+
+def peak_memory() -> dict[str, float]:
+    """Return the most memory in use on the first device of this process so far, where the device says it."""
+    found = jax.local_devices()[0].memory_stats() or {}
+    return {"memory/peak_gb": found["peak_bytes_in_use"] / 1e9} if "peak_bytes_in_use" in found else {}
+
+
+class MetricsLog(Protocol):
+    """Where the lines of a run go, beside its own files."""
+
+    def write(self, step: int, values: Mapping[str, float]) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class MetricsWriter:
+    """metrics.jsonl and TensorBoard event files of a run, and other logs; written by the first process alone.
+
+    Lines after the step at which a run resumes, and beyond the number that its checkpoint knows of, are dropped first:
+    they will be written again.
+    """
+
+    def __init__(
+        self, metrics: Path, tensorboard: Path, step: int, lines: int, others: Sequence[MetricsLog] = ()
+    ) -> None:
         self._file = self._board = None
         self._others = others
         self.lines = 0
@@ -55,7 +165,7 @@ class Writer:
             self._board = _tensorboard(tensorboard, step)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """One line {"step": ..., name: value, ...}; values that are not finite become null."""
+        """Write one line {"step": ..., name: value, ...}; values that are not finite become null."""
         if self._file is None:
             return
         plain = {name: float(f"{value:.7g}") if math.isfinite(value) else None for name, value in values.items()}
@@ -78,7 +188,7 @@ class Writer:
 
 
 def _drop_later(path: Path, step: int, lines: int) -> int:
-    """Keep the first complete lines, up to a step and to a number; returns how many are kept."""
+    """Keep the first complete lines, up to a step and to a number, and return how many they are."""
     if not path.exists():
         return 0
     kept = []
@@ -88,9 +198,7 @@ def _drop_later(path: Path, step: int, lines: int) -> int:
                 kept.append(line + "\n")
         except (ValueError, KeyError):  # cut off by a kill
             continue
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text("".join(kept), encoding="utf-8")
-    os.replace(partial, path)
+    write(path, "".join(kept))
     return len(kept)
 
 
@@ -104,7 +212,7 @@ def _tensorboard(path: Path, step: int) -> Any:
 
 
 def read_metrics(path: str | Path) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl, oldest first; a line cut off by a kill is left out."""
+    """Read the lines of a metrics.jsonl, oldest first; a line cut off by a kill is omitted."""
     found = []
     for line in Path(path).read_text(encoding="utf-8").splitlines():
         try:
@@ -115,7 +223,7 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
 
 
 def readable(step: int, steps: int, values: Mapping[str, float]) -> str:
-    """The line a person reads."""
+    """Format the line that a person reads."""
     parts = [f"step {step}/{steps}"]
     for name, label in (("train/loss", "loss"), ("train_text/loss", "text-only loss"), ("train/grad_norm", "grad")):
         if name in values:
@@ -139,8 +247,11 @@ def readable(step: int, steps: int, values: Mapping[str, float]) -> str:
 
 
 def readable_evaluation(step: int, values: Mapping[str, float]) -> str:
-    """The line a person reads after an evaluation: losses as a whole, other figures of one value, and how a codec
-    sounds with all of its codebooks. The rest is in metrics.jsonl and on the pages."""
+    """Format the line that a person reads after an evaluation.
+
+    It has losses as a whole, other figures of one value, and how a codec sounds with all of its codebooks; the rest is
+    in metrics.jsonl and on the pages.
+    """
     counts = [int(found[1]) for name in values if (found := re.match(r"eval/(\d+)_codebooks/", name))]
     sound = f"eval/{max(counts, default=0)}_codebooks/"
     parts = [f"{name} {value:.4g}" for name, value in values.items() if name.count("/") == 1 or name.startswith(sound)]

@@ -12,7 +12,7 @@ log = logging.getLogger(__name__)
 
 
 class Profiler:
-    """Traces the steps of a set; steps in a row share one trace."""
+    """Traces chosen steps; steps in a row share one trace."""
 
     def __init__(self, path: Path, steps: Sequence[int]) -> None:
         self.path, self._steps, self._running = path, frozenset(steps), False

@@ -16,8 +16,10 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class StopSignal:
-    """While entered, the first SIGTERM or SIGINT is remembered instead of ending the process; the second one acts as
-    if nothing had been installed. Off the main thread nothing is installed."""
+    """While entered, the first SIGTERM or SIGINT is remembered instead of ending the process.
+
+    The second one acts as if nothing had been installed. Off the main thread nothing is installed.
+    """
 
     def __init__(self) -> None:
         self.name: str | None = None
@@ -41,11 +43,11 @@ class StopSignal:
         self._restore()
 
 
-class Agreement:
+class StopVote:
     """Whether a signal has reached any process of the run; every process gets the same answers in the same order.
 
-    With several processes the answer is a sum over all devices, asked for right after a step was dispatched and heard
-    when that step is logged: nobody waits for it. One process answers itself.
+    With several processes the answer is a sum over all devices, asked for right after a step was dispatched and read
+    when that step is logged: nobody waits for it. A single process answers itself.
     """
 
     def __init__(self, stop: StopSignal, mesh: Mesh) -> None:
@@ -62,7 +64,7 @@ class Agreement:
             )
 
     def ask(self) -> jax.Array | None:
-        """Dispatch the question; its answer is for `hear`."""
+        """Dispatch the question; `hear` takes its answer."""
         return None if self._alone else self._sum(self._flags[self._stop.name is not None])
 
     def hear(self, answer: jax.Array | None) -> bool:
@@ -76,10 +78,10 @@ class Agreement:
 
     @property
     def reached(self) -> bool:
-        """Whether to stop here, as far as was heard."""
+        """Whether to stop here, by the answers so far."""
         return self.hear(None) if self._alone else self._heard
 
     @property
     def name(self) -> str:
-        """Of the signal, for messages."""
+        """Name of the signal, for messages."""
         return self._stop.name or "a signal to another process"

@@ -14,10 +14,13 @@ ID = "wandb_id"
 
 
 class WandbLog:
-    """One run there for one run directory: a resumed run goes on under the same id."""
+    """One run there for one run directory: a resumed run continues under the same id."""
 
     def __init__(self, config: WandbConfig, run_dir: Path, recipe: Any) -> None:
-        """`recipe`: JSON value of the experiment.
+        """Open the run there.
+
+        Args:
+          recipe: JSON value of the experiment.
 
         Raises:
           MissingPackage: `wandb` is not installed.

@@ -5,8 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -17,13 +16,16 @@ from moshijax.codec.balancer import Balancer
 from moshijax.codec.discriminators import DiscriminatorConfig
 from moshijax.codec.quantizer_training import QuantizerTraining
 from moshijax.data.teacher import RATE
+from moshijax.data.windows import AudioData
 from moshijax.errors import ConfigError
-from moshijax.train.task import LossParts, Source
+from moshijax.train.optimizer import OptimizerConfig
+from moshijax.train.task import Batch, Batches, LossParts, StepKind, Sums, Task, Update
 
-if TYPE_CHECKING:
-    from moshijax.train.experiment import ExperimentConfig
+# From the decoder's output [B, N] to named losses [B].
+OutputLoss = Callable[[jax.Array], dict[str, jax.Array]]
 
-DISCRIMINATOR = "discriminator"
+AUDIO = "audio"  # the kind of steps
+DISCRIMINATOR, GENERATOR = "discriminator", "generator"  # its updates
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,23 @@ class CodecLoss:
 
 
 @dataclass(frozen=True)
-class CodecTask:
+class AudioSteps:
+    """Steps on windows of recordings.
+
+    Attributes:
+      eval_data: held-out windows; None: none.
+      optimizer: of the codec; None: the run's.
+      discriminator_optimizer: of the discriminators; None: the run's.
+    """
+
+    data: AudioData
+    eval_data: AudioData | None = None
+    optimizer: OptimizerConfig | None = None
+    discriminator_optimizer: OptimizerConfig | None = None
+
+
+@dataclass(frozen=True)
+class CodecTask(Task):
     """Training of `model` on windows of speech.
 
     Attributes:
@@ -85,6 +103,7 @@ class CodecTask:
     """
 
     model: codec.MimiConfig
+    audio: AudioSteps
     teacher_dim: int | None = None
     quantizer: QuantizerTraining = QuantizerTraining()
     loss: CodecLoss = CodecLoss()
@@ -107,56 +126,48 @@ class CodecTask:
     def model_config(self) -> codec.MimiConfig:
         return self.model
 
-    def sources(self, experiment: ExperimentConfig) -> dict[str, Source]:
-        if experiment.text_ratio:
-            raise ConfigError(f"text_ratio is {experiment.text_ratio}, but a codec has no text steps; set it to 0")
-        if experiment.eval_text_data is not None:
-            raise ConfigError("eval_text_data is set, but a codec has no text; leave it out")
-        found = {"audio": experiment.data} | ({"eval": experiment.eval_data} if experiment.eval_data else {})
-        longest = max((*(self.discriminators.windows if self.discriminators else ()), *self.loss.mel_windows))
-        for name, config in found.items():
-            if config.num_samples % self.model.frame_size:
-                raise ConfigError(
-                    f"{name} data: num_samples {config.num_samples} is not a multiple of the frame size "
-                    f"{self.model.frame_size}"
-                )
-            if config.num_samples < longest:
-                raise ConfigError(
-                    f"{name} data: num_samples {config.num_samples} is less than the longest window {longest} of a loss"
-                )
-            if config.sample_rate != self.model.sample_rate:
-                raise ConfigError(
-                    f"{name} data: sample_rate is {config.sample_rate}, the codec's is {self.model.sample_rate}"
-                )
-        sources = {name: data.audio_batches(config, experiment.seed) for name, config in found.items()}
-        for name, source in sources.items():
-            teacher = source.batch(0).get("teacher")
-            width = None if teacher is None else teacher.shape[-1]
-            if width != self.teacher_dim:
-                raise ConfigError(
-                    f"{name} data: features of width {width}, but teacher_dim is {self.teacher_dim}: let its `teacher` "
-                    "be a folder that `moshijax data teacher` made for these recordings, of that width"
-                )
-        return sources
+    def step_kinds(self) -> tuple[StepKind, ...]:
+        steps, updates = self.audio, (Update(GENERATOR, self.audio.optimizer),)
+        if self.discriminators is not None:
+            updates = (Update(DISCRIMINATOR, steps.discriminator_optimizer), *updates)
+        return (StepKind(AUDIO, updates, steps.data, eval_data=steps.eval_data),)
 
-    def batch_shapes(self, experiment: ExperimentConfig) -> dict[str, dict[str, jax.ShapeDtypeStruct]]:
-        found = {}
-        for name, config in {"audio": experiment.data, "eval": experiment.eval_data}.items():
-            if config is not None:
-                shapes = {"audio": (config.batch_size, config.num_samples)}
-                if self.teacher_dim is not None:
-                    frames = round(config.num_samples * RATE / config.sample_rate)
-                    shapes["teacher"] = (config.batch_size, frames, self.teacher_dim)
-                found[name] = {key: jax.ShapeDtypeStruct(shape, jnp.float32) for key, shape in shapes.items()}
+    def batches(self, kind: StepKind, data_config: AudioData, seed: int) -> Batches:
+        name = "eval_data" if data_config is kind.eval_data else "data"
+        longest = max((*(self.discriminators.windows if self.discriminators else ()), *self.loss.mel_windows))
+        if data_config.num_samples % self.model.frame_size:
+            raise ConfigError(
+                f"{name}: num_samples {data_config.num_samples} is not a multiple of the frame size "
+                f"{self.model.frame_size}; choose one"
+            )
+        if data_config.num_samples < longest:
+            raise ConfigError(
+                f"{name}: num_samples {data_config.num_samples} is less than the longest window {longest} of a loss; "
+                "take longer windows of audio, or shorter ones of the losses"
+            )
+        if data_config.sample_rate != self.model.sample_rate:
+            raise ConfigError(
+                f"{name}: sample_rate is {data_config.sample_rate}, the codec's is {self.model.sample_rate}; make them "
+                "equal"
+            )
+        found = data.audio_batches(data_config, seed)
+        teacher = found.batch(0).get("teacher")
+        width = None if teacher is None else teacher.shape[-1]
+        if width != self.teacher_dim:
+            raise ConfigError(
+                f"{name}: features of width {width}, but teacher_dim is {self.teacher_dim}: let its `teacher` be a "
+                "folder that `moshijax data teacher` made for these recordings, of that width"
+            )
         return found
 
-    def lighter(self) -> list[tuple[str, str, CodecTask]]:
-        return []
+    def batch_shapes(self, kind: StepKind, data_config: AudioData) -> dict[str, jax.ShapeDtypeStruct]:
+        shapes = {"audio": (data_config.batch_size, data_config.num_samples)}
+        if self.teacher_dim is not None:
+            frames = round(data_config.num_samples * RATE / data_config.sample_rate)
+            shapes["teacher"] = (data_config.batch_size, frames, self.teacher_dim)
+        return {key: jax.ShapeDtypeStruct(shape, jnp.float32) for key, shape in shapes.items()}
 
-    def save_assets(self, experiment: ExperimentConfig, run_dir: Path) -> None:
-        pass
-
-    def amounts(self, program: str, batch: Mapping[str, Any]) -> dict[str, float]:
+    def amounts(self, kind: StepKind, batch: Batch) -> dict[str, float]:
         samples = batch["audio"].size
         return {"frames": samples / self.model.frame_size, "audio_seconds": samples / self.model.sample_rate}
 
@@ -176,50 +187,45 @@ class CodecTask:
         plain = training.plain_weights(params)
         return training.normalise_weights(plain) if self.weight_norm else plain
 
-    def updates(self, program: str) -> tuple[str, ...]:
-        return (program,) if self.discriminators is None else (DISCRIMINATOR, program)
-
     def owns(self, update: str, path: str) -> bool:
         return path.startswith("discriminators/") == (update == DISCRIMINATOR)
 
-    def auxiliary(self, path: str) -> bool:
+    def training_only(self, path: str) -> bool:
         return path.startswith(("discriminators/", "balancer/"))
 
-    def denominators(self, update: str, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+    def denominators(self, update: str, batch: Batch) -> dict[str, jax.Array]:
         return {"rows": jnp.float32(batch["audio"].shape[0])}
 
     def loss_parts(
-        self, update: str, params: Any, model_state: Any, batch: Mapping[str, jax.Array], denominators: Any, key: Any
+        self,
+        update: str,
+        params: Any,
+        model_state: Any,
+        batch: Batch,
+        denominators: Mapping[str, jax.Array],
+        key: jax.Array,
     ) -> LossParts:
         params = filterbank.freeze(self.model, params) if self.filterbank else params
         variables, audio = {"params": params, "codebooks": model_state}, batch["audio"]
         rows_of_all = denominators["rows"]
-        settings = self.quantizer
-        if update == "eval":  # as the codec will be used
-            settings = dataclasses.replace(settings, quantization_rate=1.0, dropout=False)
         total_rows = rows_of_all.astype(jnp.int32)
-        out = training.forward(self.model, settings, variables, audio, key, batch["row"], total_rows)
+        out = training.forward(self.model, self.quantizer, variables, audio, key, batch["row"], total_rows)
         if update == DISCRIMINATOR:
             return self._discriminator_parts(params["discriminators"], audio, out.reconstruction, rows_of_all)
-        functions, weights = self._output_losses(update, params, audio)
-        rows, norms = self._latent_losses(variables, batch, out.bottleneck), {}
+        rows = self._latent_losses(variables, batch, out.bottleneck)
         statistics: dict[str, Any] = dict(out.bottleneck.statistics)
-        if update == "eval":
-            for function in functions:
-                rows |= function(out.reconstruction)
         loss = sum(getattr(self.loss, name) * value.sum() for name, value in rows.items())
-        if update != "eval":
-            fixed = jax.lax.stop_gradient(variables)
+        fixed = jax.lax.stop_gradient(variables)
 
-            def at_latent(latent: jax.Array) -> dict[str, jax.Array]:
-                again = training.quantize(self.model, settings, fixed, latent, key, batch["row"], total_rows)
-                return self._latent_losses(fixed, batch, again)
+        def at_latent(latent: jax.Array) -> dict[str, jax.Array]:
+            again = training.quantize(self.model, self.quantizer, fixed, latent, key, batch["row"], total_rows)
+            return self._latent_losses(fixed, batch, again)
 
-            norms = {
-                name: balancer.row_norms(slope) for name, slope in balancer.slopes(at_latent, out.latent)[1].items()
-            }
+        slopes = balancer.slopes(at_latent, out.latent)[1]
+        norms = {name: balancer.row_norms(slope) for name, slope in slopes.items()}
+        functions, weights = self._output_losses(params, audio), self.loss.output_weights
         # Without a loss of its output nothing of the decoder is compiled: such steps are several times cheaper.
-        if update != "eval" and functions:
+        if functions:
             state = model_state.get("balancer")
             balanced = balancer.balance(self.loss.balancer, weights, state, functions, out.reconstruction)
             if state is not None:
@@ -230,14 +236,27 @@ class CodecTask:
             loss += jax.lax.stop_gradient(value - pull) + pull
             rows, norms = rows | balanced.rows, norms | balanced.norms
         count = jnp.float32(audio.shape[0])
-        sums = {f"{name}/loss": (value.sum(), count) for name, value in rows.items()}
-        sums |= {f"{name}/grad_norm": (norm.sum(), count) for name, norm in norms.items()}
+        sums = _row_sums(rows, count) | {f"{name}/grad_norm": (norm.sum(), count) for name, norm in norms.items()}
         return LossParts(loss / rows_of_all, sums, statistics)
+
+    def held_out_parts(self, kind: StepKind, params: Any, model_state: Any, batch: Batch, key: jax.Array) -> LossParts:
+        """Return the losses of the codec as it will be used: quantised with all levels, without discriminators."""
+        params = filterbank.freeze(self.model, params) if self.filterbank else params
+        variables, audio = {"params": params, "codebooks": model_state}, batch["audio"]
+        settings = dataclasses.replace(self.quantizer, quantization_rate=1.0, dropout=False)
+        out = training.forward(self.model, settings, variables, audio, key, batch["row"], audio.shape[0])
+        rows = self._latent_losses(variables, batch, out.bottleneck)
+        if self.loss.output_weights:
+            for distance in (self._mel, self._waveform):
+                rows |= distance(audio)(out.reconstruction)
+        loss = sum(getattr(self.loss, name) * value.sum() for name, value in rows.items())
+        count = jnp.float32(audio.shape[0])
+        return LossParts(loss / count, _row_sums(rows, count), {})
 
     def _latent_losses(
         self, variables: Any, batch: Mapping[str, jax.Array], bottleneck: training.Bottleneck
     ) -> dict[str, jax.Array]:
-        """The losses that do not reach the decoder's output, per row; commitment is always measured."""
+        """Return the losses that do not reach the decoder's output, per row; commitment is always measured."""
         rows = {"commitment": bottleneck.commitment}
         if self.teacher_dim is not None:
             target = losses.pool_teacher(batch["teacher"], bottleneck.semantic.shape[1])
@@ -247,25 +266,29 @@ class CodecTask:
                     rows[name] = losses.cosine_distance(training.teacher_estimate(variables, semantic), target)
         return rows
 
-    def _output_losses(
-        self, update: str, params: Any, audio: jax.Array
-    ) -> tuple[list[Callable[[jax.Array], dict[str, jax.Array]]], dict[str, float]]:
-        """Functions from the decoder's output to losses per row, and the weights above 0."""
+    def _mel(self, audio: jax.Array) -> OutputLoss:
+        rate, windows, floor = self.model.sample_rate, self.loss.mel_windows, self.loss.mel_floor
+        return lambda y: {"mel": losses.multi_scale_mel(y, audio, rate, windows, floor=floor)}
+
+    def _waveform(self, audio: jax.Array) -> OutputLoss:
+        return lambda y: {"waveform": losses.waveform_l1(y, audio)}
+
+    def _output_losses(self, params: Any, audio: jax.Array) -> list[OutputLoss]:
+        """Return the losses of the decoder's output that have a weight."""
         weights = self.loss.output_weights
-        functions: list[Callable[[jax.Array], dict[str, jax.Array]]] = []
-        if "mel" in weights or (update == "eval" and weights):
-            rate, windows, floor = self.model.sample_rate, self.loss.mel_windows, self.loss.mel_floor
-            functions.append(lambda y: {"mel": losses.multi_scale_mel(y, audio, rate, windows, floor=floor)})
-        if "waveform" in weights or (update == "eval" and weights):
-            functions.append(lambda y: {"waveform": losses.waveform_l1(y, audio)})
-        if self.discriminators is not None and update != "eval":
+        functions: list[OutputLoss] = []
+        if "mel" in weights:
+            functions.append(self._mel(audio))
+        if "waveform" in weights:
+            functions.append(self._waveform(audio))
+        if self.discriminators is not None:
 
             def judged(y: jax.Array) -> dict[str, jax.Array]:
                 found = discriminators.generator_losses(self.discriminators, params["discriminators"], audio, y)
                 return {name: value for name, value in found.items() if name in weights}
 
             functions.append(judged)
-        return functions, weights
+        return functions
 
     def _discriminator_parts(
         self, params: Any, audio: jax.Array, reconstruction: jax.Array, rows_of_all: jax.Array
@@ -275,7 +298,9 @@ class CodecTask:
         right = {f"right_on_{name}": (found[name].sum(), count) for name in ("real", "fake")}
         return LossParts(found["loss"].sum() / rows_of_all, right, {})
 
-    def update_model_state(self, model_state: Any, statistics: Any, key: Any, step: Any) -> tuple[Any, dict[str, Any]]:
+    def update_model_state(
+        self, model_state: Any, statistics: Any, key: jax.Array, step: jax.Array
+    ) -> tuple[Any, Sums]:
         new, values = training.update_codebooks(self.quantizer, model_state, statistics, key, step)
         if self.loss.balancer is not None:
             means = statistics["balancer"]
@@ -285,3 +310,7 @@ class CodecTask:
             sums[f"codebook_{q}/usage_entropy"] = (values["usage_entropy"][q], 1.0)
             sums[f"codebook_{q}/replaced"] = (values["replaced"][q], 1.0)
         return new, sums
+
+
+def _row_sums(rows: Mapping[str, jax.Array], count: jax.Array) -> Sums:
+    return {f"{name}/loss": (value.sum(), count) for name, value in rows.items()}

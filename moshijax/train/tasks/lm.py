@@ -6,6 +6,7 @@ import dataclasses
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -14,19 +15,22 @@ import jax.numpy as jnp
 import numpy as np
 
 from moshijax import data, lm
-from moshijax.errors import ConfigError
+from moshijax.data.grids import GridData
+from moshijax.data.packed_text import TextData
+from moshijax.errors import ConfigError, require
 from moshijax.lm import losses
 from moshijax.lm.losses import LossConfig
-from moshijax.train.task import LossParts, Source
+from moshijax.train.optimizer import OptimizerConfig
+from moshijax.train.task import Batch, Batches, LossParts, StepKind, Task, Update
 
 if TYPE_CHECKING:
     from moshijax.data.grids import GridSource
-    from moshijax.train.experiment import ExperimentConfig
+    from moshijax.data.text import Tokenizer
 
 log = logging.getLogger(__name__)
 
+AUDIO, TEXT = "audio", "text"  # kinds of steps, and the update of each
 _COUNTED = 256  # recordings of a data set whose words are counted at the start
-TEXT_ONLY = ("text", "eval_text")  # updates that run on the text row alone
 # Of held-out text every token counts the same, so that its loss is the logarithm of a perplexity.
 EVEN = LossConfig("paper", text_padding_weight=1.0)
 # What a text step trains; everything else has no gradient from text alone.
@@ -34,23 +38,67 @@ TEXT_OWNS = ("temporal/", "out_norm/", "text_embedding/", "text_head/")
 
 
 @dataclass(frozen=True)
-class LMTask:
+class AudioSteps:
+    """Steps on token grids of recordings. They take the steps that the text steps leave.
+
+    Attributes:
+      eval_data: held-out grids; None: none.
+      optimizer: None: the run's.
+    """
+
+    data: GridData
+    eval_data: GridData | None = None
+    optimizer: OptimizerConfig | None = None
+
+
+@dataclass(frozen=True)
+class TextSteps:
+    """Steps on text alone. They train only what text can train, with an optimiser state of their own.
+
+    Attributes:
+      data: needed where `share` is above 0.
+      share: r of the steps; step n is one of them if and only if floor((n+1) r) > floor(n r).
+      eval_data: held-out text, whatever the share: a text model is measured by it, and what speech makes a model forget
+        of its text too; None: none.
+      optimizer: None: the run's.
+    """
+
+    data: TextData | None = None
+    share: float = 0.0
+    eval_data: TextData | None = None
+    optimizer: OptimizerConfig | None = None
+
+    def __post_init__(self) -> None:
+        require(0 <= self.share <= 1, f"share is {self.share}; it is a share of the steps, from 0 to 1")
+        require(
+            self.share == 0 or self.data is not None,
+            f"share is {self.share} but data is not set; set data, or share = 0",
+        )
+
+
+@dataclass(frozen=True)
+class LMTask(Task):
     """Next-token training of `model` on token grids.
 
     Attributes:
       tokenizer: path of the SentencePiece model that places the words; it is copied into the run directory.
+      audio: steps on recordings; None: none.
+      text: steps on text alone; None: none.
       loss: weights and normalisation of the cross entropies.
       frame_rate: columns per second of the grid, for throughput in seconds of audio.
-      separate_documents: in text steps a document sees nothing of those packed before it. Left to itself a row is one
-        sequence, in which documents are set apart by EOS and BOS alone; the cuDNN attention of GPUs knows no other.
+      separate_documents: in text steps a document sees nothing of those packed before it. Otherwise a row is one
+        sequence, in which only EOS and BOS separate documents; the cuDNN attention of GPUs knows no other form.
       depth_share: share of the frames, drawn at random in every row, on which the depth transformer is trained; the
         audio loss is an unbiased estimate of that over all. Sesame trains the decoder of its CSM on 1/16 of the frames
         and reports no visible difference ("Crossing the uncanny valley of conversational voice", 2025); there codebook
-        0 is predicted outside it and trained on all, here it is left out with the rest. Evaluations use all frames.
+        0 is predicted outside it and trained on all frames, here it is sampled with the rest. Evaluations use all
+        frames.
     """
 
     model: lm.LMConfig
     tokenizer: str
+    audio: AudioSteps | None = None
+    text: TextSteps | None = None
     loss: LossConfig = LossConfig()
     frame_rate: float = 12.5
     separate_documents: bool = False
@@ -62,6 +110,11 @@ class LMTask:
     def __post_init__(self) -> None:
         if not 0 < self.depth_share <= 1:
             raise ConfigError(f"depth_share is {self.depth_share}; it is a share of the frames, above 0 and up to 1")
+        text_share = self.text.share if self.text is not None else 0
+        require(
+            self.audio is not None or text_share == 1,
+            f"text.share is {text_share}, but there are no audio steps to take the rest; set audio, or text.share = 1",
+        )
         if self.separate_documents and self.model.temporal.attention_implementation == "cudnn":
             raise ConfigError(
                 "separate_documents with attention_implementation='cudnn': it knows no document masks; use 'auto' or "
@@ -71,7 +124,22 @@ class LMTask:
     def model_config(self) -> lm.LMConfig:
         return self.model
 
-    def _tokenizer(self) -> Any:
+    def step_kinds(self) -> tuple[StepKind, ...]:
+        audio, text = self.audio, self.text
+        share = Fraction(0) if text is None else Fraction(str(text.share))
+        kinds = []
+        if audio is not None:
+            kinds.append(
+                StepKind(AUDIO, (Update(AUDIO, audio.optimizer),), audio.data, 1 - share, eval_data=audio.eval_data)
+            )
+        if text is not None:
+            updates = (Update(TEXT, text.optimizer),)
+            kinds.append(
+                StepKind(TEXT, updates, text.data, share, eval_data=text.eval_data, suffix="_text", perplexity=True)
+            )
+        return tuple(kinds)
+
+    def _tokenizer(self) -> Tokenizer:
         tokenizer = data.Tokenizer.load(self.tokenizer)
         if tokenizer.vocab_size > self.model.text_card:
             raise ConfigError(
@@ -80,35 +148,19 @@ class LMTask:
             )
         return tokenizer
 
-    def sources(self, experiment: ExperimentConfig) -> dict[str, Source]:
-        tokenizer, layout, seed = self._tokenizer(), self.model.layout, experiment.seed
-        found: dict[str, Source] = {}
-        if experiment.text_ratio < 1:
-            found["audio"] = data.grid_batches(experiment.data, layout, tokenizer, seed)
-        if experiment.text_ratio > 0:
-            found["text"] = data.text_batches(experiment.text_data, layout, tokenizer, seed)
-        if experiment.eval_data is not None:
-            found["eval"] = data.grid_batches(experiment.eval_data, layout, tokenizer, seed)
-        if experiment.eval_text_data is not None:
-            found["eval_text"] = data.text_batches(experiment.eval_text_data, layout, tokenizer, seed)
-        for source in found.values():
-            check_batch(self.model, source.batch(0))
-        if "audio" in found:
-            _tell_placement(found["audio"])
+    def batches(self, kind: StepKind, data_config: GridData | TextData, seed: int) -> Batches:
+        opened = data.text_batches if kind.name == TEXT else data.grid_batches
+        found = opened(data_config, self.model.layout, self._tokenizer(), seed)
+        check_batch(self.model, found.batch(0))
+        if kind.name == AUDIO and data_config is kind.data:
+            _log_placement(found)
         return found
 
-    def batch_shapes(self, experiment: ExperimentConfig) -> dict[str, dict[str, jax.ShapeDtypeStruct]]:
-        trained = {"audio": experiment.data, "text": experiment.text_data}
-        configs = {name: trained[name] for name in experiment.programs}
-        configs |= {"eval": experiment.eval_data, "eval_text": experiment.eval_text_data}
-        streams = self.model.layout.num_streams
-        return {
-            name: {"codes": jax.ShapeDtypeStruct((c.batch_size, streams, c.num_frames), np.dtype("int32"))}
-            for name, c in configs.items()
-            if c is not None
-        }
+    def batch_shapes(self, kind: StepKind, data_config: GridData | TextData) -> dict[str, jax.ShapeDtypeStruct]:
+        shape = (data_config.batch_size, self.model.layout.num_streams, data_config.num_frames)
+        return {"codes": jax.ShapeDtypeStruct(shape, np.dtype("int32"))}
 
-    def lighter(self) -> list[tuple[str, str, LMTask]]:
+    def memory_savings(self) -> list[tuple[str, str, LMTask]]:
         model, found = self.model, []
         cost = "layers are computed again in the backward pass, about a third more arithmetic"
         temporal, depth = dataclasses.replace(model.temporal, remat_policy="full"), model.depth
@@ -121,41 +173,55 @@ class LMTask:
             found.append(("model.depth.transformer.remat_policy='full'", cost, lighter))
         return found
 
-    def save_assets(self, experiment: ExperimentConfig, run_dir: Path) -> None:
+    def save_assets(self, run_dir: Path) -> None:
         self._tokenizer().save(run_dir / "tokenizer.model")
 
-    def amounts(self, program: str, batch: Mapping[str, Any]) -> dict[str, float]:
+    def amounts(self, kind: StepKind, batch: Batch) -> dict[str, float]:
         rows, _, frames = batch["codes"].shape
-        if program == "text":
+        if kind.name == TEXT:
             return {"text_tokens": float(rows * frames)}
         return {"frames": float(rows * frames), "audio_seconds": rows * frames / self.frame_rate}
 
     def init(self, key: jax.Array) -> tuple[Any, Any]:
         return lm.init_boxed(self.model, key), {}
 
-    def training_form(self, params: Any) -> Any:
-        return params
-
-    def updates(self, program: str) -> tuple[str, ...]:
-        return (program,)
-
     def owns(self, update: str, path: str) -> bool:
-        return update != "text" or path.startswith(TEXT_OWNS)
+        return update != TEXT or path.startswith(TEXT_OWNS)
 
-    def auxiliary(self, path: str) -> bool:
-        return False
-
-    def denominators(self, update: str, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-        return losses.denominators(self.model, self._loss(update), batch["codes"], text_only=update in TEXT_ONLY)
-
-    def _loss(self, update: str) -> LossConfig:
-        return EVEN if update == "eval_text" else self.loss
+    def denominators(self, update: str, batch: Batch) -> dict[str, jax.Array]:
+        return losses.denominators(self.model, self.loss, batch["codes"], text_only=update == TEXT)
 
     def loss_parts(
-        self, update: str, params: Any, model_state: Any, batch: Mapping[str, jax.Array], denominators: Any, key: Any
+        self,
+        update: str,
+        params: Any,
+        model_state: Any,
+        batch: Batch,
+        denominators: Mapping[str, jax.Array],
+        key: jax.Array,
     ) -> LossParts:
-        codes, text_only, loss = batch["codes"], update in TEXT_ONLY, self._loss(update)
-        sampled = self.depth_share < 1 and update == "audio"
+        chosen = None
+        if update == AUDIO and self.depth_share < 1:
+            chosen = draw_frames(key, batch["row"], batch["codes"].shape[2], self.depth_share)
+        return self._loss_parts(update == TEXT, self.loss, params, batch["codes"], denominators, chosen)
+
+    def held_out_parts(self, kind: StepKind, params: Any, model_state: Any, batch: Batch, key: jax.Array) -> LossParts:
+        text_only, codes = kind.name == TEXT, batch["codes"]
+        loss = EVEN if text_only else self.loss
+        denominators = losses.denominators(self.model, loss, codes, text_only)
+        parts = self._loss_parts(text_only, loss, params, codes, denominators)
+        # The mean over batches is weighted by the tokens of each.
+        return parts._replace(sums={"loss": parts.sums["text/loss"]}) if text_only else parts
+
+    def _loss_parts(
+        self,
+        text_only: bool,
+        loss: LossConfig,
+        params: Any,
+        codes: jax.Array,
+        denominators: Mapping[str, jax.Array],
+        depth_frames: jax.Array | None = None,
+    ) -> LossParts:
         scores = lm.score(
             self.model,
             params,
@@ -163,35 +229,30 @@ class LMTask:
             text_only=text_only,
             separate_documents=text_only and self.separate_documents,
             frames=self.loss.frames_at_once,
-            depth_frames_BF=draw_frames(key, batch["row"], codes.shape[2], self.depth_share) if sampled else None,
+            depth_frames_BF=depth_frames,
         )
         numerators = losses.numerators(self.model, loss, scores, codes, text_only)
         streams = {} if text_only else losses.stream_statistics(self.model, scores, codes)
         own = losses.denominators(self.model, loss, codes, text_only)
         sums = {f"{group}/loss": (numerator, own[group]) for group, numerator in numerators.items()}
-        if update == "eval_text":
-            sums = {"loss": sums["text/loss"]}  # weighted by the tokens of each batch
         for stream, found in streams.items():
             sums[f"{stream}/loss"] = (found["nll"], found["count"])
             sums[f"{stream}/accuracy"] = (found["correct"], found["count"])
         return LossParts(losses.total(loss, numerators, denominators), sums, {})
 
-    def update_model_state(self, model_state: Any, statistics: Any, key: Any, step: Any) -> tuple[Any, dict[str, Any]]:
-        return model_state, {}
 
-
-def _tell_placement(source: GridSource) -> None:
-    """Say what became of the words: none is dropped silently."""
-    number, counts = source.placement_counts(_COUNTED)
-    lost = log.warning if counts.lost_tokens else log.info
-    lost(
+def _log_placement(grids: GridSource) -> None:
+    """Log what became of the words: none is dropped silently."""
+    number, counts = grids.placement_counts(_COUNTED)
+    write = log.warning if counts.lost_tokens else log.info
+    write(
         "words of %d recordings: %d placed, %d shifted later, %d pulled earlier, %d tokens without room",
         *(number, counts.words, counts.shifted, counts.pulled, counts.lost_tokens),
     )
 
 
 def draw_frames(key: jax.Array, rows_B: jax.Array, frames: int, share: float) -> jax.Array:
-    """Numbers of `share` of the frames, at least one, for every row of the batch: [B, F] int32, ascending.
+    """Draw `share` of the frames, at least one, for every row of the batch: their numbers [B, F] int32, ascending.
 
     A function of the key and the number of the row, so that microbatches and devices draw the same.
     """
@@ -201,7 +262,7 @@ def draw_frames(key: jax.Array, rows_B: jax.Array, frames: int, share: float) ->
 
 
 def check_batch(config: lm.LMConfig, batch: Mapping[str, np.ndarray]) -> None:
-    """Every token must be one that the model has.
+    """Check that the model has every token of a batch.
 
     Raises:
       ConfigError: a token is out of range; names row, token and size.

@@ -5,10 +5,18 @@ import jax.numpy as jnp
 
 from moshijax import lm
 from moshijax.lm import losses
-from moshijax.train.plan.flops import count_flops, peak_flops, training_flops
+from moshijax.train.plan.flops import _Count, peak_flops, training_flops
 from tests.train.support.models import LM
 
 F32 = jnp.float32
+
+
+def count_flops(function, *arguments):
+    """FLOPs of every contraction and convolution that `function(*arguments)` runs."""
+    jaxpr = jax.make_jaxpr(function)(*arguments).jaxpr
+    count = _Count(())
+    count.walk(jaxpr, [False] * len(jaxpr.invars), [False] * len(jaxpr.outvars))
+    return sum(count.found.values())
 
 
 def test_contractions_convolutions_and_loops_are_counted():

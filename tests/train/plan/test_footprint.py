@@ -19,7 +19,7 @@ from moshijax.train.plan import planning
 from moshijax.train.plan.footprint import cheaper, footprints
 from tests.train.support.devices import run_on_devices
 from tests.train.support.models import codec_experiment, lm_experiment, write_codec_data, write_lm_data
-from tests.train.support.small_task import SmallData, SmallTask
+from tests.train.support.small_task import SmallTask
 
 
 def shapes_of(batch):
@@ -29,20 +29,19 @@ def shapes_of(batch):
 def test_shapes_of_batches_are_known_without_data(tmp_path):
     write_lm_data(tmp_path / "lm")
     write_codec_data(tmp_path / "codec")
-    experiment = lm_experiment(tmp_path / "lm")
-    held_out = dict(
-        eval_data=dataclasses.replace(experiment.data, batch_size=2),
-        eval_text_data=dataclasses.replace(experiment.text_data, num_frames=9),
+    plain = lm_experiment(tmp_path / "lm").task
+    held_out = lm_experiment(
+        tmp_path / "lm",
+        audio={"eval_data": dataclasses.replace(plain.audio.data, batch_size=2)},
+        text={"eval_data": dataclasses.replace(plain.text.data, num_frames=9)},
     )
-    for made in (
-        dataclasses.replace(experiment, **held_out),
-        dataclasses.replace(experiment, text_ratio=0.0, **held_out),
-        codec_experiment(tmp_path / "codec"),
-    ):
-        sources, shapes = made.task.sources(made), made.task.batch_shapes(made)
-        assert {name: shapes_of(source.batch(0)) for name, source in sources.items()} == {
-            name: shapes_of(batch) for name, batch in shapes.items()
-        }
+    count = 0
+    for task in (held_out.task, codec_experiment(tmp_path / "codec").task):
+        for kind in task.step_kinds():
+            for config in filter(None, (kind.data, kind.eval_data)):
+                assert shapes_of(task.batches(kind, config, 0).batch(0)) == shapes_of(task.batch_shapes(kind, config))
+                count += 1
+    assert count == 5
 
 
 def test_a_run_uses_what_was_planned():
@@ -54,12 +53,12 @@ def test_state_is_counted_per_device_and_cheaper_changes_are_named(tmp_path):
     experiment = dataclasses.replace(lm_experiment(tmp_path), ema_decay=0.9)
     mesh = sharding.make_mesh(experiment.mesh, jax.devices()[:1])
     found = footprints(experiment, mesh)
-    assert [f.program for f in found] == ["audio", "text"]
+    assert [f.kind.name for f in found] == ["audio", "text"]
     for f in found:
         assert f.average == f.parameters and f.optimizer > 2 * f.parameters  # of both kinds of steps
         assert f.peak > f.parameters + f.optimizer + f.average + f.batch
-        assert f.amounts["frames" if f.program == "audio" else "text_tokens"] == 128
-    changes = cheaper(experiment, mesh, "audio")
+        assert f.amounts["frames" if f.kind.name == "audio" else "text_tokens"] == 128
+    changes = cheaper(experiment, mesh, found[0].kind)
     assert [change.setting for change in changes] == [
         "microbatches=2",
         "task.model.temporal.remat_policy='full'",
@@ -68,13 +67,13 @@ def test_state_is_counted_per_device_and_cheaper_changes_are_named(tmp_path):
     assert all(change.saving > 0 for change in changes)
     done = dataclasses.replace(experiment, microbatches=8, task=changed_task(experiment.task))
     # Half of the batch would not divide by the microbatches.
-    (change,) = cheaper(done, mesh, "audio")
+    (change,) = cheaper(done, mesh, found[0].kind)
     assert change.setting == "ema_decay=None" and change.saving == pytest.approx(found[0].parameters)
 
 
 def changed_task(task):
-    while task.lighter():
-        task = task.lighter()[0][2]
+    while task.memory_savings():
+        task = task.memory_savings()[0][2]
     return task
 
 
@@ -84,7 +83,7 @@ class Hungry(SmallTask):
 
     share: float = 1.0
 
-    def lighter(self):
+    def memory_savings(self):
         changed = [dataclasses.replace(self, share=self.share / n) for n in (2, 4)]
         return [(f"share={task.share}", "sorts less", task) for task in changed]
 
@@ -99,7 +98,7 @@ class Hungry(SmallTask):
 def test_out_of_memory_names_the_cheapest_changes(tmp_path):
     """A step that runs, and asks the machine for what it cannot have."""
     with pytest.raises(MoshijaxError) as error:
-        train(ExperimentConfig(task=Hungry(), data=SmallData(), steps=2), tmp_path / "run")
+        train(ExperimentConfig(task=Hungry(), steps=2), tmp_path / "run")
     assert isinstance(error.value.__cause__, jax.errors.JaxRuntimeError)
     message = str(error.value)
     assert re.match(
@@ -118,11 +117,12 @@ from moshijax.train.tasks import lm as lm_task
 
 experiment.ExperimentConfig:
   task = @lm_task.LMTask()
-  data = @grids.GridData()
   mesh = @experiment.MeshConfig()
 lm_task.LMTask:
   model = %configs.TINY
   tokenizer = 'none.model'
+  audio = @lm_task.AudioSteps()
+lm_task.AudioSteps.data = @grids.GridData()
 grids.GridData:
   paths = ('none',)
 experiment.MeshConfig.fsdp = 2
@@ -159,7 +159,7 @@ def test_slices_by_name():
     assert planning.torus("v5p-8") == "v5p:2x2x1" and planning.torus("v5p-16") == "v5p:2x2x2"
     assert planning.torus("v6e-64") == "v6e:8x8" and planning.topology_devices("v6e-64") == 64
     for name, devices, message in (
-        ("h100-8", None, "is none that is known"),
+        ("h100-8", None, "is unknown; write v4"),
         ("v6e-48", None, "slices have 1, 2, 4"),
         ("v6e-64", 8, "has 64 chips, but --devices is 8"),
     ):
@@ -184,6 +184,6 @@ def test_a_described_slice(tmp_path, cli):
     assert code == 0, err
     assert "tiny.gin on 4 devices (data 2 x fsdp 2 x tensor 1), compiled for TPU v5" in out
     assert "4 x 459 TFLOP/s" in out and "peak" in out
-    code, _, err = cli("plan", recipe, "--topology", "v5p-8", "--gin.data.batch_size=4000000")
+    code, _, err = cli("plan", recipe, "--topology", "v5p-8", "--gin.task.audio.data.batch_size=4000000")
     assert code == 1 and "does not fit a TPU v5: RESOURCE_EXHAUSTED" in err and "available HBM (95.74G)" in err
     assert "cheapest changes: 1. microbatches=2" in err

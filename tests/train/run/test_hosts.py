@@ -1,4 +1,4 @@
-"""Runs of several processes: the same numbers, one end for all, and going on after a loss."""
+"""Runs of several processes: the same numbers, one end for all, and resuming after a loss."""
 
 from __future__ import annotations
 

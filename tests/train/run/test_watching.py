@@ -1,4 +1,4 @@
-"""What a run shows while it goes on: compilations, groups, profiles, pages, Weights & Biases."""
+"""What a run shows while it trains: compilations, groups, profiles, pages, Weights & Biases."""
 
 from __future__ import annotations
 
@@ -11,23 +11,21 @@ import pytest
 
 from moshijax.errors import ConfigError
 from moshijax.optional import MissingPackage
-from moshijax.report.run import write_run_page
-from moshijax.train.experiment import ExperimentConfig, OptimizerConfig, ParameterGroup, WandbConfig
+from moshijax.report.run import PageWriter, write_run_page
+from moshijax.train.experiment import ExperimentConfig, WandbConfig
 from moshijax.train.loop import train
+from moshijax.train.optimizer import OptimizerConfig, ParameterGroup
 from moshijax.train.run.compilations import Compilations
 from moshijax.train.run.metrics import read_metrics
 from tests.train.support.small_task import SmallData, SmallTask
 
 EXPERIMENT = ExperimentConfig(
-    task=SmallTask(),
-    data=SmallData(),
-    text_data=SmallData(seed=1),
-    text_ratio=0.5,
-    eval_data=SmallData(seed=2),
+    task=SmallTask(
+        text_data=SmallData(seed=1), text_share=0.5, text_optimizer=OptimizerConfig(), eval_data=SmallData(seed=2)
+    ),
     optimizer=OptimizerConfig(
         learning_rate=1e-2, decay="constant", groups=(ParameterGroup("second", "^second/", learning_rate_scale=0.5),)
     ),
-    text_optimizer=OptimizerConfig(),
     steps=12,
     log_every=2,
     checkpoint_every=6,
@@ -68,8 +66,8 @@ def watched(tmp_path_factory):
         recorder = Recorder()
         patch.setitem(sys.modules, "wandb", recorder)
         experiment = dataclasses.replace(EXPERIMENT, wandb=WandbConfig("speech", tags=("small",), mode="offline"))
-        train(experiment, run_dir, report=report)
-        # What goes on in the same directory goes on under the same id.
+        train(experiment, run_dir, reporter=PageWriter(run_dir, report))
+        # A run that resumes in the same directory keeps the same id.
         again = dataclasses.replace(experiment, eval_every=5)
         shutil.rmtree(run_dir / "checkpoints" / "12")
         train(again, run_dir)
@@ -131,7 +129,8 @@ def test_a_page_that_fails_does_not_stop_the_run(run_dir, caplog):
     def broken(path):
         raise OSError("no room")
 
-    train(dataclasses.replace(EXPERIMENT, profile_steps=(), steps=6), run_dir, report=broken)
+    plain = dataclasses.replace(EXPERIMENT, profile_steps=(), steps=6)
+    train(plain, run_dir, reporter=PageWriter(run_dir, broken))
     assert [r.getMessage() for r in caplog.records if "no report" in r.getMessage()] == ["no report: no room"]
 
 

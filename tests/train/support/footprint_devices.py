@@ -17,7 +17,7 @@ from moshijax.train.experiment import ExperimentConfig
 from moshijax.train.plan.footprint import footprints
 from moshijax.train.state import plan_state
 from moshijax.train.steps import compile_step
-from moshijax.train.tasks.lm import LMTask
+from moshijax.train.tasks.lm import AudioSteps, LMTask
 from tests.train.support.models import LM, MOSHI
 
 
@@ -38,13 +38,14 @@ def uses_what_is_planned() -> None:
     temporal = TransformerConfig(dim=512, num_layers=8, num_heads=8, hidden_dim=1408, context=100, **MOSHI)
     model = dataclasses.replace(LM, temporal=temporal)
     grids = data.GridData(("none",), batch_size=4, num_frames=100)
-    experiment = ExperimentConfig(task=LMTask(model, "none"), data=grids)
+    experiment = ExperimentConfig(task=LMTask(model, "none", AudioSteps(grids)))
+    (kind,) = experiment.step_kinds
     mesh = sharding.make_mesh(experiment.mesh)
     planned = footprints(experiment, mesh)[0]
-    batch = {k: np.zeros(x.shape, x.dtype) for k, x in experiment.task.batch_shapes(experiment)["audio"].items()}
+    batch = {k: np.zeros(x.shape, x.dtype) for k, x in experiment.task.batch_shapes(kind, grids).items()}
     with sharding.context(mesh):
         plan = plan_state(experiment.task, experiment, mesh)
-        program = compile_step(experiment.task, experiment, plan, "audio", batch, mesh)
+        program = compile_step(experiment.task, experiment, plan, kind, batch, mesh)
         # Twice: what the compiler keeps of the program that makes the state is none of the state.
         for _ in range(2):
             state = packed = None

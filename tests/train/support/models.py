@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 
@@ -14,11 +17,16 @@ from moshijax.codec.discriminators import DiscriminatorConfig
 from moshijax.codec.quantizer_training import QuantizerTraining
 from moshijax.lm import DepthConfig, LMConfig, layouts
 from moshijax.nn.transformer import TransformerConfig
-from moshijax.train.experiment import ExperimentConfig, OptimizerConfig
+from moshijax.train.experiment import ExperimentConfig
+from moshijax.train.optimizer import OptimizerConfig
+from moshijax.train.task import Batches, StepKind
+from moshijax.train.tasks.codec import AudioSteps as CodecSteps
 from moshijax.train.tasks.codec import CodecLoss, CodecTask
-from moshijax.train.tasks.lm import LMTask
+from moshijax.train.tasks.lm import AudioSteps, LMTask, TextSteps
 from tests.train.support.grids import write_dialogues, write_text, write_tokenizer
+from tests.train.support.small_task import with_task
 
+NOTHING: Mapping = MappingProxyType({})
 MOSHI = dict(gating="silu", norm="rms_norm_f32")
 LM = LMConfig(
     layout=layouts.dialogue(codebooks=2, acoustic_delay=1),
@@ -43,19 +51,36 @@ def write_lm_data(folder: Path) -> None:
     write_text(folder / "text.txt")
 
 
-def lm_experiment(folder: Path, **fields) -> ExperimentConfig:
+def lm_experiment(folder: Path, audio: Mapping = NOTHING, text: Mapping | None = NOTHING, **fields) -> ExperimentConfig:
+    """A quarter of the steps on text; `audio` and `text` change fields of these steps, None takes the text away."""
     grids = data.GridData((str(folder / "grids"),), batch_size=8, num_frames=16)
+    texts = data.TextData(str(folder / "text.txt"), batch_size=8, num_frames=16)
+    audio_steps = AudioSteps(**{"data": grids, **audio})
+    text_steps = None if text is None else TextSteps(**{"data": texts, "share": 0.25, **text})
     defaults = dict(
-        task=LMTask(LM, str(folder / "tokenizer.model")),
-        data=grids,
-        text_data=data.TextData(str(folder / "text.txt"), batch_size=8, num_frames=16),
-        text_ratio=0.25,
+        task=LMTask(LM, str(folder / "tokenizer.model"), audio_steps, text_steps),
         optimizer=OptimizerConfig(learning_rate=1e-2, decay="constant"),
         steps=20,
         log_every=5,
         checkpoint_every=5,
     )
     return ExperimentConfig(**{**defaults, **fields})
+
+
+def with_audio(experiment: ExperimentConfig, **fields) -> ExperimentConfig:
+    """The same experiment with other fields of its audio steps."""
+    return with_task(experiment, audio=dataclasses.replace(experiment.task.audio, **fields))
+
+
+def kind_of(experiment: ExperimentConfig, name: str) -> StepKind:
+    """A kind of steps of an experiment, whether it takes any or not."""
+    return next(kind for kind in experiment.task.step_kinds() if kind.name == name)
+
+
+def batches_of(experiment: ExperimentConfig, name: str) -> Batches:
+    """The batches of a kind of steps."""
+    kind = kind_of(experiment, name)
+    return experiment.task.batches(kind, kind.data, experiment.seed)
 
 
 def write_codec_data(folder: Path, count: int = 6, seconds: float = 2.0, rate: int = 8000) -> None:
@@ -83,15 +108,18 @@ def write_codec_data(folder: Path, count: int = 6, seconds: float = 2.0, rate: i
     teacher.compute_features(read_manifest(folder / "manifest.jsonl"))
 
 
-def codec_experiment(folder: Path, **fields) -> ExperimentConfig:
-    from moshijax.data.teacher import PhonemeTeacher
-
+def codec_steps(folder: Path, **fields) -> CodecSteps:
     windows = data.AudioData(
         str(folder / "manifest.jsonl"), str(folder / "teacher"), batch_size=8, num_samples=6400, sample_rate=8000
     )
+    return CodecSteps(**{"data": windows, **fields})
+
+
+def codec_experiment(folder: Path, **fields) -> ExperimentConfig:
+    from moshijax.data.teacher import PhonemeTeacher
+
     defaults = dict(
-        task=CodecTask(CODEC, PhonemeTeacher.dim, QuantizerTraining(kmeans_iterations=5)),
-        data=windows,
+        task=CodecTask(CODEC, codec_steps(folder), PhonemeTeacher.dim, QuantizerTraining(kmeans_iterations=5)),
         optimizer=OptimizerConfig(learning_rate=3e-3, weight_decay=0.0, decay="constant"),
         steps=20,
         log_every=5,
@@ -103,15 +131,24 @@ def codec_experiment(folder: Path, **fields) -> ExperimentConfig:
 DISCRIMINATORS = DiscriminatorConfig(windows=(64, 128), filters=4, dilations=(1, 2))
 
 
-def adversarial_task(**loss) -> CodecTask:
+JUDGES = OptimizerConfig(1e-2, weight_decay=0.0)
+
+
+def adversarial_task(folder: Path, judges: OptimizerConfig = JUDGES, **loss) -> CodecTask:
     """The codec of `codec_experiment` with the whole recipe: discriminators, balancer, weight norm, dropout."""
     from moshijax.data.teacher import PhonemeTeacher
 
     weights = {"mel": 0.0, "waveform": 0.0, "adversarial": 4.0, "feature": 4.0, "balancer": Balancer(), **loss}
-    quantizer = QuantizerTraining(kmeans_iterations=5)
-    return CodecTask(CODEC, PhonemeTeacher.dim, quantizer, CodecLoss(**weights), DISCRIMINATORS, weight_norm=True)
+    return CodecTask(
+        CODEC,
+        codec_steps(folder, discriminator_optimizer=judges),
+        PhonemeTeacher.dim,
+        QuantizerTraining(kmeans_iterations=5),
+        CodecLoss(**weights),
+        DISCRIMINATORS,
+        weight_norm=True,
+    )
 
 
 def adversarial_experiment(folder: Path, **fields) -> ExperimentConfig:
-    own = dict(task=adversarial_task(), ema_decay=0.99, discriminator_optimizer=OptimizerConfig(1e-2, weight_decay=0.0))
-    return codec_experiment(folder, **{**own, **fields})
+    return codec_experiment(folder, **{"task": adversarial_task(folder), "ema_decay": 0.99, **fields})

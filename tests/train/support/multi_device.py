@@ -13,17 +13,18 @@ import numpy as np
 
 from moshijax.errors import ConfigError
 from moshijax.train import sharding
-from moshijax.train.experiment import ExperimentConfig, MeshConfig, OptimizerConfig
+from moshijax.train.experiment import ExperimentConfig, MeshConfig
 from moshijax.train.feed import put
 from moshijax.train.loop import train
+from moshijax.train.optimizer import OptimizerConfig
 from moshijax.train.run.checkpoint import Checkpointer
 from moshijax.train.run.metrics import read_metrics
 from moshijax.train.run.run_dir import RunDir
 from moshijax.train.state import plan_state
-from moshijax.train.steps import batch_shardings, loss_and_gradients, lower_step, program_key
+from moshijax.train.steps import batch_shardings, loss_and_gradients, lower_step, step_key
 from moshijax.weights.run import load_run
-from tests.train.support.models import lm_experiment
-from tests.train.support.small_task import SmallData, SmallTask
+from tests.train.support.models import batches_of, kind_of, lm_experiment
+from tests.train.support.small_task import SmallData, SmallTask, with_task
 
 MESHES = (
     MeshConfig(data=8),
@@ -33,10 +34,7 @@ MESHES = (
     MeshConfig(data=4, fsdp=1, tensor=2),
 )
 SMALL = ExperimentConfig(
-    task=SmallTask(),
-    data=SmallData(),
-    text_data=SmallData(seed=1),
-    text_ratio=0.3,
+    task=SmallTask(text_data=SmallData(seed=1), text_share=0.3),
     optimizer=OptimizerConfig(learning_rate=1e-2),
     steps=12,
     log_every=1,
@@ -44,20 +42,20 @@ SMALL = ExperimentConfig(
 )
 
 
-def loss_and_gradients_on(experiment, program, mesh_config, devices):
-    """Loss and gradients of the first batch of a program on some devices, as host arrays."""
+def loss_and_gradients_on(experiment, kind, mesh_config, devices):
+    """Loss and gradients of the first batch of a kind of steps on some devices, as host arrays."""
     mesh = sharding.make_mesh(mesh_config, devices)
     task = experiment.task
-    batch = task.sources(experiment)[program].batch(0)
+    batch = batches_of(experiment, kind).batch(0)
     with sharding.context(mesh):
         plan = plan_state(task, experiment, mesh)
         state = plan.create(experiment.seed)
         where = batch_shardings(batch, mesh, experiment.microbatches)
 
         def run(params, model_state, batch):
-            key = program_key(experiment.seed, program, 0)
+            key = step_key(experiment.seed, kind, 0)
             count = experiment.microbatches
-            parts, grads = loss_and_gradients(task, program, params, lambda p: p, model_state, batch, key, count)
+            parts, grads = loss_and_gradients(task, kind, params, lambda p: p, model_state, batch, key, count)
             return parts.loss, grads
 
         jitted = jax.jit(run, out_shardings=(None, plan.shardings.params))
@@ -70,14 +68,14 @@ def relative(one, two):
     return max(float(np.abs(a - b).max() / max(np.abs(b).max(), 1e-30)) for a, b in pairs)
 
 
-def compare_meshes(experiment, programs, meshes=MESHES, tolerance=1e-5):
-    for program in programs:
-        one = loss_and_gradients_on(experiment, program, MeshConfig(), jax.devices()[:1])
+def compare_meshes(experiment, kinds, meshes=MESHES, tolerance=1e-5):
+    for kind in kinds:
+        one = loss_and_gradients_on(experiment, kind, MeshConfig(), jax.devices()[:1])
         for mesh in meshes:
             devices = jax.devices()[: prod(dataclasses.astuple(mesh))]
-            error = relative(loss_and_gradients_on(experiment, program, mesh, devices), one)
-            print(program, mesh, f"{error:.1e}")
-            assert error <= tolerance, (program, mesh, error)
+            error = relative(loss_and_gradients_on(experiment, kind, mesh, devices), one)
+            print(kind, mesh, f"{error:.1e}")
+            assert error <= tolerance, (kind, mesh, error)
 
 
 def every_mesh() -> list[MeshConfig]:
@@ -88,18 +86,19 @@ def every_mesh() -> list[MeshConfig]:
 
 def small_agrees_with_one_device():
     compare_meshes(SMALL, ("audio", "text"), every_mesh())
-    compare_meshes(dataclasses.replace(SMALL, data=SmallData(rows=16), microbatches=2), ("audio",), MESHES[:1])
+    several = dataclasses.replace(with_task(SMALL, data=SmallData(rows=16)), microbatches=2)
+    compare_meshes(several, ("audio",), MESHES[:1])
 
 
 def constraints_of_the_model(experiment) -> int:
     """Sharding constraints in the lowered audio step that come from the rule table."""
     mesh = sharding.make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
-    batch = experiment.task.sources(experiment)["audio"].batch(0)
+    kind, batch = kind_of(experiment, "audio"), batches_of(experiment, "audio").batch(0)
     found = []
     for rules in (sharding.RULES, ()):
         with sharding.context(mesh, rules):
             plan = plan_state(experiment.task, experiment, mesh)
-            lowered, _ = lower_step(experiment.task, experiment, plan, "audio", batch, mesh)
+            lowered = lower_step(experiment.task, experiment, plan, kind, batch, mesh)
         found.append(len(re.findall(r"sdy\.sharding_constraint|@Sharding", lowered.as_text())))
     print("constraints with and without the table:", found)
     return found[0] - found[1]
@@ -196,11 +195,12 @@ def lm_refuses_indivisible(folder):
 
     experiment = lm_experiment(Path(folder), mesh=MeshConfig(data=1, tensor=8))
     task = dataclasses.replace(experiment.task, model=dataclasses.replace(LM, text_card=44))
-    rows = dataclasses.replace(experiment.text_data, batch_size=6)
+    rows = dataclasses.replace(experiment.task.text.data, batch_size=6)
+    held_out = dataclasses.replace(experiment.task.text, eval_data=rows)
     run_dir = Path(folder) / "indivisible"
     for bad in (
         dataclasses.replace(experiment, task=task),
-        dataclasses.replace(experiment, mesh=MeshConfig(data=8), eval_text_data=rows),
+        dataclasses.replace(with_task(experiment, text=held_out), mesh=MeshConfig(data=8)),
     ):
         try:
             train(bad, run_dir)
@@ -252,12 +252,12 @@ def codebooks_agree_with_one_device(folder):
 def _state_after(experiment, steps, mesh_config, devices):
     """State of a run after some steps on some devices, on the host."""
     mesh = sharding.make_mesh(mesh_config, devices)
-    source = experiment.task.sources(experiment)["audio"]
+    kind, source = kind_of(experiment, "audio"), batches_of(experiment, "audio")
     with sharding.context(mesh):
         plan = plan_state(experiment.task, experiment, mesh)
         state = plan.create(experiment.seed)
         where = batch_shardings(source.batch(0), mesh, 1)
-        step = lower_step(experiment.task, experiment, plan, "audio", source.batch(0), mesh)[0].compile()
+        step = lower_step(experiment.task, experiment, plan, kind, source.batch(0), mesh).compile()
         for n in range(steps):
             state, _ = step(state, put(source.batch(n), where))
     return jax.device_get(state)

@@ -38,17 +38,16 @@ def take_part(port: int, count: int, number: int, run_dir: str, fields: dict, se
     from moshijax.train.loop import train
     from moshijax.train.run import hosts
     from tests.train.support.multi_device import SMALL
-    from tests.train.support.small_task import SmallData
+    from tests.train.support.small_task import SmallData, with_task
 
     if count > 1:
         hosts.join(f"localhost:{port}", count, number, lost_after=20)
     show_log()
     if "mesh" in fields:
         fields["mesh"] = MeshConfig(**fields["mesh"])
-    if "eval_batches" in fields:
-        fields["eval_data"] = SmallData(seed=2)
+    held_out = SmallData(seed=2) if "eval_batches" in fields else None
     try:
-        experiment = dataclasses.replace(SMALL, **fields)
+        experiment = with_task(dataclasses.replace(SMALL, **fields), eval_data=held_out)
         train(experiment, run_dir, progress=lambda *_: time.sleep(seconds), lost_after=20)
     except MoshijaxError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
+from fractions import Fraction
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from moshijax.train.task import LossParts
+from moshijax.train.experiment import ExperimentConfig
+from moshijax.train.optimizer import OptimizerConfig
+from moshijax.train.task import LossParts, StepKind, Task, Update
 
 
 @dataclass(frozen=True)
@@ -41,31 +45,31 @@ class SmallData:
 
 
 @dataclass(frozen=True)
-class SmallTask:
+class SmallTask(Task):
     model: SmallModel = SmallModel()
+    data: SmallData = SmallData()
+    eval_data: SmallData | None = None
+    text_data: SmallData | None = None
+    text_share: float = 0.0
+    text_optimizer: OptimizerConfig | None = None
     kind = "small"
-    parts = ()
 
     def model_config(self):
         return self.model
 
-    def sources(self, experiment):
-        found = {"audio": experiment.data, "text": experiment.text_data, "eval": experiment.eval_data}
-        return {name: source for name, source in found.items() if source is not None}
+    def step_kinds(self):
+        share = Fraction(str(self.text_share))
+        audio = StepKind("audio", (Update("audio"),), self.data, 1 - share, eval_data=self.eval_data)
+        text = StepKind("text", (Update("text", self.text_optimizer),), self.text_data, share, suffix="_text")
+        return audio, text
 
-    def batch_shapes(self, experiment):
-        return {
-            name: {key: jax.ShapeDtypeStruct(x.shape, x.dtype) for key, x in source.batch(0).items()}
-            for name, source in self.sources(experiment).items()
-        }
+    def batches(self, kind, data, seed):
+        return data
 
-    def lighter(self):
-        return []
+    def batch_shapes(self, kind, data):
+        return {key: jax.ShapeDtypeStruct(x.shape, x.dtype) for key, x in data.batch(0).items()}
 
-    def save_assets(self, experiment, run_dir):
-        pass
-
-    def amounts(self, program, batch):
+    def amounts(self, kind, batch):
         return {"frames": float(batch["x"].size)}
 
     def init(self, key):
@@ -79,22 +83,13 @@ class SmallTask:
         }
         return params, {"seen": jnp.zeros((width,))}
 
-    def training_form(self, params):
-        return params
-
-    def updates(self, program):
-        return (program,)
-
     def owns(self, update, path):
         return update != "text" or path.startswith("first")
 
-    def auxiliary(self, path):
-        return False
-
-    def denominators(self, program, batch):
+    def denominators(self, update, batch):
         return {"weight": batch["weight"].sum()}
 
-    def loss_parts(self, program, params, model_state, batch, denominators, key):
+    def loss_parts(self, update, params, model_state, batch, denominators, key):
         keys = jax.vmap(lambda row: jax.random.fold_in(key, row))(batch["row"])
         noise = jax.vmap(lambda k: jax.random.normal(k, (self.model.width,)))(keys)
         x = batch["x"] + 0.1 * noise
@@ -106,3 +101,8 @@ class SmallTask:
 
     def update_model_state(self, model_state, statistics, key, step):
         return {"seen": 0.9 * model_state["seen"] + statistics["seen"]}, {}
+
+
+def with_task(experiment: ExperimentConfig, **fields) -> ExperimentConfig:
+    """The same experiment with other fields of its task."""
+    return dataclasses.replace(experiment, task=dataclasses.replace(experiment.task, **fields))

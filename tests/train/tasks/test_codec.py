@@ -15,25 +15,18 @@ from moshijax.nn.vq import codebook_tables
 from moshijax.train.loop import train
 from moshijax.train.run.metrics import read_metrics
 from moshijax.train.tasks.codec import CodecLoss
+from moshijax.weights.opening import open_model
 from moshijax.weights.run import load_run
-from moshijax.weights.source import open_source
 from moshijax.weights.transfer import export_weights
 from tests.train.support.devices import run_on_devices
-from tests.train.support.models import CODEC, codec_experiment, write_codec_data
+from tests.train.support.models import CODEC, batches_of, codec_experiment, with_audio, write_codec_data
 from tests.train.test_loop import Crash, assert_bit_equal, at_step, crash, numbers, state_at
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    path = tmp_path_factory.mktemp("codec") / "speech"
-    write_codec_data(path)
-    return path
-
-
-@pytest.fixture(scope="module")
-def whole_run(folder):
-    train(codec_experiment(folder, steps=40), folder / "whole")
-    return folder / "whole"
+def whole_run(codec_speech):
+    train(codec_experiment(codec_speech, steps=40), codec_speech / "whole")
+    return codec_speech / "whole"
 
 
 def test_losses_fall_and_codebooks_are_used(whole_run):
@@ -43,8 +36,8 @@ def test_losses_fall_and_codebooks_are_used(whole_run):
     assert all(lines[-1][f"train/codebook_{q}/usage_entropy"] > 0.5 for q in range(3))
 
 
-def test_resume_is_bit_for_bit(folder, whole_run, run_dir):
-    experiment = codec_experiment(folder, steps=40)
+def test_resume_is_bit_for_bit(codec_speech, whole_run, run_dir):
+    experiment = codec_experiment(codec_speech, steps=40)
     with pytest.raises(Crash):
         train(experiment, run_dir, progress=at_step(17, crash))
     train(experiment, run_dir)
@@ -66,8 +59,8 @@ def test_a_recording_that_cannot_be_used_is_counted(tmp_path, run_dir, caplog):
 
 
 def test_load_run_gives_a_codec_that_encodes(whole_run):
-    kind, config, params, step, tokenizer = load_run(whole_run)
-    assert (kind, config, tokenizer) == ("codec", CODEC, None)
+    family, config, params, _, tokenizer = load_run(whole_run)
+    assert (family.kind, config, tokenizer) == ("codec", CODEC, None)
     wave = 0.3 * np.sin(np.arange(6400) / 10).astype(np.float32)[None]
     codes = np.asarray(codec.encode(config, params, wave))
     assert codes.shape == (1, 3, 10) and codes.min() >= 0 and codes.max() < 16
@@ -75,24 +68,26 @@ def test_load_run_gives_a_codec_that_encodes(whole_run):
     assert np.isfinite(codec.decode(config, params, codes)).all()
 
 
-def test_init_from_a_published_codec(folder, whole_run, run_dir, tmp_path):
-    export_weights(open_source(whole_run), tmp_path / "published", "kyutai")
-    train(codec_experiment(folder, init_from=str(tmp_path / "published"), steps=1, log_every=1), run_dir)
+def test_init_from_a_published_codec(codec_speech, whole_run, run_dir, tmp_path):
+    export_weights(open_model(whole_run), tmp_path / "published", "kyutai")
+    train(codec_experiment(codec_speech, init_from=str(tmp_path / "published"), steps=1, log_every=1), run_dir)
     first, late = (read_metrics(path / "metrics.jsonl")[0 - (path == whole_run)] for path in (run_dir, whole_run))
-    # The codec goes on where it was; the head that estimates the teacher starts afresh.
+    # The codec continues where it was; the head that estimates the teacher starts afresh.
     assert first["train/mel/loss"] < 1.1 * late["train/mel/loss"]
     assert first["train/distillation/loss"] > 1.1 * late["train/distillation/loss"]
 
 
-def test_every_loss_has_its_gradient_norm(folder, whole_run):
+def test_every_loss_has_its_gradient_norm(codec_speech, whole_run):
     """By hand: what reaches the decoder's output there, commitment and distillation at the encoder's latent."""
-    experiment = codec_experiment(folder, steps=40)
+    experiment = codec_experiment(codec_speech, steps=40)
     settings = QuantizerTraining(dropout=False, quantization_rate=1.0)
     task = dataclasses.replace(experiment.task, quantizer=settings, loss=CodecLoss(latent_distillation=2.0))
-    state, batch = state_at(whole_run, 40, experiment), task.sources(experiment)["audio"].batch(0)
+    state, batch = state_at(whole_run, 40, experiment), batches_of(experiment, "audio").batch(0)
     key, rows = jax.random.key(0), jnp.arange(8)
-    denominators = task.denominators("audio", batch)
-    parts = jax.jit(lambda p: task.loss_parts("audio", p, state.model_state, {**batch, "row": rows}, denominators, key))
+    denominators = task.denominators("generator", batch)
+    parts = jax.jit(
+        lambda p: task.loss_parts("generator", p, state.model_state, {**batch, "row": rows}, denominators, key)
+    )
     sums = parts(state.params).sums
     variables = {"params": state.params, "codebooks": state.model_state}
     out = training.forward(CODEC, settings, variables, batch["audio"], key)
@@ -126,9 +121,9 @@ def test_every_loss_has_its_gradient_norm(folder, whole_run):
 
 
 @pytest.mark.slow
-def test_microbatches_change_only_rounding(folder, tmp_path):
+def test_microbatches_change_only_rounding(codec_speech, tmp_path):
     for count in (1, 2):
-        train(codec_experiment(folder, microbatches=count, steps=3, log_every=1), tmp_path / str(count))
+        train(codec_experiment(codec_speech, microbatches=count, steps=3, log_every=1), tmp_path / str(count))
     ours, theirs = (read_metrics(tmp_path / n / "metrics.jsonl") for n in ("1", "2"))
     for a, b in zip(ours, theirs, strict=True):
         for name in ("train/loss", "train/mel/loss", "train/codebook_0/usage_entropy"):
@@ -138,24 +133,23 @@ def test_microbatches_change_only_rounding(folder, tmp_path):
 
 
 @pytest.mark.slow
-def test_codebooks_are_the_same_on_8_devices(folder):
-    run_on_devices(8, "tests.train.support.multi_device:codebooks_agree_with_one_device", folder)
+def test_codebooks_are_the_same_on_8_devices(codec_speech):
+    run_on_devices(8, "tests.train.support.multi_device:codebooks_agree_with_one_device", codec_speech)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"data": {"num_samples": 6401}}, "num_samples 6401 is not a multiple of the frame size 640"),
-        ({"data": {"sample_rate": 24000, "num_samples": 6400}}, "sample_rate is 24000, the codec's is 8000"),
-        ({"data": {"teacher": None}}, "features of width None, but teacher_dim is"),
-        ({"text_ratio": 0.5, "text_data": 1}, "a codec has no text steps"),
-        ({"eval_text_data": 1}, "eval_text_data is set, but a codec has no text"),
+        ({"num_samples": 6401}, "data: num_samples 6401 is not a multiple of the frame size 640"),
+        ({"sample_rate": 24000, "num_samples": 6400}, "data: sample_rate is 24000, the codec's is 8000"),
+        ({"teacher": None}, "data: features of width None, but teacher_dim is"),
     ],
 )
-def test_data_that_do_not_fit_are_refused(folder, run_dir, change, message):
-    experiment = codec_experiment(folder)
-    if "data" in change:
-        change = {"data": dataclasses.replace(experiment.data, **change["data"])}
+def test_data_that_do_not_fit_are_refused(codec_speech, run_dir, change, message):
+    experiment = codec_experiment(codec_speech)
+    changed = dataclasses.replace(experiment.task.audio.data, **change)
     with pytest.raises(ConfigError, match=message):
-        train(dataclasses.replace(experiment, **change), run_dir)
+        train(with_audio(experiment, data=changed), run_dir)
+    with pytest.raises(ConfigError, match=f"eval_{message}"):
+        train(with_audio(experiment, eval_data=changed), run_dir)
     assert not run_dir.exists()

@@ -17,44 +17,40 @@ from moshijax.codec import training
 from moshijax.codec.balancer import Balancer
 from moshijax.errors import ConfigError
 from moshijax.train import sharding
-from moshijax.train.experiment import OptimizerConfig
 from moshijax.train.loop import train
+from moshijax.train.optimizer import OptimizerConfig
 from moshijax.train.run.metrics import read_metrics
 from moshijax.train.state import plan_state
 from moshijax.train.steps import make_step
 from moshijax.train.tasks.codec import CodecLoss, CodecTask
 from moshijax.weights import load_mimi
+from moshijax.weights.opening import open_model
 from moshijax.weights.run import load_run
-from moshijax.weights.source import open_source
 from moshijax.weights.transfer import export_weights
 from tests.parity.test_way_back import reference_python
 from tests.train.support.models import (
     CODEC,
+    JUDGES,
     adversarial_experiment,
     adversarial_task,
+    batches_of,
     codec_experiment,
-    write_codec_data,
+    codec_steps,
+    with_audio,
 )
 from tests.train.test_loop import Crash, assert_bit_equal, at_step, crash, numbers, state_at
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    path = tmp_path_factory.mktemp("codec") / "speech"
-    write_codec_data(path)
-    return path
+def experiment(codec_speech):
+    experiment = adversarial_experiment(codec_speech, steps=20, eval_batches=1, eval_every=10)
+    return with_audio(experiment, eval_data=dataclasses.replace(experiment.task.audio.data, batch_size=2))
 
 
 @pytest.fixture(scope="module")
-def experiment(folder):
-    held_out = dataclasses.replace(codec_experiment(folder).data, batch_size=2)
-    return adversarial_experiment(folder, steps=20, eval_data=held_out, eval_batches=1, eval_every=10)
-
-
-@pytest.fixture(scope="module")
-def whole_run(folder, experiment):
-    train(experiment, folder / "whole")
-    return folder / "whole"
+def whole_run(codec_speech, experiment):
+    train(experiment, codec_speech / "whole")
+    return codec_speech / "whole"
 
 
 @pytest.fixture(scope="module")
@@ -63,10 +59,10 @@ def one_step(experiment):
     task = experiment.task
     with sharding.context(sharding.make_mesh(experiment.mesh)):
         plan = plan_state(task, experiment, sharding.make_mesh(experiment.mesh))
-        step, names = make_step(task, experiment, plan, "audio")
+        step = make_step(task, experiment, plan, *task.step_kinds())
         state = plan.create(0)
-    batch = jax.tree.map(jnp.asarray, task.sources(experiment)["audio"].batch(0))
-    return jax.jit(step), names, state, batch
+    batch = jax.tree.map(jnp.asarray, batches_of(experiment, "audio").batch(0))
+    return jax.jit(step), state, batch
 
 
 def test_both_networks_learn_and_the_losses_have_curves(whole_run):
@@ -91,14 +87,14 @@ def test_resume_is_bit_for_bit(experiment, whole_run, run_dir):
     train(experiment, run_dir)
     one, two = (state_at(path, 20, experiment) for path in (whole_run, run_dir))
     assert_bit_equal(one, two)
-    assert set(one.opt_states) == {"discriminator", "audio"} and one.model_state["balancer"]["weight"] > 1
+    assert set(one.opt_states) == {"discriminator", "generator"} and one.model_state["balancer"]["weight"] > 1
     assert numbers(run_dir) == numbers(whole_run)
 
 
 def test_a_trained_codec_is_plain(whole_run, experiment):
     """What others load has no discriminators and no weight norm, and holds the running average."""
-    kind, config, variables, *_ = load_run(whole_run)
-    assert (kind, config) == ("codec", CODEC)
+    family, config, variables, *_ = load_run(whole_run)
+    assert (family.kind, config) == ("codec", CODEC)
     want = codec.init(CODEC, jax.random.key(0))
     assert jax.tree.map(jnp.shape, variables) == jax.tree.map(jnp.shape, want)
     state = state_at(whole_run, 20, experiment)
@@ -111,15 +107,16 @@ def test_a_trained_codec_is_plain(whole_run, experiment):
 
 def test_discriminators_move_before_the_codec(one_step, experiment):
     """The codec's losses see the discriminators of this step, not of the last one."""
-    step, names, state, batch = one_step
+    step, state, batch = one_step
     new, packed = step(state, batch)
-    reported = dict(zip(names, packed[:, 0] / packed[:, 1], strict=True))
+    reported = {name: a / b for name, (a, b) in packed.unpack().items()}
     task, plan_key = experiment.task, jax.random.split(_key(experiment, state.step))[0]
     batch = {**batch, "row": jnp.arange(8)}
     moved = {**state.params, "discriminators": new.params["discriminators"]}
 
     def adversarial(params):
-        parts = task.loss_parts("audio", params, state.model_state, batch, task.denominators("audio", batch), plan_key)
+        denominators = task.denominators("generator", batch)
+        parts = task.loss_parts("generator", params, state.model_state, batch, denominators, plan_key)
         return parts.sums["adversarial/loss"]
 
     after, before = (float(a / b) for a, b in map(jax.jit(adversarial), (moved, state.params)))
@@ -127,20 +124,20 @@ def test_discriminators_move_before_the_codec(one_step, experiment):
 
 
 def _key(experiment, step):
-    from moshijax.train.steps import program_key
+    from moshijax.train.steps import step_key
 
-    return program_key(experiment.seed, "audio", step)
+    return step_key(experiment.seed, "audio", step)
 
 
 def test_each_optimiser_owns_its_network(one_step):
-    _, _, state, _ = one_step
+    _, state, _ = one_step
     owned = {
         name: {path for keys in jax.tree_util.tree_leaves_with_path(opt) for path in [_path(keys[0])] if path}
         for name, opt in state.opt_states.items()
     }
-    assert owned["discriminator"] and owned["audio"] and not owned["discriminator"] & owned["audio"]
+    assert owned["discriminator"] and owned["generator"] and not owned["discriminator"] & owned["generator"]
     assert all(path.startswith("discriminators/") for path in owned["discriminator"])
-    assert owned["discriminator"] | owned["audio"] == set(flatten_dict(state.params, sep="/"))
+    assert owned["discriminator"] | owned["generator"] == set(flatten_dict(state.params, sep="/"))
 
 
 def _path(keys):
@@ -148,7 +145,7 @@ def _path(keys):
 
 
 def test_a_bad_batch_changes_neither_network(one_step):
-    step, names, state, batch = one_step
+    step, state, batch = one_step
     bad = {**batch, "audio": batch["audio"].at[0, 0].set(jnp.nan)}
     new, packed = step(state, bad)
     assert int(new.nonfinite) == 1 and int(new.step) == 1
@@ -158,7 +155,7 @@ def test_a_bad_batch_changes_neither_network(one_step):
 
 def test_discriminators_that_fail_leave_the_codec_alone(one_step):
     """A non-finite update of one network undoes that of the other."""
-    step, _, state, batch = one_step
+    step, state, batch = one_step
     params = jax.tree.map(lambda x: x, state.params)
     kernel = params["discriminators"]["window_64"]["conv_0"]["kernel"]
     params["discriminators"]["window_64"]["conv_0"]["kernel"] = kernel.at[0].set(jnp.inf)
@@ -170,7 +167,7 @@ def test_discriminators_that_fail_leave_the_codec_alone(one_step):
 
 @pytest.mark.parametrize("clip", ["silent", "clipped", "constant", "one sample"])
 def test_degenerate_clips_give_finite_steps(one_step, clip):
-    step, names, state, batch = one_step
+    step, state, batch = one_step
     shape = batch["audio"].shape
     audio = {
         "silent": jnp.zeros(shape),
@@ -181,44 +178,42 @@ def test_degenerate_clips_give_finite_steps(one_step, clip):
     for _ in range(3):
         state, packed = step(state, {**batch, "audio": audio})
         assert int(state.nonfinite) == 0
-        assert np.isfinite(packed[:, 0]).all(), [n for n, p in zip(names, packed, strict=True) if not np.isfinite(p[0])]
+        assert [name for name, (value, _) in packed.unpack().items() if not np.isfinite(value)] == []
 
 
-def test_a_run_starts_from_a_codec_without_discriminators_and_weight_norm(folder, run_dir):
-    plain = folder / "plain"
-    task = dataclasses.replace(adversarial_task(), loss=CodecLoss(), discriminators=None, weight_norm=False)
-    train(codec_experiment(folder, task=task, steps=2), plain)
+def test_a_run_starts_from_a_codec_without_discriminators_and_weight_norm(codec_speech, run_dir):
+    plain = codec_speech / "plain"
+    task = dataclasses.replace(adversarial_task(codec_speech), loss=CodecLoss(), discriminators=None, weight_norm=False)
+    train(codec_experiment(codec_speech, task=task, steps=2), plain)
     still = OptimizerConfig(learning_rate=0.0)
-    train(adversarial_experiment(folder, steps=1, log_every=1, init_from=str(plain), optimizer=still), run_dir)
+    train(adversarial_experiment(codec_speech, steps=1, log_every=1, init_from=str(plain), optimizer=still), run_dir)
     assert read_metrics(run_dir / "metrics.jsonl")[-1]["train/discriminator/loss"] > 0
     before, after = (load_run(path).params["params"] for path in (plain, run_dir))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), before, after)
 
 
 @pytest.mark.slow
-def test_microbatches_change_only_rounding(folder, tmp_path):
+def test_microbatches_change_only_rounding(codec_speech, tmp_path):
     """Without a balancer; with one, every part brings its own norms."""
-    task = adversarial_task(mel=1.0, balancer=None)
     # A large eps: the codec sees discriminators that have moved, and Adam's first step turns rounding into signs.
-    own = dict(task=task, discriminator_optimizer=OptimizerConfig(1e-2, weight_decay=0.0, eps=1e-3))
+    task = adversarial_task(codec_speech, dataclasses.replace(JUDGES, eps=1e-3), mel=1.0, balancer=None)
     for count in (1, 2):
-        experiment = adversarial_experiment(folder, **own, microbatches=count, steps=1, log_every=1)
+        experiment = adversarial_experiment(codec_speech, task=task, microbatches=count, steps=1, log_every=1)
         train(experiment, tmp_path / str(count))
     ours, theirs = (read_metrics(tmp_path / n / "metrics.jsonl")[0] for n in ("1", "2"))
     for name in ("train/loss", "train/grad_norm", "train/discriminator/loss", "train/discriminator/grad_norm"):
         np.testing.assert_allclose(ours[name], theirs[name], rtol=1e-4)
 
 
-def test_refusals(folder, run_dir):
+def test_refusals(codec_speech, run_dir):
     with pytest.raises(ConfigError, match="discriminators need a loss weight"):
-        CodecTask(CODEC, loss=CodecLoss(adversarial=1.0))
+        CodecTask(CODEC, codec_steps(codec_speech), loss=CodecLoss(adversarial=1.0))
     with pytest.raises(ConfigError, match="a balancer needs a loss"):
         CodecLoss(mel=0.0, waveform=0.0, balancer=Balancer())
-    experiment = adversarial_experiment(folder)
-    small = dataclasses.replace(experiment.data, num_samples=640)
-    task = adversarial_task(mel=1.0)
+    experiment = adversarial_experiment(codec_speech, task=adversarial_task(codec_speech, mel=1.0))
+    small = dataclasses.replace(experiment.task.audio.data, num_samples=640)
     with pytest.raises(ConfigError, match="num_samples 640 is less than the longest window 1024"):
-        train(dataclasses.replace(experiment, data=small, task=task), run_dir)
+        train(with_audio(experiment, data=small), run_dir)
 
 
 WAVE = 0.3 * np.sin(np.arange(6400) / 10 + np.arange(6400) ** 2 / 3e5).astype(np.float32)[None]
@@ -226,9 +221,9 @@ WAVE = 0.3 * np.sin(np.arange(6400) / 10 + np.arange(6400) ** 2 / 3e5).astype(np
 
 @pytest.fixture(scope="module")
 def published(whole_run, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("export") / "published"
-    export_weights(open_source(whole_run), folder, "kyutai")
-    return folder
+    codec_speech = tmp_path_factory.mktemp("export") / "published"
+    export_weights(open_model(whole_run), codec_speech, "kyutai")
+    return codec_speech
 
 
 def test_a_trained_codec_exports_to_the_published_format(whole_run, published):

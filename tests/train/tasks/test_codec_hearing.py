@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from moshijax.codec.config import MimiConfig, QuantizerConfig, SeanetConfig
+from moshijax.data import AudioData
 from moshijax.nn.transformer import TransformerConfig
-from moshijax.train.tasks.codec import CodecLoss, CodecTask
+from moshijax.train.tasks.codec import GENERATOR, AudioSteps, CodecLoss, CodecTask
 
 MODEL = MimiConfig(
     seanet=SeanetConfig(dimension=16, n_filters=4, ratios=(2, 4, 120), n_residual_layers=0),
@@ -18,7 +19,7 @@ MODEL = MimiConfig(
 
 
 def gradient_and_flops(loss: CodecLoss):
-    task = CodecTask(MODEL, teacher_dim=5, loss=loss)
+    task = CodecTask(MODEL, AudioSteps(AudioData("none", None, 2, 4 * 1920)), teacher_dim=5, loss=loss)
     params, codebooks = task.init(jax.random.key(0))
     rng = np.random.default_rng(0)
     batch = {
@@ -28,7 +29,8 @@ def gradient_and_flops(loss: CodecLoss):
     }
 
     def value(params):
-        parts = task.loss_parts("audio", params, codebooks, batch, task.denominators("audio", batch), jax.random.key(1))
+        denominators = task.denominators(GENERATOR, batch)
+        parts = task.loss_parts(GENERATOR, params, codebooks, batch, denominators, jax.random.key(1))
         return parts.loss, parts.sums
 
     compiled = jax.jit(jax.grad(value, has_aux=True)).lower(params).compile()

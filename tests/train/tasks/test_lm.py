@@ -11,21 +11,22 @@ from moshijax import data, lm
 from moshijax.errors import ConfigError, DataError
 from moshijax.tokens import ZERO
 from moshijax.train import sharding
-from moshijax.train.experiment import MeshConfig, OptimizerConfig, ParameterGroup
+from moshijax.train.experiment import MeshConfig
 from moshijax.train.feed import put
 from moshijax.train.loop import train
+from moshijax.train.optimizer import OptimizerConfig, ParameterGroup
 from moshijax.train.run.checkpoint import Checkpointer
 from moshijax.train.run.compilations import Compilations
 from moshijax.train.run.metrics import read_metrics
 from moshijax.train.run.run_dir import RunDir
 from moshijax.train.state import plan_state
 from moshijax.train.steps import batch_shardings, compile_step
+from moshijax.weights.opening import open_model
 from moshijax.weights.run import load_run
-from moshijax.weights.source import open_source
 from moshijax.weights.transfer import export_weights, import_weights
 from tests.train.support.devices import run_on_devices
 from tests.train.support.grids import write_dialogues
-from tests.train.support.models import LM, lm_experiment, write_lm_data
+from tests.train.support.models import LM, batches_of, kind_of, lm_experiment, write_lm_data
 from tests.train.test_loop import Crash, assert_bit_equal, at_step, crash, numbers, state_at
 
 
@@ -54,7 +55,7 @@ def test_losses_fall_and_are_reported_per_stream(whole_run):
 def test_the_first_loss_is_that_of_the_model_alone(folder, whole_run):
     experiment = lm_experiment(folder)
     state = plan_state(experiment.task, experiment, sharding.make_mesh(experiment.mesh)).create(0)
-    codes = experiment.task.sources(experiment)["audio"].batch(0)["codes"]
+    codes = batches_of(experiment, "audio").batch(0)["codes"]
     loss = lm.losses.loss_fn(LM, experiment.task.loss, lm.score(LM, state.params, codes), codes)
     line = read_metrics(whole_run / "metrics.jsonl")[0]
     np.testing.assert_allclose(line["train/loss"], loss, rtol=1e-5)
@@ -65,8 +66,8 @@ def test_text_steps_train_only_what_text_trains(folder):
     mesh = sharding.make_mesh(experiment.mesh)
     with sharding.context(mesh):
         plan = plan_state(experiment.task, experiment, mesh)
-        source = experiment.task.sources(experiment)["text"]
-        program = compile_step(experiment.task, experiment, plan, "text", source.batch(0), mesh)
+        source, kind = batches_of(experiment, "text"), kind_of(experiment, "text")
+        program = compile_step(experiment.task, experiment, plan, kind, source.batch(0), mesh)
         where = batch_shardings(source.batch(0), mesh, 1)
         state = plan.create(0)
         start = jax.device_get(state)
@@ -87,11 +88,11 @@ def test_a_batch_without_targets_has_loss_0_and_is_no_fault(folder):
     mesh = sharding.make_mesh(experiment.mesh)
     with sharding.context(mesh):
         plan = plan_state(experiment.task, experiment, mesh)
-        batch = experiment.task.sources(experiment)["audio"].batch(0)
-        program = compile_step(experiment.task, experiment, plan, "audio", batch, mesh)
+        batch = batches_of(experiment, "audio").batch(0)
+        program = compile_step(experiment.task, experiment, plan, kind_of(experiment, "audio"), batch, mesh)
         empty = {"codes": np.full_like(batch["codes"], ZERO)}
         state, packed = program.run(plan.create(0), put(empty, batch_shardings(empty, mesh, 1)))
-    sums = program.unpack(packed)
+    sums = packed.unpack()
     assert sums["loss"] == (0.0, 1.0) and sums["nonfinite"][0] == 0 and sums["text_words/loss"] == (0.0, 0.0)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(jax.device_get(state)))
 
@@ -101,8 +102,8 @@ def test_an_item_longer_than_all_others_changes_nothing(folder, run_dir):
     lengths = (5, *[40] * 6, 4000)
     write_dialogues(folder / "uneven", frames=lengths, codebooks=2)
     grids = data.GridData((str(folder / "uneven"),), batch_size=8, num_frames=16)
-    experiment = lm_experiment(folder, data=grids, text_ratio=0.0, steps=12, log_every=1, checkpoint_every=100)
-    source, shape = experiment.task.sources(experiment)["audio"], (8, LM.layout.num_streams, 16)
+    experiment = lm_experiment(folder, audio={"data": grids}, text=None, steps=12, log_every=1, checkpoint_every=100)
+    source, shape = batches_of(experiment, "audio"), (8, LM.layout.num_streams, 16)
     assert source.items > 100  # windows, nearly all of the long item
     assert {source.batch(n)["codes"].shape for n in range(60)} == {shape}
     compiled, held = [], []
@@ -121,13 +122,13 @@ def test_an_item_longer_than_all_others_changes_nothing(folder, run_dir):
 def test_held_out_text_has_the_perplexity_of_the_model_alone(folder, whole_run, run_dir):
     """Of a run that takes no text step: what its text model is worth after speech."""
     held_out = data.TextData(str(folder / "text.txt"), batch_size=4, num_frames=16)
-    fields = dict(text_ratio=0.0, eval_text_data=held_out, eval_batches=3, init_from=str(whole_run))
+    fields = dict(text={"share": 0.0, "eval_data": held_out}, eval_batches=3, init_from=str(whole_run))
     frozen = OptimizerConfig(learning_rate=0.0)
     train(lm_experiment(folder, steps=1, optimizer=frozen, **fields), run_dir)
     line = next(x for x in read_metrics(run_dir / "metrics.jsonl") if "eval_text/loss" in x)
     experiment = lm_experiment(folder, **fields)
-    batches = [experiment.task.sources(experiment)["eval_text"].batch(n)["codes"] for n in range(3)]
-    codes = np.concatenate(batches)
+    found = experiment.task.batches(kind_of(experiment, "text"), held_out, experiment.seed)
+    codes = np.concatenate([found.batch(n)["codes"] for n in range(3)])
     nll = lm.score(LM, load_run(whole_run).params, codes, text_only=True).nll[:, 0]
     valid = codes[:, 0] != ZERO
     assert line["eval_text/loss"] == pytest.approx(float((nll * valid).sum() / valid.sum()), rel=1e-5)
@@ -152,8 +153,8 @@ def test_resume_is_bit_for_bit(folder, whole_run, run_dir):
 
 
 def test_load_run_gives_the_model_and_its_tokenizer(folder, whole_run):
-    kind, config, params, step, tokenizer = load_run(whole_run)
-    assert (kind, config, step) == ("lm", LM, 40)
+    family, config, params, step, tokenizer = load_run(whole_run)
+    assert (family.kind, config, step) == ("lm", LM, 40)
     assert tokenizer.read_bytes() == (folder / "tokenizer.model").read_bytes()
     expected = state_at(whole_run, 40, lm_experiment(folder, steps=40)).params
     jax.tree.map(np.testing.assert_array_equal, params, expected)
@@ -168,7 +169,7 @@ def test_init_from_a_run(folder, whole_run, run_dir):
 
 
 def test_init_from_weights_is_init_from_the_run_they_came_from(folder, whole_run, run_dir, tmp_path):
-    export_weights(open_source(whole_run), tmp_path / "published", "kyutai")
+    export_weights(open_model(whole_run), tmp_path / "published", "kyutai")
     import_weights(tmp_path / "published", tmp_path / "imported")
     starts = {name: path for name, path in (("a", whole_run), ("b", tmp_path / "imported"))}
     for name, path in starts.items():
@@ -191,8 +192,8 @@ def test_init_from_weights_is_init_from_the_run_they_came_from(folder, whole_run
 def test_init_from_through_a_transform(folder, whole_run, run_dir):
     """The trained form of the model of a run, whose user is scored too; what does not fit is found before compiling."""
     scored = dataclasses.replace(LM, layout=lm.layouts.dialogue(2, 1, score_user=True))
-    task = dataclasses.replace(lm_experiment(folder).task, model=scored)
-    experiment = lm_experiment(folder, init_from=str(whole_run), task=task, log_every=1, steps=1, text_ratio=0.0)
+    task = dataclasses.replace(lm_experiment(folder, text=None).task, model=scored)
+    experiment = lm_experiment(folder, init_from=str(whole_run), task=task, log_every=1, steps=1)
     with pytest.raises(
         DataError,
         match=r"depth/heads/steps/kernel has shape \(2, .* there, \(4, .* params.depth.layers/mlp/up.*init_transforms",
@@ -245,16 +246,16 @@ def bad_recipes(folder):
     five = dataclasses.replace(LM, layout=lm.layouts.dialogue(5, 1))
     group = ParameterGroup("typo", "^dept/")
     return {
-        "data": ({"data": grids(paths=("nowhere",))}, "nowhere holds no dataset.json"),
-        "held-out data": ({"eval_data": grids(paths=("nowhere",))}, "nowhere holds no dataset.json"),
-        "held-out text": ({"eval_text_data": data.TextData("nowhere.txt", 8, 16)}, "nowhere.txt cannot be read"),
-        "text": ({"text_data": data.TextData("nowhere.txt", 8, 16)}, "nowhere.txt cannot be read"),
+        "data": ({"audio": {"data": grids(paths=("nowhere",))}}, "nowhere holds no dataset.json"),
+        "held-out data": ({"audio": {"eval_data": grids(paths=("nowhere",))}}, "nowhere holds no dataset.json"),
+        "held-out text": ({"text": {"eval_data": data.TextData("nowhere.txt", 8, 16)}}, "nowhere.txt cannot be read"),
+        "text": ({"text": {"data": data.TextData("nowhere.txt", 8, 16)}}, "nowhere.txt cannot be read"),
         "tokenizer": ({"task": dataclasses.replace(task, tokenizer="nowhere.model")}, "nowhere.model"),
         "codebooks": ({"task": dataclasses.replace(task, model=five)}, "wants codebook 2, but the data has 2"),
         "group": ({"optimizer": OptimizerConfig(groups=(group,))}, "pattern '\\^dept/' matches none of"),
         "all frozen": (
             {"optimizer": OptimizerConfig(groups=(ParameterGroup("all", ".", frozen=True),))},
-            "every parameter of the audio steps is frozen",
+            "every parameter of the update 'audio' is frozen",
         ),
         "microbatches": ({"microbatches": 3}, "8 rows does not divide by microbatches = 3"),
         "mesh": ({"mesh": MeshConfig(data=3)}, "needs 3 devices, but there"),

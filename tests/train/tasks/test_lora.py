@@ -14,24 +14,25 @@ from moshijax.export.artifact import build
 from moshijax.nn.layout import unstack_layers
 from moshijax.testing.tiny import CODEC, PIECES, tiny_models
 from moshijax.train import sharding
-from moshijax.train.experiment import ExperimentConfig, OptimizerConfig, ParameterGroup
+from moshijax.train.experiment import ExperimentConfig
 from moshijax.train.loop import train
+from moshijax.train.optimizer import OptimizerConfig, ParameterGroup
 from moshijax.train.run.metrics import read_metrics
 from moshijax.train.state import plan_state
 from moshijax.train.steps import step_flops
+from moshijax.weights.opening import open_model
 from moshijax.weights.run import load_run
-from moshijax.weights.source import open_source
 from moshijax.weights.transfer import export_weights
 from tests.train.support.devices import run_on_devices
-from tests.train.support.models import LM, lm_experiment, write_lm_data
+from tests.train.support.models import LM, NOTHING, kind_of, lm_experiment, write_lm_data
 
 #: As a recipe has it: everything that is no update is frozen.
 BASE = ParameterGroup("base", "^(?!.*lora_[ab]$)", frozen=True)
 MODULES = ("temporal/attention/*", "temporal/mlp/*", "depth/*", "text_head")
 
 
-def lora_experiment(folder, **fields) -> ExperimentConfig:
-    plain = lm_experiment(folder, steps=4, log_every=2, checkpoint_every=4)
+def lora_experiment(folder, text=NOTHING, **fields) -> ExperimentConfig:
+    plain = lm_experiment(folder, text=text, steps=4, log_every=2, checkpoint_every=4)
     model = dataclasses.replace(LM, lora=lm.LoRA(4, modules=MODULES))
     return dataclasses.replace(
         plain,
@@ -53,9 +54,9 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def tuned(folder):
     """A base with random weights, the run of updates that starts from it, and the published form of that."""
-    train(lm_experiment(folder, steps=1, text_ratio=0.0, log_every=1), folder / "base")
+    train(lm_experiment(folder, steps=1, text=None, log_every=1), folder / "base")
     train(lora_experiment(folder, init_from=str(folder / "base")), folder / "run")
-    export_weights(open_source(folder / "run"), folder / "published", "kyutai")
+    export_weights(open_model(folder / "run"), folder / "published", "kyutai")
     return folder / "run"
 
 
@@ -81,13 +82,14 @@ def test_only_the_updates_are_trained_and_have_moments(folder, tuned):
 
 def test_gradients_of_the_frozen_weights_are_not_computed(folder):
     experiment = lora_experiment(folder)
-    batch = experiment.task.batch_shapes(experiment)["audio"]
+    kind = kind_of(experiment, "audio")
+    batch = experiment.task.batch_shapes(kind, kind.data)
 
     def flops(experiment):
         mesh = sharding.make_mesh(experiment.mesh)
         with sharding.context(mesh):
             plan = plan_state(experiment.task, experiment, mesh)
-            return sum(step_flops(experiment.task, "audio", plan, batch).values())
+            return sum(step_flops(experiment.task, kind, plan, batch).values())
 
     everything = dataclasses.replace(experiment, optimizer=OptimizerConfig())
     # Of the three products of a frozen map one is not needed; those of the updates are small but for this model.
@@ -120,7 +122,7 @@ def test_single_layers_are_frozen_or_trained_whole(folder, tuned, tmp_path):
         ParameterGroup("last", "^temporal/layers_1/mlp/"),
         BASE,
     )
-    experiment = lora_experiment(folder, init_from=str(folder / "base"), text_ratio=0.0)
+    experiment = lora_experiment(folder, init_from=str(folder / "base"), text=None)
     model = dataclasses.replace(experiment.task.model, scan_layers=False)
     experiment = dataclasses.replace(
         experiment,
@@ -139,7 +141,7 @@ def test_single_layers_are_frozen_or_trained_whole(folder, tuned, tmp_path):
     assert any(path.startswith("temporal/layers_1/attention/") for path in moved) and "text_head/lora_b" in moved
     plan = plan_state(experiment.task, experiment, sharding.make_mesh(experiment.mesh))
     assert not any(path.startswith("temporal/layers_0/") for path in plan.optimizers["audio"].paths)
-    export_weights(open_source(tmp_path / "run"), tmp_path / "published", "kyutai")
+    export_weights(open_model(tmp_path / "run"), tmp_path / "published", "kyutai")
     codes = np.random.RandomState(0).randint(4, 30, (2, LM.layout.num_streams, 12)).astype(np.int32)
     want = jax.jit(lm.forward, static_argnums=0)(config, params, codes)
     merged, whole = weights.load_lm(tmp_path / "published", stacked=True)
@@ -149,21 +151,21 @@ def test_single_layers_are_frozen_or_trained_whole(folder, tuned, tmp_path):
 
 
 def test_an_artifact_of_a_run_of_updates(tuned, tmp_path):
-    from moshijax.runtime import rows as runtime
+    from moshijax import runtime
 
     (codec_config, codec_params), _, _ = tiny_models()
     assert codec_config == CODEC
     made = build((codec_config, codec_params), weights.load_lm(tuned), PIECES[: LM.text_card], tmp_path / "artifact")
-    program = runtime.load(made, 1)
-    program.open(seed=1)
-    frames = [program.step(np.zeros((1, program.frame_size), np.float32)) for _ in range(6)]
+    rows = runtime.Rows(runtime.load(made), 1, prompts=False)
+    rows.open(runtime.CallOptions(seed=1))
+    frames = [rows.step(np.zeros((1, rows.artifact.frame_size), np.float32)) for _ in range(6)]
     assert frames[-1].ready.all() and np.isfinite(frames[-1].pcm).all()
 
 
 @pytest.mark.slow
 def test_an_adapter_of_8_devices_is_whole(folder, tuned, tmp_path):
     run_on_devices(8, "tests.train.support.multi_device:lora_trains", folder, tmp_path / "run")
-    export_weights(open_source(tmp_path / "run"), tmp_path / "published", "kyutai")
+    export_weights(open_model(tmp_path / "run"), tmp_path / "published", "kyutai")
     one, eight = (
         weights.load_lm(path / "published", merge_adapter=False, stacked=True)[1] for path in (folder, tmp_path)
     )

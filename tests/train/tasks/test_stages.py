@@ -19,10 +19,10 @@ from moshijax.train.run.checkpoint import Checkpointer
 from moshijax.train.run.metrics import read_metrics
 from moshijax.train.run.run_dir import RunDir
 from moshijax.train.sharding import path_of
-from moshijax.weights.release import released
+from moshijax.weights.opening import open_model
 from moshijax.weights.run import load_run
-from moshijax.weights.source import open_source
 from tests.train.support.grids import write_dialogues, write_text, write_tokenizer
+from tests.train.support.models import batches_of
 
 TWO = ("diarized", "fisher", "instruct", "calls", "calls_heldout")
 STAGES = (
@@ -68,8 +68,9 @@ def test_every_stage_learns(runs, stage):
     assert len(found) == 4 and found[-1] < found[0]
     made = config.load(recipe_of(stage))
     text_steps = sum("train_text/loss" in line for line in lines)
-    assert bool(text_steps) == (made.text_ratio > 0)
-    assert any("train/loss" in line for line in lines) == (made.text_ratio < 1)
+    shares = {kind.name: kind.share for kind in made.step_kinds}
+    assert bool(text_steps) == ("text" in shares)
+    assert any("train/loss" in line for line in lines) == ("audio" in shares)
 
 
 def test_held_out_text_is_measured_from_the_text_model_on(runs):
@@ -85,17 +86,18 @@ def test_each_twin_differs_from_its_recipe_in_size_alone():
     for stage in STAGES:
         small = config.load(recipe_of(stage))
         full = config.load(f"moshi/{stage}.gin")
-        assert small.task.loss == full.task.loss and small.text_ratio == full.text_ratio
+        assert small.task.loss == full.task.loss
         assert small.task.model.layout.delays[:2] == full.task.model.layout.delays[:2]
-        for kind in ("data", "eval_data", "eval_text_data"):
-            ours, theirs = getattr(small, kind), getattr(full, kind)
-            assert (ours is None) == (theirs is None)
-            if ours is not None:
-                assert dataclasses.replace(ours, batch_size=1, num_frames=1) == dataclasses.replace(
-                    theirs, batch_size=1, num_frames=1
-                )
+        for ours, theirs in zip(small.task.step_kinds(), full.task.step_kinds(), strict=True):
+            assert (ours.name, ours.share) == (theirs.name, theirs.share)
+            for field in ("data", "eval_data"):
+                assert of_any_size(getattr(ours, field)) == of_any_size(getattr(theirs, field))
         if stage not in ("finetuning", "lora"):
             assert (small.init_from, small.init_transforms) == (full.init_from, full.init_transforms)
+
+
+def of_any_size(data):
+    return data and dataclasses.replace(data, batch_size=1, num_frames=1)
 
 
 def test_what_came_before_is_where_a_stage_starts(runs):
@@ -135,16 +137,16 @@ def test_updates_are_all_that_lora_trains(runs):
 def test_a_run_is_published_in_its_released_form(runs, tmp_path):
     args = ["weights", "export", str(runs / "instruct"), str(tmp_path / "moshi"), "--format", "kyutai-fused"]
     CliRunner().invoke(cli, [*args, "--release"], catch_exceptions=False)
-    found = open_source(tmp_path / "moshi")
+    found = open_model(tmp_path / "moshi")
     assert (found.config.layout.dep_q, found.config.layout.num_streams) == (2, 5)
     whole = flatten_dict(load_run(runs / "instruct").params, sep="/")
-    for path, leaf in flatten_dict(found.leaves(stacked=True).tree(), sep="/").items():
+    for path, leaf in flatten_dict(found.parameters(stacked=True).tree(), sep="/").items():
         kept = whole[path]  # steps and tables of the model's rows come first
         steps = path.startswith("depth/layers") and "/steps/" in path
         kept = kept[:, : leaf.shape[1]] if steps else kept[: leaf.shape[0]]
         np.testing.assert_array_equal(np.asarray(leaf, np.float32), np.asarray(kept, np.float32), err_msg=path)
     with pytest.raises(ConfigError, match="release: that model has 2 depth steps and this one 2"):
-        released(found)
+        found.family.released(found)
 
 
 def test_words_are_counted_before_the_first_step(runs, monkeypatch, caplog):
@@ -152,5 +154,5 @@ def test_words_are_counted_before_the_first_step(runs, monkeypatch, caplog):
     monkeypatch.chdir(runs.parent)
     made = config.load("nano/pretraining.gin")
     with caplog.at_level("INFO", "moshijax"):
-        made.task.sources(made)
+        batches_of(made, "audio")
     assert re.search(r"words of 12 recordings: 48 placed, \d+ shifted later, 0 pulled earlier, 0 tokens", caplog.text)

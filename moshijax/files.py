@@ -1,0 +1,107 @@
+"""Write files and directories that appear complete or not at all, and say in one way that a disk is full."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from moshijax.errors import MoshijaxError
+
+# No space left, quota exceeded, file size limit.
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def write(path: Path, content: str | bytes) -> None:
+    """Write a file that is either the old one or complete, also after a power failure.
+
+    Raises:
+      MoshijaxError: it cannot be written.
+    """
+    with staged(path) as partial:
+        partial.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file, indented, as `write` does."""
+    write(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+@contextlib.contextmanager
+def staged(path: Path) -> Iterator[Path]:
+    """Yield a hidden path beside `path` to write a file to; when the block ends well, it is synced and renamed.
+
+    Raises:
+      MoshijaxError: it cannot be written.
+    """
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        with _explained(path, partial):
+            yield partial
+            with open(partial, "rb") as file:
+                os.fsync(file.fileno())
+            os.replace(partial, path)
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def staged_directory(path: Path) -> Iterator[Path]:
+    """Yield an empty hidden directory beside `path`, which takes its place when the block ends well.
+
+    Its files are not synced: what a power failure damages is for their reader to find.
+
+    Raises:
+      MoshijaxError: it cannot be written.
+    """
+    partial, retired = path.with_name(f".{path.name}.partial"), path.with_name(f".{path.name}.old")
+    try:
+        with _explained(path, partial):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir()
+            yield partial
+            if not path.exists():
+                os.rename(partial, path)
+                return
+            shutil.rmtree(retired, ignore_errors=True)
+            os.rename(path, retired)
+            try:
+                os.rename(partial, path)
+            except OSError:
+                os.rename(retired, path)
+                raise
+            shutil.rmtree(retired, ignore_errors=True)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _explained(path: Path, partial: Path) -> Iterator[None]:
+    """Raise the system's error about `path` with its remedy; an error about another file passes."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in NO_SPACE and isinstance(error.filename, str):
+            named = Path(error.filename)
+            if named != path and named not in partial.parents and partial not in (named, *named.parents):
+                raise
+        raise cannot_write(path, error) from error
+
+
+def cannot_write(path: Path, error: OSError) -> MoshijaxError:
+    """Return the error that says why `path` cannot be written, and what to do."""
+    return MoshijaxError(f"cannot write {path}: {error.strerror}; free some space or choose another path")
+
+
+def is_out_of_space(error: BaseException) -> bool:
+    """Say whether a disk is full, also where a library has put the system's message into an error of its own."""
+    if isinstance(error, OSError) and error.errno in NO_SPACE:
+        return True
+    return any(os.strerror(number).lower() in str(error).lower() for number in NO_SPACE)
