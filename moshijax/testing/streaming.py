@@ -207,7 +207,7 @@ def check_streaming(
 
 
 def _step_pullback(layer: Any):
-    """Return `f(variables, state, x, ct_state, ct_y)` -> cotangents of variables, of float leaves of the state, of x."""
+    """Return `f(variables, state, x, ct_state, ct_y)`: cotangents of variables, of the float leaves of state, of x."""
 
     def is_float(leaf):
         return jnp.issubdtype(leaf.dtype, jnp.floating)
