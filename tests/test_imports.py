@@ -94,11 +94,11 @@ def test_no_module_of_ours_is_imported_by_name() -> None:
 @pytest.mark.parametrize(
     ("call", "file", "hidden"),
     [
-        ("importlib.import_module('moshijax.train.loop')", "weights/source.py", True),
-        ("import_module('moshijax.weights.run')", "weights/source.py", False),
-        ("importlib.import_module(f'moshijax.{name}')", "weights/source.py", True),
-        ("importlib.import_module('..train.loop', __package__)", "weights/source.py", True),
-        ("__import__(name)", "weights/source.py", True),
+        ("importlib.import_module('moshijax.train.loop')", "weights/run.py", True),
+        ("import_module('moshijax.weights.run')", "weights/run.py", False),
+        ("importlib.import_module(f'moshijax.{name}')", "weights/run.py", True),
+        ("importlib.import_module('..train.loop', __package__)", "weights/run.py", True),
+        ("__import__(name)", "weights/run.py", True),
         ("__import__('torch')", "data/teacher.py", False),
         ("importlib.import_module(f'moshijax.cli.{name}')", "cli/main.py", False),
         ("importlib.import_module(f'moshijax.cli.{name}')", "config.py", True),

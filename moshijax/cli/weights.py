@@ -45,7 +45,7 @@ def import_(source: str, directory: str, adapter: str | None) -> None:
     with ProgressBar("reading") as bar:
         made = import_weights(source, directory, bar.retitle, adapter)
     files = [file for file in Path(directory).rglob("*") if file.is_file()]
-    parts = {"lm": "a language model", "codec": "a codec"}[made.kind]
+    parts = made.family.title
     parts += ", an adapter" * (made.adapter is not None)
     parts += ", its codec" * (made.codec is not None) + ", its tokenizer" * (made.tokenizer is not None)
     click.echo(f"wrote {directory}: {parts}; {_megabytes(files)}")
@@ -84,24 +84,21 @@ def export(
     from dataclasses import replace
 
     from moshijax.export import source as sources
-    from moshijax.weights.source import open_source
+    from moshijax.weights.families.codec import CODEC
+    from moshijax.weights.opening import open_model
     from moshijax.weights.transfer import export_weights
 
-    found = open_source(source)
-    if codec is not None and found.kind != "lm":
-        raise ConfigError(f"{source} is a codec; leave --codec out")
-    if found.kind == "lm" and (codec is not None or found.codec is None):
-        place = codec or sources.codec_of(source)
-        found = replace(found, codec=None if place is None else open_source(place, "codec"))
+    model = open_model(source)
+    if codec is not None and not model.family.comes_with_codec:
+        raise ConfigError(f"{source} is {model.family.title}, which needs no other codec; omit --codec")
+    if model.family.comes_with_codec and (codec is not None or model.codec is None):
+        path = codec or sources.codec_of(source)
+        model = replace(model, codec=None if path is None else open_model(path, CODEC.kind))
     if release:
-        from moshijax.weights.release import released
-
-        if found.kind != "lm":
-            raise ConfigError(f"{source} is a codec; leave --release out")
-        found = released(found)
+        model = model.family.released(model)
     with ProgressBar("reading") as bar:
         limit = None if max_file_gb is None else int(max_file_gb * 1e9)
-        files = export_weights(found, directory, form, limit, bar.retitle, merge_adapter)
+        files = export_weights(model, directory, form, limit, bar.retitle, merge_adapter)
     click.echo(f"wrote {directory}: {', '.join(file.name for file in files)}; {_megabytes(files)}")
 
 
@@ -150,15 +147,17 @@ def retokenize(source: str, directory: str, tokenizer: str, old_tokenizer: str |
 
     from moshijax.data.text import Tokenizer
     from moshijax.weights import retokenize as changing
-    from moshijax.weights.source import TOKENIZER, open_source
+    from moshijax.weights.families.lm import LANGUAGE_MODEL
+    from moshijax.weights.opening import open_model
+    from moshijax.weights.published import TOKENIZER
     from moshijax.weights.transfer import write_imported
 
-    found = open_source(source, "lm")
-    present = old_tokenizer or found.tokenizer
+    model = open_model(source, LANGUAGE_MODEL.kind)
+    present = old_tokenizer or model.tokenizer
     if present is None:
         raise ConfigError(f"{source} has no tokenizer; give the one it was trained with as --old-tokenizer")
     old, new = Tokenizer.load(present), Tokenizer.load(tokenizer)  # whose special ids no text can become
-    changed = changing.retokenize(found, old.pieces, new.pieces, seed)
+    changed = changing.retokenize(model, old.pieces, new.pieces, seed)
     with ProgressBar("reading") as bar:
         write_imported(changed, directory, bar.retitle)
     shutil.copyfile(tokenizer, Path(directory) / TOKENIZER)

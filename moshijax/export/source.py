@@ -18,10 +18,10 @@ from moshijax.lm import Guidance, TensorConditioner, policies
 from moshijax.runtime.conditions import parse, read_vectors
 from moshijax.weights.formats import huggingface_config
 from moshijax.weights.formats.lm_config import completed, loader_fields
+from moshijax.weights.imported import CODEC as IMPORTED_CODEC
+from moshijax.weights.imported import PROVENANCE
+from moshijax.weights.published import PREPROCESSOR
 from moshijax.weights.run import CONFIG
-from moshijax.weights.source import CODEC as IMPORTED_CODEC
-from moshijax.weights.source import PREPROCESSOR
-from moshijax.weights.source import RECORD as IMPORTED_RECORD
 
 if TYPE_CHECKING:
     from moshijax.codec import MimiConfig
@@ -117,7 +117,7 @@ def load(
 def _published(path: Path) -> dict[str, Any]:
     """Return what a published config says beside the parameters; nothing for a run."""
     folder = path if path.is_dir() else path.parent
-    record = _json(folder / IMPORTED_RECORD)
+    record = _json(folder / PROVENANCE)
     config = completed(_json(folder / "config.json")) or record.get("config", {})
     if huggingface_config.is_config(config):
         preprocessor = _json(folder / PREPROCESSOR) or record.get("preprocessor", {})

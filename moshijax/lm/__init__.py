@@ -9,6 +9,7 @@ from moshijax.lm.generation import (
     StepOutput,
     generate_step,
     init_generation,
+    prefill,
     reset_generation,
     set_conditions,
 )
@@ -56,6 +57,7 @@ __all__ = [
     "init_generation",
     "layouts",
     "partition_specs",
+    "prefill",
     "reset_generation",
     "score",
     "set_conditions",

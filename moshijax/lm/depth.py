@@ -62,7 +62,7 @@ class DepthAttention(nn.Module):
         c = self.config.transformer
         K, N, _ = x_KND.shape
         q, k, v = self._split(self.in_proj(x_KND), jnp.arange(K)[:, None])
-        scores = jnp.einsum("kngrc,lngc->ngrkl", q, k, precision=c.precision).astype(jnp.float32)
+        scores = jnp.einsum("kngrc,lngc->ngrkl", q, k, precision=c.precision, preferred_element_type=jnp.float32)
         mask = jnp.tril(jnp.ones((K, K), bool))
         scores = jnp.where(mask, scores / math.sqrt(q.shape[-1]), jnp.finfo(jnp.float32).min)
         weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
@@ -76,7 +76,7 @@ class DepthAttention(nn.Module):
         k, v = k[:, :, None], v[:, :, None]
         if past:
             k, v = jnp.concatenate([past[0], k], axis=2), jnp.concatenate([past[1], v], axis=2)
-        scores = jnp.einsum("ngrc,nglc->ngrl", q, k, precision=c.precision).astype(jnp.float32)
+        scores = jnp.einsum("ngrc,nglc->ngrl", q, k, precision=c.precision, preferred_element_type=jnp.float32)
         weights = jax.nn.softmax(scores / math.sqrt(q.shape[-1]), axis=-1).astype(v.dtype)
         y = jnp.einsum("ngrl,nglc->ngrc", weights, v, precision=c.precision)
         return (k, v), self.out_proj.step(k_step, y.reshape(-1, c.dim))
@@ -255,24 +255,17 @@ class DepthTransformer(nn.Module):
     def step(
         self, k: int, past: tuple[Any, ...], token_B: Int[Array, " B"], z_BD: Float[Array, "B D"]
     ) -> tuple[tuple[Any, ...], Float[Array, "B V"]]:
-        """Logits of step k from the token of the row before; `past` is `()` at step 0."""
+        """Return the logits of step k from the token of the row before; `past` is `()` at step 0.
+
+        Only in the inference layout: one array per layer and step.
+        """
         token = self.text_embedding.one(0, token_B) if k == 0 else self.audio_embedding.one(k - 1, token_B)
         x = self._positions(token + self.inputs.step(k, z_BD), jnp.full((1,), k))
         past = past or ((),) * self.config.depth.transformer.num_layers
         new = []
         for i in range(self.config.depth.transformer.num_layers):
-            cache, x = self._layer_step(i, k, past[i], x)
+            cache, x = self.layers[i].step(k, past[i], x)
             new.append(cache)
         if self.config.depth.output_norm is not None:
             x = self.output_norm.step(k, x)
         return tuple(new), self.heads.step(k, x)
-
-    def _layer_step(self, i: int, k: int, past: tuple[Array, ...], x: Array) -> tuple[Any, Array]:
-        if not self.scan_layers:
-            return self.layers[i].step(k, past, x)
-        # Right but slow, as in `Transformer`.
-        params = jax.tree.map(lambda leaf: leaf[i], nn.meta.unbox(self.layers.variables["params"]))
-        lm = self.config
-        schedule = lm.depth.step_weights(lm.layout.dep_q)
-        layer = DepthLayer(lm.depth, schedule, self.stack_steps, Place(lm.lora, "depth"), parent=None)
-        return layer.apply({"params": params}, k, past, x, method="step")

@@ -28,7 +28,7 @@ from moshijax.lm.config import LMConfig
 from moshijax.lm.guidance import guide, halves, joined, null_column
 from moshijax.lm.model import LanguageModel, Params
 from moshijax.lm.sampling import TOP_K_LIMIT, sample
-from moshijax.nn.attention import advance
+from moshijax.nn.attention import advance, counted, ring_positions
 from moshijax.nn.transformer import Transformer
 from moshijax.tokens import UNGENERATED
 
@@ -127,12 +127,12 @@ def set_conditions(
       ConfigError: The model does not have one of the conditions, or its shape is wrong.
     """
     batch = state["offset"].shape[0]
-    module = LanguageModel.of(config, params)
+    module, variables = LanguageModel.streaming(config, params)
 
     def fused(conditions: Conditions | None) -> dict[str, Any]:
-        out = module.apply({"params": params}, conditions, batch, method="condition")
+        out = module.apply(variables, conditions, batch, method="condition")
         if "cross" in out:
-            out["cross"] = module.apply({"params": params}, out["cross"], method="source_caches")
+            out["cross"] = module.apply(variables, out["cross"], method="source_caches")
         return out
 
     given = conditioning.complete(config.conditioners, conditions, batch)
@@ -199,7 +199,7 @@ def commit(
     """Store the sampled text and codes, advance the rows, and read the frame that is now complete."""
     layout = config.layout
     count = len(layout.model_rows)
-    offset = advance(state["offset"], 1, active_B)
+    offset = advance(state["offset"], 1, counted(1, active_B))
     tokens = state["tokens"]
     slots = tokens.shape[2]
     slot = jnp.broadcast_to((offset % slots)[:, None], sampled_BK.shape)
@@ -218,6 +218,11 @@ def read_given(config: LMConfig, state: State) -> Int[Array, "B G"]:
     delays = jnp.asarray([layout.delays[row] for row in layout.given_rows], jnp.int32)
     tokens = state["tokens"][:, layout.given_rows[0] :]
     return _read(tokens, (state["offset"][:, None] - layout.max_delay + delays) % tokens.shape[2])
+
+
+def _check_guidance(state: State, guidance: dict[str, Array] | None) -> None:
+    if is_guided(state) != (guidance is not None):
+        raise ConfigError("guidance goes with a state of two halves, and only with one: init_generation(guided=True)")
 
 
 def sample_text(
@@ -240,8 +245,7 @@ def sample_text(
         given_BK = jnp.zeros((B, 0), jnp.int32)
     if given_BK.shape != (B, given):
         raise ConfigError(f"given tokens of shape {given_BK.shape}: must be [{B}, {given}], one per given row")
-    if is_guided(state) != (guidance is not None):
-        raise ConfigError("guidance goes with a state of two halves, and only with one: init_generation(guided=True)")
+    _check_guidance(state, guidance)
     offset, delays = state["offset"][:, None], jnp.asarray(config.layout.delays, jnp.int32)
     state, column = input_column(config, state, given_BK, active_B)
     temporal, conditions, active_N = state["temporal"], state.get("conditions"), active_B
@@ -250,7 +254,7 @@ def sample_text(
         column = jnp.stack([column, null], axis=1).reshape(2 * B, -1)
         temporal, conditions = joined(temporal), joined(conditions)
         active_N = None if active_B is None else jnp.repeat(active_B, 2)
-    module, variables = LanguageModel.of(config, params), {"params": params}
+    module, variables = LanguageModel.streaming(config, params)
     temporal, z_ND, logits = module.apply(variables, temporal, column, active_N, conditions, method="temporal_step")
     logits = logits.astype(jnp.float32)
     if guidance is not None:
@@ -279,7 +283,7 @@ def sample_audio(
 
     `force_BQ`: codes that replace those sampled, `UNGENERATED` = free. Other arguments as in `generate_step`.
     """
-    module, variables = LanguageModel.of(config, params), {"params": params}
+    module, variables = LanguageModel.streaming(config, params)
     token, sampled, past, audio_logits = text_B, [text_B], (), []
     temperature, top_k, seed = sampling["temperature"], sampling["top_k"], sampling["seed"]
     for k in range(len(config.layout.model_rows) - 1):
@@ -297,6 +301,71 @@ def sample_audio(
     logits_BQV = jnp.stack(audio_logits, axis=1) if audio_logits else none
     state, out = commit(config, state, jnp.stack(sampled, axis=1), active_B)
     return state, StepOutput(out, text_half.text_logits_BV, logits_BQV, extra)
+
+
+def prefill(
+    config: LMConfig,
+    params: Params,
+    state: State,
+    columns_BKT: Int[Array, "B K T"],
+    lengths_B: Int[Array, " B"] | None = None,
+    guidance: dict[str, Array] | None = None,
+) -> State:
+    """Run T steps whose tokens are all known, in one pass of the temporal transformer and without sampling.
+
+    The state is that of T calls of `generate_step`, call t with `force_BK = columns[:, model_rows, t]` and
+    `given_BK = columns[:, given_rows, t]`: tokens and offsets are equal, caches to rounding. Prompts may be cut into
+    chunks anywhere, and steps and chunks may alternate.
+
+    Args:
+      columns_BKT: What T steps take in, so a prompt has to be delayed first: for call n of a row (counted from 1 after
+        its start) column n - 1 of the delayed prompt, whose text and codes have index `n - 1 - delay_k` and whose given
+        tokens have index n - 2. Every token must be set, `ZERO` for none; where the index is negative any token will
+        do, because the model sees initial tokens there.
+      lengths_B: Only the first so many of the T columns count, 0 to T, so that a program of fixed T serves remainders;
+        None: all. A row of length 0 is frozen.
+      guidance: As in `generate_step`.
+
+    Raises:
+      ConfigError: The columns have the wrong shape, or guidance does not fit the state.
+    """
+    layout, tokens, offset_B = config.layout, state["tokens"], state["offset"]
+    B, K, slots = tokens.shape
+    T = columns_BKT.shape[-1]
+    if columns_BKT.shape != (B, K, T) or not T:
+        raise ConfigError(f"prompt columns of shape {columns_BKT.shape}: must be [{B}, {K}, T] with T of 1 or more")
+    _check_guidance(state, guidance)
+    # A model token is seen in the position after its step, a given one `delay` positions after its step.
+    ahead = [1 if stream.generated else stream.delay for stream in layout.streams]
+    position_BT = offset_B[:, None] + jnp.arange(T)
+    rows = []
+    for k, delay in enumerate(layout.delays):
+        stored_BA = jnp.take_along_axis(tokens[:, k], (offset_B[:, None] + jnp.arange(ahead[k])) % slots, axis=1)
+        row_BT = jnp.concatenate([stored_BA, columns_BKT[:, k]], axis=1)[:, :T]
+        rows.append(jnp.where(position_BT <= delay, config.initial_column[k], row_BT))
+    inputs_BKT = jnp.stack(rows, axis=1)
+    temporal, conditions, lengths_N = state["temporal"], state.get("conditions"), lengths_B
+    if guidance is not None:
+        index_BKT = position_BT[:, None] - jnp.asarray(layout.delays, jnp.int32)[:, None]
+        nulls = jax.vmap(null_column, in_axes=(None, 2, 2, 2), out_axes=2)
+        null_BKT = nulls(guidance, inputs_BKT, index_BKT, index_BKT > 0)
+        inputs_BKT = jnp.stack([inputs_BKT, null_BKT], axis=1).reshape(2 * B, K, T)
+        temporal, conditions = joined(temporal), joined(conditions)
+        lengths_N = None if lengths_B is None else jnp.repeat(lengths_B, 2)
+    module, variables = LanguageModel.streaming(config, params)
+    temporal, _ = module.apply(variables, temporal, inputs_BKT, None, conditions, lengths_N, method="temporal_steps")
+    # Slot s keeps the last token written to it, if that was one of these columns.
+    first_BK = offset_B[:, None] + jnp.asarray(ahead, jnp.int32)
+    offset_B = advance(offset_B, T, lengths_B)
+    end_BK = offset_B[:, None] + jnp.asarray(ahead, jnp.int32)
+    column_BKS = ring_positions(end_BK.reshape(-1), slots).reshape(B, K, slots) - first_BK[..., None]
+    new = jnp.take_along_axis(columns_BKT, jnp.clip(column_BKS, 0, T - 1), axis=2)
+    return {
+        **state,
+        "tokens": jnp.where(column_BKS >= 0, new.astype(tokens.dtype), tokens),
+        "offset": offset_B,
+        "temporal": temporal if guidance is None else halves(temporal),
+    }
 
 
 def step(

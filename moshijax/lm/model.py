@@ -59,8 +59,13 @@ class LanguageModel(nn.Module):
 
     @classmethod
     def of(cls, config: LMConfig, params: Params) -> LanguageModel:
-        """The module that fits the layout of `params`."""
+        """Return the module that fits the layout of `params`."""
         return cls(config, is_stacked(params, ("layers",)), is_stacked(params, ("steps",)))
+
+    @classmethod
+    def streaming(cls, config: LMConfig, params: Params) -> tuple[LanguageModel, dict[str, Params]]:
+        """Return the module that runs step by step, and its variables: one array per layer and step."""
+        return cls(config), {"params": unstack_layers(params) if is_stacked(params) else params}
 
     def setup(self) -> None:
         c = self.config
@@ -207,16 +212,30 @@ class LanguageModel(nn.Module):
             counts = delays.undelay(jnp.moveaxis(counts, 0, 1), shifts)
         return LMScores(delays.undelay(nll, shifts), delays.undelay(correct, shifts), counts)
 
+    def temporal_steps(
+        self,
+        state: Any,
+        columns_BKT: Int[Array, "B K T"],
+        active_B: Array | None = None,
+        conditions: dict[str, Any] | None = None,
+        lengths_B: Array | None = None,
+    ) -> tuple[Any, Float[Array, "B T D"]]:
+        """Run T positions of input columns: the state, and what all heads read.
+
+        `conditions` are those of a generation state; `lengths_B`: only the first so many positions count.
+        """
+        conditions = conditions or {}
+        x = self.embed(columns_BKT)
+        if "sum" in conditions:
+            x = x + conditions["sum"][:, None].astype(x.dtype)
+        state, x = self.temporal.step(state, x, active_B, conditions.get("cross"), lengths_B)
+        return state, self.out_norm(x)
+
     def temporal_step(
         self, state: Any, column_BK: Array, active_B: Array | None, conditions: dict[str, Any] | None = None
     ) -> tuple[Any, Array, Array]:
-        """One position: `(state, z [B, D], text logits [B, V])`; `conditions` are those of a generation state."""
-        conditions = conditions or {}
-        x = self.embed(column_BK[:, :, None])
-        if "sum" in conditions:
-            x = x + conditions["sum"][:, None].astype(x.dtype)
-        state, x = self.temporal.step(state, x, active_B, conditions.get("cross"))
-        z = self.out_norm(x)
+        """Run one position: `(state, z [B, D], text logits [B, V])`."""
+        state, z = self.temporal_steps(state, column_BK[:, :, None], active_B, conditions)
         return state, z[:, 0], self.text_head(z)[:, 0]
 
     def depth_step(self, k: int, past: Any, token_B: Array, z_BD: Array) -> tuple[Any, Array]:

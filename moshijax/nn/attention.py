@@ -1,12 +1,13 @@
 """Causal windowed self-attention with a ring cache, rotary positions and shared key/value heads; cross-attention.
 
-Heads are grouped: G key/value heads, each serving `R = kv_repeat` query heads. Whole sequences and single blocks give
-the same numbers; `ring="window"` alone deviates, in the way the PyTorch streaming path does.
+Heads are grouped: G key/value heads, each serving `R = kv_repeat` query heads. Whole sequences and blocks of any length
+give the same numbers; only `ring="window"` deviates, in the way the PyTorch streaming path does.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,7 @@ from moshijax.nn import rope
 from moshijax.nn.causal_attention import attend, causal_attention, window_mask
 from moshijax.nn.lora import Place
 from moshijax.nn.projection import Linear
+from moshijax.nn.streaming import whole_blocks
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Float, Int
@@ -35,39 +37,56 @@ def ring_positions(end_B: Int[Array, " B"], capacity: int) -> Int[Array, "B S"]:
 
 
 def ring_write(
-    cache_BGSC: Array, new_BTGC: Array, offset_B: Int[Array, " B"], active_B: Bool[Array, " B"] | None
+    cache_BGSC: Array, new_BTGC: Array, offset_B: Int[Array, " B"], count_B: Int[Array, " B"] | None
 ) -> Array:
-    """Write T entries at slots `(offset + i) mod capacity`; frozen rows write back what the slots held.
+    """Write the first `count` of T entries at slots `(offset + i) mod capacity`; of more than fit, the last ones stay.
 
-    A scatter over the merged axis `B G`: XLA on CPU does it in place, where updating slices of the four axes copies the
-    whole cache (and ten times over when B is 1).
+    `count_B`: None writes all T. A scatter over the merged axis `B G`: XLA on CPU does it in place, where updating
+    slices of the four axes copies the whole cache (and ten times over when B is 1). Entries that do not count get slots
+    out of bounds, which the scatter drops.
     """
     B, T, G, C = new_BTGC.shape
     capacity = cache_BGSC.shape[2]
-    cache_NSC = cache_BGSC.reshape(B * G, capacity, C)
+    i = jnp.arange(T)
+    slot_BT = (offset_B[:, None] + i) % capacity
+    if count_B is not None or T > capacity:
+        end = T if count_B is None else count_B[:, None]
+        slot_BT = jnp.where((i < end) & (i >= end - capacity), slot_BT, capacity + i)
     new_NTC = jnp.swapaxes(new_BTGC, 1, 2).reshape(B * G, T, C).astype(cache_BGSC.dtype)
-    row_NT = jnp.arange(B * G)[:, None]
-    slot_NT = jnp.repeat((offset_B[:, None] + jnp.arange(T)) % capacity, G, axis=0)
-    if active_B is not None:
-        new_NTC = jnp.where(jnp.repeat(active_B, G)[:, None, None], new_NTC, cache_NSC[row_NT, slot_NT])
-    cache_NSC = cache_NSC.at[row_NT, slot_NT].set(new_NTC, unique_indices=True)
-    return cache_NSC.reshape(cache_BGSC.shape)
+    row_NT, slot_NT = jnp.arange(B * G)[:, None], jnp.repeat(slot_BT, G, axis=0)
+    cache_NSC = cache_BGSC.reshape(B * G, capacity, C)
+    return cache_NSC.at[row_NT, slot_NT].set(new_NTC, mode="drop", unique_indices=True).reshape(cache_BGSC.shape)
 
 
-def attend_ring(
-    q_BTGRC: Array, k_BGSC: Array, v_BGSC: Array, mask_BTS: Bool[Array, "B T S"], precision: str | None
+def attend_parts(
+    q_BTGRC: Array, parts: Sequence[tuple[Array, Array, Bool[Array, "B T S"]]], precision: str | None
 ) -> Float[Array, "B T G R C"]:
-    """`attend` for a few queries over a cache, on the merged axis `B G`, so that the cache is read where it lies."""
+    """Run `attend` over keys and values in several arrays, each read where it lies.
+
+    Args:
+      q_BTGRC: Queries.
+      parts: Keys `[B, G, S, C]`, values of the same shape, and a mask `[B, T, S]` that is false where a query may not
+        look; S differs from part to part. The products run on the merged axis `B G`.
+      precision: Of the products.
+    """
     B, T, G, R, C = q_BTGRC.shape
-    S = k_BGSC.shape[2]
-    k_NSC, v_NSC = k_BGSC.reshape(B * G, S, C), v_BGSC.reshape(B * G, S, C)
     q_NMC = jnp.transpose(q_BTGRC, (0, 2, 1, 3, 4)).reshape(B * G, T * R, C)
     batch = ((0,), (0,))
-    scores = jax.lax.dot_general(q_NMC, k_NSC, (((2,), (2,)), batch), precision=precision).astype(jnp.float32)
-    mask = jnp.broadcast_to(mask_BTS[:, None, :, None], (B, G, T, R, S)).reshape(scores.shape)
-    scores = jnp.where(mask, scores / math.sqrt(C), jnp.finfo(jnp.float32).min)
-    weights = jax.nn.softmax(scores, axis=-1).astype(v_NSC.dtype)
-    y_NMC = jax.lax.dot_general(weights, v_NSC, (((2,), (1,)), batch), precision=precision)
+    scores, values = [], []
+    for k_BGSC, v_BGSC, mask_BTS in parts:
+        S = k_BGSC.shape[2]
+        dimensions = ((2,), (2,)), batch
+        k_NSC = k_BGSC.reshape(B * G, S, C)
+        score = jax.lax.dot_general(q_NMC, k_NSC, dimensions, precision=precision, preferred_element_type=jnp.float32)
+        mask = jnp.broadcast_to(mask_BTS[:, None, :, None], (B, G, T, R, S)).reshape(score.shape)
+        scores.append(jnp.where(mask, score / math.sqrt(C), jnp.finfo(jnp.float32).min))
+        values.append(v_BGSC.reshape(B * G, S, C))
+    weights = jax.nn.softmax(scores[0] if len(scores) == 1 else jnp.concatenate(scores, axis=-1), axis=-1)
+    y_NMC, at = 0, 0
+    for v_NSC in values:
+        part = weights[..., at : at + v_NSC.shape[1]].astype(v_NSC.dtype)
+        product = jax.lax.dot_general(part, v_NSC, (((2,), (1,)), batch), precision=precision)
+        y_NMC, at = product if at == 0 else y_NMC + product, at + v_NSC.shape[1]
     return jnp.transpose(y_NMC.reshape(B, G, T, R, C), (0, 2, 1, 3, 4))
 
 
@@ -154,34 +173,41 @@ class Attention(nn.Module):
         return self.out_proj(y.reshape(B, T, self.dim))
 
     def attend_cached(
-        self, cache: dict[str, Array], x: Float[Array, "B T D"], offset_B: Array, active_B: Array | None = None
+        self, cache: dict[str, Array], x: Float[Array, "B T D"], offset_B: Array, count_B: Array | None = None
     ) -> tuple[dict[str, Array], Float[Array, "B T D"]]:
-        """Attend from new positions `offset ..` over the ring `cache` (`k`, `v`) and themselves; T in whole blocks."""
+        """Attend from new positions `offset ..` over the ring `cache` and themselves, and write them into the ring.
+
+        Args:
+          cache: `k`, `v` `[B, G, capacity, C]`.
+          x: Any number of whole blocks.
+          offset_B: Positions seen before.
+          count_B: How many of the T positions count in each row, the first ones; None: all. The others are not written,
+            and their outputs mean nothing.
+        """
         B, T, _ = x.shape
-        positions = offset_B[:, None] + jnp.arange(T)
-        q, k, v = self._project(x, positions)
-        if T == self.block:
-            cache, y = self._one_block(cache, q, k, v, offset_B, active_B)
+        whole_blocks(T, self.block, "attention")
+        q, k, v = self._project(x, offset_B[:, None] + jnp.arange(T))
+        written = {
+            "k": ring_write(cache["k"], k, offset_B, count_B),
+            "v": ring_write(cache["v"], v, offset_B, count_B),
+        }
+        if T == self.block:  # the ring holds a block and all that its queries see: nothing else has to be read
+            mask = self._mask(offset_B, T, ring_positions(offset_B + T, self.capacity))
+            parts = [(written["k"], written["v"], mask)]
         else:
+            before = self._mask(offset_B, T, ring_positions(offset_B, self.capacity))
+            among = self._mask(offset_B, T, offset_B[:, None] + jnp.arange(T))
+            parts = [(cache["k"], cache["v"], before), (jnp.swapaxes(k, 1, 2), jnp.swapaxes(v, 1, 2), among)]
+        return written, self.out_proj(attend_parts(q, parts, self.precision).reshape(B, T, self.dim))
 
-            def blocks(a: Array) -> Array:
-                return jnp.moveaxis(a.reshape(B, T // self.block, self.block, *a.shape[2:]), 1, 0)
-
-            def body(carry, inputs):
-                cache, offset = carry
-                cache, y = self._one_block(cache, *inputs, offset, active_B)
-                return (cache, offset + self.block), y
-
-            (cache, _), y = jax.lax.scan(body, (cache, offset_B), (blocks(q), blocks(k), blocks(v)))
-            y = jnp.moveaxis(y, 0, 1)
-        return cache, self.out_proj(y.reshape(B, T, self.dim))
-
-    def _one_block(self, cache, q, k, v, offset_B, active_B):
-        cache = {"k": ring_write(cache["k"], k, offset_B, active_B), "v": ring_write(cache["v"], v, offset_B, active_B)}
-        query = offset_B[:, None] + jnp.arange(self.block)
-        key = ring_positions(offset_B + self.block, self.capacity)
-        mask = window_mask(query, key, self.context)
-        return cache, attend_ring(q, cache["k"], cache["v"], mask, self.precision)
+    def _mask(self, offset_B: Array, T: int, key_BS: Array) -> Bool[Array, "B T S"]:
+        """Which of the keys at positions `key_BS` the queries at `offset .. offset + T - 1` see."""
+        query_BT = offset_B[:, None] + jnp.arange(T)
+        mask = window_mask(query_BT, key_BS, self.context)
+        if self.ring == "window":  # a block is written over the oldest keys before its first query looks
+            end_BT = offset_B[:, None] + (jnp.arange(T) // self.block + 1) * self.block
+            mask = mask & (key_BS[:, None, :] >= end_BT[..., None] - self.context)
+        return mask
 
     @nn.nowrap
     def init_cache(self, batch_size: int) -> dict[str, Array]:
@@ -193,10 +219,16 @@ class Attention(nn.Module):
         return {**self.init_cache(batch_size), "offset": jnp.zeros((batch_size,), jnp.int32)}
 
     def step(
-        self, state: dict[str, Array], x: Float[Array, "B T D"], active: Bool[Array, " B"] | None = None
+        self,
+        state: dict[str, Array],
+        x: Float[Array, "B T D"],
+        active: Bool[Array, " B"] | None = None,
+        lengths: Int[Array, " B"] | None = None,
     ) -> tuple[dict[str, Array], Float[Array, "B T D"]]:
-        cache, y = self.attend_cached({"k": state["k"], "v": state["v"]}, x, state["offset"], active)
-        return {**cache, "offset": advance(state["offset"], x.shape[1], active)}, y
+        """Run any number of whole blocks in one pass; see `counted` for `active` and `lengths`."""
+        count = counted(x.shape[1], active, lengths)
+        cache, y = self.attend_cached({"k": state["k"], "v": state["v"]}, x, state["offset"], count)
+        return {**cache, "offset": advance(state["offset"], x.shape[1], count)}, y
 
     @nn.nowrap
     def reset(self, state: dict[str, Array], rows: Bool[Array, " B"]) -> dict[str, Array]:
@@ -239,6 +271,21 @@ class CrossAttention(nn.Module):
         return self.out_proj(y.reshape(x.shape))
 
 
-def advance(offset_B: Int[Array, " B"], steps: int, active_B: Bool[Array, " B"] | None) -> Int[Array, " B"]:
-    """Offsets after `steps` positions; frozen rows stay."""
-    return offset_B + steps if active_B is None else jnp.where(active_B, offset_B + steps, offset_B)
+def counted(
+    steps: int, active_B: Bool[Array, " B"] | None, lengths_B: Int[Array, " B"] | None = None
+) -> Int[Array, " B"] | None:
+    """Return how many of `steps` new positions count in each row; None: all.
+
+    Args:
+      steps: New positions.
+      active_B: Rows that are false are frozen: nothing counts.
+      lengths_B: Only the first so many positions count, 0 to `steps`.
+    """
+    if active_B is None:
+        return lengths_B
+    return jnp.where(active_B, steps if lengths_B is None else lengths_B, 0)
+
+
+def advance(offset_B: Int[Array, " B"], steps: int, count_B: Int[Array, " B"] | None) -> Int[Array, " B"]:
+    """Return the offsets after `steps` positions, of which `count_B` count (see `counted`)."""
+    return offset_B + (steps if count_B is None else count_B)

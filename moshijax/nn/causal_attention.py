@@ -123,7 +123,7 @@ def attend(
     q_BTGRC: Array, k_BGSC: Array, v_BGSC: Array, mask: Bool[Array, "..."] | None, precision: str | None
 ) -> Float[Array, "B T G R C"]:
     """Softmax attention in float32; `mask` broadcasts to `[B, G, R, T, S]`, false = not attended."""
-    scores = jnp.einsum("btgrc,bgsc->bgrts", q_BTGRC, k_BGSC, precision=precision).astype(jnp.float32)
+    scores = jnp.einsum("btgrc,bgsc->bgrts", q_BTGRC, k_BGSC, precision=precision, preferred_element_type=jnp.float32)
     scores = scores / math.sqrt(q_BTGRC.shape[-1])
     if mask is not None:
         scores = jnp.where(mask, scores, jnp.finfo(jnp.float32).min)

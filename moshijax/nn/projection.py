@@ -155,17 +155,15 @@ class StepLinear(nn.Module):
             ]
 
     def low(self, x_KNI: Float[Array, "K N I"]) -> Float[Array, "K N r"] | None:
-        """`A x` of every step; None without an update."""
+        """Return `A x` of every step; None without an update."""
         if not self.stacked:
             lows = [self.low_step(k, x_KNI[k]) for k in range(len(self.schedule))]
             return None if lows[0] is None else jnp.stack(lows)
         return None if self.steps.update is None else self._product(x_KNI, self.steps.lora_a)
 
     def low_step(self, k: int, x_NI: Float[Array, "N I"]) -> Float[Array, "N r"] | None:
-        """`low` of step k alone."""
-        if not self.stacked:
-            return self.steps[self.schedule[k]].low(x_NI)
-        return None if self.steps.update is None else self._product_of(k, x_NI, self.steps.lora_a)
+        """Return `low` of step k alone; not with `stacked`."""
+        return self.steps[self.schedule[k]].low(x_NI)
 
     def __call__(
         self, x_KNI: Float[Array, "K N I"], low_KNR: Float[Array, "K N r"] | None = None
@@ -183,18 +181,8 @@ class StepLinear(nn.Module):
         return y + self.steps.bias.astype(y.dtype)[jnp.asarray(self.schedule)][:, None]
 
     def step(self, k: int, x_NI: Float[Array, "N I"], low_NR: Float[Array, "N r"] | None = None) -> Float[Array, "N O"]:
-        """Step k alone."""
-        if not self.stacked:
-            return self.steps[self.schedule[k]](x_NI, low_NR)
-        y = self._product_of(k, x_NI, self.steps.kernel)
-        if self.steps.update is not None:
-            low_NR = self.low_step(k, x_NI) if low_NR is None else low_NR
-            y = y + self.steps.update.scaling * self._product_of(k, low_NR, self.steps.lora_b)
-        return y + self.steps.bias[self.schedule[k]].astype(y.dtype) if self.use_bias else y
-
-    def _product_of(self, k: int, x_NI: Array, kernels: Array) -> Array:
-        dtype = jnp.dtype(self.dtype)
-        return linear(x_NI.astype(dtype), kernels[self.schedule[k]].astype(dtype), self.precision)
+        """Run step k alone; not with `stacked`."""
+        return self.steps[self.schedule[k]](x_NI, low_NR)
 
     def _product(self, x_KNI: Array, kernels: Array) -> Array:
         """All steps through the stacked kernels of theirs."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
@@ -13,7 +12,7 @@ import jax.numpy as jnp
 
 from moshijax.errors import ConfigError
 from moshijax.nn import rope
-from moshijax.nn.attention import RINGS, Attention, CrossAttention, advance
+from moshijax.nn.attention import RINGS, Attention, CrossAttention, advance, counted
 from moshijax.nn.causal_attention import IMPLEMENTATIONS
 from moshijax.nn.lora import Place
 from moshijax.nn.mlp import ACTIVATIONS, MLP
@@ -196,10 +195,10 @@ class TransformerLayer(nn.Module):
         return self._scale("cross", self.cross_attention(self.norm_cross(x), source))
 
     def step(
-        self, cache: dict[str, Array], x: Array, offset_B: Array, active_B: Array | None, source: Any = None
+        self, cache: dict[str, Array], x: Array, offset_B: Array, count_B: Array | None, source: Any = None
     ) -> tuple[Any, Array]:
-        """`source`: keys and values of the source, where there is one (`source_cache`)."""
-        cache, update = self.attention.attend_cached(cache, self.norm1(x), offset_B, active_B)
+        """Run new positions; `source`: keys and values of the source, where there is one (`source_cache`)."""
+        cache, update = self.attention.attend_cached(cache, self.norm1(x), offset_B, count_B)
         x = x + self._scale("1", update)
         if source is not None:
             x = x + self._cross(x, source)
@@ -304,7 +303,7 @@ class Transformer(nn.Module):
 
     def source_caches(self, source: Float[Array, "B S D"]) -> tuple[dict[str, Array], ...]:
         """Keys and values of a source `[B, S, D]` for the cross-attention of every layer, each `[B, H, S, C]`."""
-        return tuple(self._layer(i)("source_cache", source) for i in range(self.config.num_layers))
+        return tuple(layer.source_cache(source) for layer in self._unstacked())
 
     @nn.nowrap
     def init_state(self, batch_size: int) -> dict[str, Any]:
@@ -320,25 +319,31 @@ class Transformer(nn.Module):
         x: Float[Array, "B T D"],
         active: Bool[Array, " B"] | None = None,
         sources: tuple[dict[str, Array], ...] | None = None,
+        lengths: Int[Array, " B"] | None = None,
     ) -> tuple[dict[str, Any], Float[Array, "B T D"]]:
-        """`sources`: what `source_caches` gave, with cross-attention."""
-        offset = state["offset"]
-        x = self._embed_positions(x, offset[:, None] + jnp.arange(x.shape[1]))
-        caches = []
-        for i, cache in enumerate(state["layers"]):
-            arguments = () if sources is None else (sources[i],)
-            cache, x = self._layer(i)("step", cache, x, offset, active, *arguments)
-            caches.append(cache)
-        return {"offset": advance(offset, x.shape[1], active), "layers": tuple(caches)}, x
+        """Run any number of whole blocks in one pass.
 
-    def _layer(self, i: int) -> Callable[..., Any]:
-        """Layer i as a function `(method, *arguments)`."""
-        if not self.scan_layers:
-            return lambda method, *arguments: getattr(self.layers[i], method)(*arguments)
-        # Right but slow: slices the stacked parameters. Inference unstacks them before jit.
-        params = jax.tree.map(lambda leaf: leaf[i], nn.meta.unbox(self.layers.variables["params"]))
-        layer = TransformerLayer(self.config, self.block, self.ring, self.place, parent=None)
-        return lambda method, *arguments: layer.apply({"params": params}, *arguments, method=method)
+        Args:
+          active: Rows that are false are frozen.
+          sources: What `source_caches` returned, with cross-attention.
+          lengths: Only the first so many of the T positions count; the outputs of the others mean nothing.
+
+        Raises:
+          ConfigError: The parameters are stacked.
+        """
+        offset, T = state["offset"], x.shape[1]
+        count = counted(T, active, lengths)
+        x = self._embed_positions(x, offset[:, None] + jnp.arange(T))
+        caches = []
+        for i, layer in enumerate(self._unstacked()):
+            arguments = () if sources is None else (sources[i],)
+            cache, x = layer.step(state["layers"][i], x, offset, count, *arguments)
+            caches.append(cache)
+        return {"offset": advance(offset, T, count), "layers": tuple(caches)}, x
+
+    def _unstacked(self) -> list[TransformerLayer]:
+        require(not self.scan_layers, "stacked layers do not stream; call unstack_layers on the parameters first")
+        return self.layers
 
     @nn.nowrap
     def reset(self, state: dict[str, Any], rows: Bool[Array, " B"]) -> dict[str, Any]:

@@ -13,9 +13,12 @@ if TYPE_CHECKING:
     from jaxtyping import Array
 
 
+#: Blocks in one step: single ones, a few, and as many as a prompt is prefilled with.
+SIZES = (1, 2, 3, 8, 64)
+
+
 def jittered(variables: Any, key: Array, scale: float = 0.1) -> Any:
-    """The same tree with noise added to vectors and scalars, so that biases, norms and layer scales are not at 0 or
-    1."""
+    """Return the tree with noise added to vectors and scalars: biases, norms and layer scales are not at 0 or 1."""
     leaves, tree = jax.tree.flatten(variables)
     keys = jax.random.split(key, len(leaves))
     out = [
@@ -34,40 +37,41 @@ def check_streaming(
     *,
     batch_size: int = 3,
     blocks: int | None = None,
-    max_blocks: int = 8,
+    sizes: tuple[int, ...] = SIZES,
     splits: int = 20,
     gradients: bool = True,
     atol: float = 1e-5,
     rtol: float = 1e-5,
     seed: int = 0,
 ) -> None:
-    """Assert that ``layer`` keeps the streaming contract.
+    """Assert that `layer` keeps the streaming contract.
 
-    Whole sequence = stepwise, outputs and gradients (of parameters and input), for every block count per step up to
-    ``max_blocks`` and for ``splits`` random splits; no effect of the future; arbitrary finite values after a
-    row's length leave its earlier outputs and their gradients unchanged; nothing older than the receptive field
-    matters; the state keeps its structure and has leading axis B; frozen and reset rows are right.
+    Whole sequence = stepwise, outputs and gradients (of parameters and input), for steps of each of `sizes` blocks and
+    for `splits` random sequences of them; no effect of the future; arbitrary finite values after a row's length leave
+    its earlier outputs and their gradients unchanged; nothing older than the receptive field matters; the state keeps
+    its structure and has leading axis B; frozen and reset rows are right.
 
     Args:
-        layer: a streaming layer, unbound.
-        variables: its variables (``{'params': ...}``), or a PRNG key to initialise it with (then vectors are jittered).
-        features: dimensions of the input after ``[B, T]``.
-        batch_size: B, at least 2.
-        blocks: length of the sequence, in blocks; default 2 max_blocks + 3.
-        max_blocks: most blocks in one step.
-        splits: number of random splits.
-        gradients: also compare gradients.
-        atol: absolute tolerance; gradients are compared relative to their largest entry as well.
-        rtol: relative tolerance.
-        seed: of inputs and splits.
+      layer: A streaming layer, unbound.
+      variables: Its variables (`{"params": ...}`), or a PRNG key to initialise it with (then vectors are jittered).
+      features: Dimensions of the input after `[B, T]`.
+      batch_size: B, at least 2.
+      blocks: Length of the sequence, in blocks; None: twice the largest step and three more.
+      sizes: Blocks in one step, 1 among them. Each is compiled once.
+      splits: Number of random splits.
+      gradients: Also compare gradients.
+      atol: Absolute tolerance; gradients are compared relative to their largest entry as well.
+      rtol: Relative tolerance.
+      seed: Of inputs and splits.
 
     Raises:
-        AssertionError: naming the property that fails and the largest error.
+      AssertionError: A property fails; the message names it and the largest error.
     """
     features = (features,) if isinstance(features, int) else tuple(features)
     rng = np.random.RandomState(seed)
     block, ratio = layer.block_size, layer.output_ratio
-    blocks = blocks or 2 * max_blocks + 3
+    sizes = tuple(sorted(sizes))
+    blocks = blocks or 2 * sizes[-1] + 3
     length, out_block = blocks * block, block * ratio
     assert out_block.denominator == 1, f"output_ratio {ratio} times block_size {block} is not a whole number"
     out_block = int(out_block)
@@ -115,13 +119,19 @@ def check_streaming(
             at += n
         return np.concatenate(outs, 1), states
 
-    uniform = [[n] * (blocks // n) + ([blocks % n] if blocks % n else []) for n in range(1, max_blocks + 1)]
+    def filled(split):
+        """The split, with steps of the largest sizes that fit up to the end."""
+        while (rest := blocks - sum(split)) > 0:
+            split = [*split, max(size for size in sizes if size <= rest)]
+        return split
+
+    uniform = [filled([size] * (blocks // size)) for size in sizes]
     randoms = []
     for _ in range(splits):
         split = []
-        while sum(split) < blocks:
-            split.append(int(rng.randint(1, min(max_blocks, blocks - sum(split)) + 1)))
-        randoms.append(split)
+        while (fitting := [size for size in sizes if size <= blocks - sum(split)]) and sum(split) < blocks // 2:
+            split.append(int(rng.choice(fitting)))
+        randoms.append(filled(split))
     for split in uniform + randoms:
         close(run(split)[0], y, f"outputs of steps {split} against the whole sequence")
 
@@ -174,7 +184,7 @@ def check_streaming(
 
     # Rows that freeze and restart, each at its own pace, among neighbours that do other things.
     state, at = start, np.zeros(batch_size, int)
-    n = 2 if max_blocks > 1 else 1
+    n = 2 if 2 in sizes else 1
     reset = jax.jit(layer.reset)
     for _ in range(2 * blocks // n):
         active = rng.rand(batch_size) < 0.7
@@ -197,7 +207,7 @@ def check_streaming(
 
 
 def _step_pullback(layer: Any):
-    """``f(variables, state, x, ct_state, ct_y)`` -> cotangents of variables, of the state's float leaves, and of x."""
+    """Return `f(variables, state, x, ct_state, ct_y)`: cotangents of variables, of the float leaves of state, of x."""
 
     def is_float(leaf):
         return jnp.issubdtype(leaf.dtype, jnp.floating)

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from moshijax.lm.config import LMConfig
-from moshijax.tokens import EOS, PAD
-from moshijax.weights.source import open_source
+from moshijax.weights.families.lm import LANGUAGE_MODEL
+from moshijax.weights.opening import open_model
 
 
 def load_lm(
@@ -38,17 +35,5 @@ def load_lm(
         DataError: nothing readable there, or the tensors do not fit the config.
         ConfigError: a config.json that cannot be used.
     """
-    source = open_source(path, "lm")
-    source = source if merge_adapter else source.unmerged()
-    config = source.config
-    if dtype is not None:
-        config = config.with_dtype(dtype, dtype)
-        config = replace(config, lora=config.lora and replace(config.lora, param_dtype=None))
-    params = source.leaves(config, stacked, shardings).tree()
-    if source.record.config.get("model_type") == "hibiki":  # an end of text must not end the translation
-        table = params["text_embedding"]["table"]
-        if isinstance(table, np.ndarray):
-            table[0, EOS] = table[0, PAD]
-        else:
-            params["text_embedding"]["table"] = table.at[0, EOS].set(table[0, PAD])
-    return config, params
+    model = open_model(path, LANGUAGE_MODEL.kind)
+    return (model if merge_adapter else model.family.unmerged(model)).load(dtype, stacked, shardings)

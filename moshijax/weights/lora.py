@@ -6,11 +6,9 @@ maps. Attention names are split (`in_projs.0`) or, in older files, fused (`in_pr
 
 from __future__ import annotations
 
-import dataclasses
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -18,9 +16,12 @@ from moshijax.errors import ConfigError, DataError
 from moshijax.lm.config import LMConfig
 from moshijax.nn.lora import LoRA
 from moshijax.weights.formats.kyutai import linear_maps, stem_of
-from moshijax.weights.formats.lm_table import lm_table, module_of
-from moshijax.weights.names import Group, View, concatenated, renamed
+from moshijax.weights.formats.lm_table import depth_weights, lm_table, module_of
+from moshijax.weights.model import OpenedModel
+from moshijax.weights.names import Group, Renamed, concatenated, renamed
+from moshijax.weights.published import CONFIG_FILE, read_json
 from moshijax.weights.safetensors import open_tensors
+from moshijax.weights.tensors import Combined, Tensors
 
 _SPLIT = re.compile(r"^(.*)\.(in|out)_projs\.(\d+)\.(lora_[AB])\.weight$")
 _NAME = re.compile(r"^(.*)\.(lora_[AB])\.weight$")
@@ -39,7 +40,7 @@ class Adapter:
         rank: of every pair, None: as it is.
     """
 
-    tensors: Any
+    tensors: Tensors
     scaling: float
     where: Path
     path: Path | None = None
@@ -60,7 +61,7 @@ def open_adapter(path: Path, scaling: float, rank: int | None) -> Adapter:
     return Adapter(_fused(open_tensors(path), str(path)), scaling, path, path, rank)
 
 
-def _fused(file: Any, where: str) -> View:
+def _fused(file: Tensors, where: str) -> Renamed:
     """The tensors of a file under fused names."""
     found: dict[str, dict[str, dict[int, str]]] = {}
     for name in file.shapes:
@@ -83,10 +84,10 @@ def _fused(file: Any, where: str) -> View:
             if any(tuple(file.shapes[name]) != (rows, *rest) for name in names):
                 raise DataError(f"{where}: {part} of {stem} has steps of different shapes; fetch it again")
             groups.append(concatenated(names, f"{stem}.{part}.weight", (len(names) * rows, *rest)))
-    return View(file, groups, reading=True)
+    return Renamed(file, groups, reading=True)
 
 
-def split(tensors: Any, depth_weights: int) -> View:
+def split(tensors: Tensors, depth_weights: int) -> Renamed:
     """Fused pairs under the names that the package has in memory; `depth_weights` as in `check`."""
     groups = []
     for name, shape in tensors.shapes.items():
@@ -95,10 +96,10 @@ def split(tensors: Any, depth_weights: int) -> View:
             groups.append(concatenated(names, name, shape))
         else:
             groups.append(renamed(name, name, shape))
-    return View(tensors, groups, reading=False)
+    return Renamed(tensors, groups, reading=False)
 
 
-def check(tensors: Any, adapter: Adapter, depth_weights: int) -> dict[str, str]:
+def check(tensors: Tensors, adapter: Adapter, depth_weights: int) -> dict[str, str]:
     """Published weight -> the linear map whose pair adds to it; every pair fits one, and the adapter does something.
 
     Args:
@@ -137,7 +138,7 @@ def _count(stem: str, depth_weights: int) -> int:
     return depth_weights if stem.startswith("depformer.") and ("in_proj" in stem or "out_proj" in stem) else 1
 
 
-def merged(tensors: Any, adapter: Adapter, depth_weights: int) -> View:
+def merged(tensors: Tensors, adapter: Adapter, depth_weights: int) -> Renamed:
     """The published tensors with the adapter added; sums are float32, the types those of the weights."""
     pairs = check(tensors, adapter, depth_weights)
 
@@ -154,7 +155,7 @@ def merged(tensors: Any, adapter: Adapter, depth_weights: int) -> View:
         else renamed(name, name, shape)
         for name, shape in tensors.shapes.items()
     ]
-    return View(tensors, groups, reading=True)
+    return Renamed(tensors, groups, reading=True)
 
 
 def with_updates(config: LMConfig, adapter: Adapter) -> LMConfig:
@@ -170,16 +171,54 @@ def with_updates(config: LMConfig, adapter: Adapter) -> LMConfig:
         raise ConfigError(f"{adapter.where} has ranks {ranks} and types {kinds}: its pairs must be alike; merge it")
     own = None if kinds[0] == config.temporal.param_dtype else kinds[0]
     update = LoRA(ranks[0], adapter.scaling, param_dtype=own)
-    every = _modules(dataclasses.replace(config, lora=update))
+    every = _modules(replace(config, lora=update))
     covered = sorted({every[name] for name in shapes if name in every})
     if set(covered) < set(every.values()):
-        update = dataclasses.replace(update, modules=tuple(covered))
-    config = dataclasses.replace(config, lora=update)
+        update = replace(update, modules=tuple(covered))
+    config = replace(config, lora=update)
     odd = sorted(set(_modules(config)) ^ set(shapes))
     if odd:
         what = "has no place in the layers" if odd[0] in shapes else "is missing, which other layers have"
         raise ConfigError(f"{adapter.where}: {odd[0]} {what}; merge the adapter into the weights")
     return config
+
+
+def with_adapter(model: OpenedModel, path: Path) -> OpenedModel:
+    """Add the adapter in a file to a model; scaling and rank as the config.json beside it, or of the model, says.
+
+    Raises:
+      DataError: the adapter does not fit, or changes nothing.
+    """
+    beside = path.parent / CONFIG_FILE
+    fields = {**model.provenance.config, **(read_json(beside) if beside.is_file() else {})}
+    adapter = open_adapter(path, float(fields.get("lora_scaling", 2.0)), fields.get("lora_rank"))
+    stated = {"lora": True, "lora_scaling": adapter.scaling, "lora_name": path.name}
+    stated |= {} if adapter.rank is None else {"lora_rank": adapter.rank}
+    config = {**model.provenance.config, **stated}
+    return attached(replace(model, provenance=replace(model.provenance, config=config)), adapter)
+
+
+def attached(model: OpenedModel, adapter: Adapter) -> OpenedModel:
+    """Return the model with an adapter added to what its parameters are made of.
+
+    Raises:
+      DataError: the adapter does not fit, or changes nothing.
+    """
+    stored = merged(model.tensors, adapter, depth_weights(model.config))
+    return replace(model, table=lm_table(model.config), stored=stored, adapter=adapter)
+
+
+def unmerged(model: OpenedModel) -> OpenedModel:
+    """Return the model with its adapter as parameters of its own (`config.lora`); one without it unchanged.
+
+    Raises:
+      ConfigError: an adapter that can only be merged.
+    """
+    if model.adapter is None:
+        return model
+    config = with_updates(model.config, model.adapter)
+    tensors = Combined(model.tensors, model.adapter.tensors)
+    return replace(model, config=config, table=lm_table(config), stored=tensors)
 
 
 def _modules(config: LMConfig) -> dict[str, str]:

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from moshijax.codec import MimiConfig
-from moshijax.weights.source import open_source
+from moshijax.weights.families.codec import CODEC
+from moshijax.weights.opening import open_model
 
 
 def load_mimi(path: str | Path, config: MimiConfig | None = None) -> tuple[MimiConfig, dict[str, Any]]:
@@ -27,5 +28,4 @@ def load_mimi(path: str | Path, config: MimiConfig | None = None) -> tuple[MimiC
             together.
         ConfigError: the config asks for what this codec does not do.
     """
-    source = open_source(path, "codec", config)
-    return source.config, source.leaves().tree()
+    return open_model(path, CODEC.kind, config).load()

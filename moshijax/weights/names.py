@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from moshijax.errors import DataError
+from moshijax.weights.tensors import Shapes, Tensors
 
-Shapes = dict[str, tuple[int, ...]]
 Arrays = list[np.ndarray]
 #: Groups whose other tensors are kept until they are asked for too.
 _KEPT = 4
@@ -71,18 +70,20 @@ def copied(theirs: Sequence[str], ours: str, shape: tuple[int, ...], as_shape: t
     return Group(dict.fromkeys(theirs, inner), {ours: shape}, read, lambda a: [a[0].reshape(inner)] * len(theirs))
 
 
-class View(Mapping):
+class Renamed(Mapping):
     """Tensors under the names of the other side of their groups; each is made when it is asked for.
 
     Attributes:
         shapes, dtypes: name -> shape, numpy dtype.
     """
 
-    def __init__(self, tensors: Any, groups: Sequence[Group], reading: bool, dtypes: Mapping[str, str] | None = None):
+    def __init__(
+        self, tensors: Tensors, groups: Sequence[Group], reading: bool, dtypes: Mapping[str, str] | None = None
+    ):
         """`reading`: from theirs to ours. `dtypes`: of results, where it is not that of what they are made of."""
         self._tensors = tensors
         self._groups: dict[str, tuple[Shapes, Shapes, Callable]] = {}
-        self.shapes: Shapes = {}
+        self.shapes: dict[str, tuple[int, ...]] = {}
         self.dtypes: dict[str, np.dtype] = {}
         for group in groups:
             sides = (group.theirs, group.ours, group.read) if reading else (group.ours, group.theirs, group.write)
@@ -112,20 +113,7 @@ class View(Mapping):
         return len(self.shapes)
 
 
-class Both:
-    """Tensors of two mappings."""
-
-    def __init__(self, first: Any, second: Any):
-        self._parts = first, second
-        self.shapes = {**first.shapes, **second.shapes}
-        self.dtypes = {**first.dtypes, **second.dtypes}
-
-    def __getitem__(self, name: str) -> np.ndarray:
-        first, second = self._parts
-        return first[name] if name in first.shapes else second[name]
-
-
-def _common(tensors: Any, names: Shapes) -> np.dtype:
+def _common(tensors: Tensors, names: Shapes) -> np.dtype:
     """The type of tensors; float32 where they differ."""
     found = {tensors.dtypes[name] for name in names}
     return found.pop() if len(found) == 1 else np.dtype(np.float32)

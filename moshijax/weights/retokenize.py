@@ -12,8 +12,8 @@ from moshijax.errors import ConfigError
 from moshijax.tokens import BOS, EOS, EPAD, PAD
 from moshijax.weights.formats.lm_config import loader_fields, published_config
 from moshijax.weights.formats.lm_table import lm_table
-from moshijax.weights.names import Group, View, renamed
-from moshijax.weights.source import Record, Source
+from moshijax.weights.model import OpenedModel, Provenance
+from moshijax.weights.names import Group, Renamed, renamed
 
 SPECIAL = (EPAD, BOS, EOS, PAD)
 #: Tables of text ids, with a last row for the initial token.
@@ -27,26 +27,26 @@ def carried(old: Sequence[str], new: Sequence[str]) -> np.ndarray:
     return np.asarray([i if i in SPECIAL else places.get(piece, -1) for i, piece in enumerate(new)], np.int64)
 
 
-def retokenize(found: Source, old: Sequence[str], new: Sequence[str], seed: int = 0) -> Source:
+def retokenize(model: OpenedModel, old: Sequence[str], new: Sequence[str], seed: int = 0) -> OpenedModel:
     """The model over the pieces `new`; everything but the text tables and heads is as it was.
 
     Args:
-        found: a language model whose text ids are those of `old`.
+        model: a language model whose text ids are those of `old`.
         seed: of the fresh rows, which are drawn as a new model's (`moshijax.lm.init`).
 
     Raises:
         ConfigError: `old` is not the vocabulary of the model, or the model holds what cannot follow: an adapter, int8.
     """
-    config = found.config
+    config = model.config
     if len(old) > config.text_card:
         raise ConfigError(
-            f"{found.where} has text_card={config.text_card}, the old tokenizer {len(old)} pieces; give the tokenizer "
+            f"{model.where} has text_card={config.text_card}, the old tokenizer {len(old)} pieces; give the tokenizer "
             "of the model with --old-tokenizer"
         )
-    if found.adapter is not None or found.record.config.get("quantize"):
-        what = "an adapter" if found.adapter is not None else "int8 weights, not bf16 ones"
+    if model.adapter is not None or model.provenance.config.get("quantize"):
+        what = "an adapter" if model.adapter is not None else "int8 weights, not bf16 ones"
         raise ConfigError(
-            f"{found.where} has {what}: only plain weights can change their vocabulary; merge or fetch them"
+            f"{model.where} has {what}: only plain weights can change their vocabulary; merge or fetch them"
         )
     places = carried(old, new)
     # A head of another size than the vocabulary says something else than a piece, and stays.
@@ -73,13 +73,19 @@ def retokenize(found: Source, old: Sequence[str], new: Sequence[str], seed: int 
         Group({name: shape}, {name: shapes[name]}, lambda arrays, name=name: [change(name, arrays[0])])
         if name in resized
         else renamed(name, name, shape)
-        for name, shape in found.tensors.shapes.items()
+        for name, shape in model.tensors.shapes.items()
     ]
-    tensors = View(found.tensors, groups, reading=True)
-    stated = found.record.config
+    tensors = Renamed(model.tensors, groups, reading=True)
+    stated = model.provenance.config
     fields = {**published_config(config), **(loader_fields(stated) if "delays" in stated else {})}
     fields.pop("tokenizer_name", None)
-    record = Record("kyutai", fields, found.record.dtypes, found.record.extra)
+    provenance = Provenance("kyutai", fields, model.provenance.dtypes, model.provenance.extra)
     return dataclasses.replace(
-        found, config=config, tensors=tensors, record=record, table=lm_table(config), stored=tensors, tokenizer=None
+        model,
+        config=config,
+        tensors=tensors,
+        provenance=provenance,
+        table=lm_table(config),
+        stored=tensors,
+        tokenizer=None,
     )

@@ -17,33 +17,33 @@ import jax
 import orbax.checkpoint as ocp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from moshijax.codec import MimiConfig
-from moshijax.codec.training import codec_variables
 from moshijax.config_json import from_json
 from moshijax.errors import DataError
-from moshijax.lm import LMConfig
+from moshijax.weights.families import family_of
+from moshijax.weights.families.family import Family
+from moshijax.weights.model import OpenedModel
+from moshijax.weights.published import TOKENIZER
 
 #: Files of a run directory that say what its model is.
-MODEL, CHECKPOINTS, TOKENIZER = "model.json", "checkpoints", "tokenizer.model"
+MODEL, CHECKPOINTS = "model.json", "checkpoints"
 #: Its experiment as JSON and as a recipe, and what it measured, one JSON object a line.
 CONFIG, RECIPE, METRICS = "config.json", "config.gin", "metrics.jsonl"
 #: Item of a checkpoint that holds the model.
 MODEL_ITEM = "model"
-CONFIG_CLASSES = {"lm": LMConfig, "codec": MimiConfig}
 
 
 class RunModel(NamedTuple):
     """The model of a run at one checkpoint.
 
     Attributes:
-      kind: "lm" or "codec".
+      family: what kind of model it is.
       config: of the model.
       params: as `moshijax.lm` or `moshijax.codec` takes them; the running average where the run keeps one.
       step: steps done at the checkpoint.
       tokenizer: the SentencePiece model of the run, if it has one.
     """
 
-    kind: str
+    family: Family
     config: Any
     params: dict[str, Any]
     step: int
@@ -54,13 +54,13 @@ class TrainedModel(NamedTuple):
     """Everything of a run's model that is learnt, side heads included.
 
     Attributes:
-      kind: "lm" or "codec".
+      family: what kind of model it is.
       config: of the model.
       variables: {"params", "model_state"}, of arrays or of their shapes and types.
       step: steps done at the checkpoint.
     """
 
-    kind: str
+    family: Family
     config: Any
     variables: dict[str, Any]
     step: int
@@ -81,12 +81,20 @@ def load_run(run_dir: str | Path, step: int | None = None) -> RunModel:
     Raises:
       DataError: this is no run directory, or it has no such checkpoint.
     """
-    kind, config, variables, found = read_model(run_dir, step)
-    params = variables["params"]
-    if kind == "codec":
-        params = codec_variables({"params": params, "codebooks": variables["model_state"]})
+    family, config, variables, found = read_model(run_dir, step)
+    params = family.from_training(variables["params"], variables["model_state"])
     tokenizer = Path(run_dir) / TOKENIZER
-    return RunModel(kind, config, params, found, tokenizer if tokenizer.exists() else None)
+    return RunModel(family, config, params, found, tokenizer if tokenizer.exists() else None)
+
+
+def open_run(run_dir: str | Path) -> OpenedModel:
+    """Open the model of a run, at its newest complete checkpoint.
+
+    Raises:
+      DataError: this is no run directory, or it has no complete checkpoint.
+    """
+    run = load_run(run_dir)
+    return run.family.open_run(run.config, run.params, Path(run_dir), run.tokenizer)
 
 
 def read_model(run_dir: str | Path, step: int | None = None, shardings: Any = None) -> TrainedModel:
@@ -100,13 +108,13 @@ def read_model(run_dir: str | Path, step: int | None = None, shardings: Any = No
     Raises:
       DataError: this is no run directory, or it has no such checkpoint.
     """
-    with _opened(run_dir, step) as (kind, config, manager, found):
+    with _opened(run_dir, step) as (family, config, manager, found):
         abstract = _laid_out(_shapes(manager, found), shardings)
         args = ocp.args.Composite(**{MODEL_ITEM: ocp.args.StandardRestore(abstract)})
         model = manager.restore(found, args=args)[MODEL_ITEM]
     params = {**flatten_dict(model["params"]), **flatten_dict(model.get("ema", {}))}
     variables = {"params": unflatten_dict(params), "model_state": model.get("model_state", {})}
-    return TrainedModel(kind, config, variables, found)
+    return TrainedModel(family, config, variables, found)
 
 
 def model_shapes(run_dir: str | Path, step: int | None = None) -> TrainedModel:
@@ -115,14 +123,14 @@ def model_shapes(run_dir: str | Path, step: int | None = None) -> TrainedModel:
     Raises:
       DataError: this is no run directory, or it has no such checkpoint.
     """
-    with _opened(run_dir, step) as (kind, config, manager, found):
+    with _opened(run_dir, step) as (family, config, manager, found):
         model = _shapes(manager, found)
     variables = {"params": model["params"], "model_state": model.get("model_state", {})}
-    return TrainedModel(kind, config, variables, found)
+    return TrainedModel(family, config, variables, found)
 
 
-def read_description(run_dir: str | Path) -> tuple[str, Any]:
-    """Return the kind of a run's model, and its config.
+def read_description(run_dir: str | Path) -> tuple[Family, Any]:
+    """Return the family of a run's model, and its config.
 
     Raises:
       DataError: this is no run directory, or of a model that this version does not know.
@@ -135,16 +143,15 @@ def read_description(run_dir: str | Path) -> tuple[str, Any]:
         raise DataError(
             f"{path} is not a run directory: no usable {MODEL} ({error}); give the --run-dir of a run"
         ) from None
-    if kind not in CONFIG_CLASSES:
-        raise DataError(f"{path / MODEL} names the kind {kind!r}; this version knows {', '.join(CONFIG_CLASSES)}")
-    return kind, from_json(CONFIG_CLASSES[kind], fields, MODEL)
+    family = family_of(kind, path / MODEL)
+    return family, from_json(family.config_class, fields, MODEL)
 
 
 @contextlib.contextmanager
-def _opened(run_dir: str | Path, step: int | None) -> Iterator[tuple[str, Any, ocp.CheckpointManager, int]]:
-    """Kind and config of a run's model, its checkpoints, and the step of the one to read."""
+def _opened(run_dir: str | Path, step: int | None) -> Iterator[tuple[Family, Any, ocp.CheckpointManager, int]]:
+    """Family and config of a run's model, its checkpoints, and the step of the one to read."""
     path = Path(run_dir)
-    kind, config = read_description(path)
+    family, config = read_description(path)
     remedy = f"train it first: moshijax train RECIPE --run-dir {path}"
     if not is_run(path):
         raise DataError(f"{path} has no checkpoint yet; {remedy}")
@@ -157,7 +164,7 @@ def _opened(run_dir: str | Path, step: int | None) -> Iterator[tuple[str, Any, o
         if found is None or found not in manager.all_steps():
             wanted = "complete checkpoint" if step is None else f"checkpoint of step {step}"
             raise DataError(f"{path} has no {wanted}; {remedy}")
-        yield kind, config, manager, found
+        yield family, config, manager, found
     finally:
         manager.close()
 

@@ -17,8 +17,10 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from moshijax.weights.tensors import Tensors
+
 Target = tuple[str, int | None]  # path in our tree ("a/b/c"), and the slot of its leading axis if it fills only one
-Place = tuple[str, tuple[int, ...]]  # leaf of a tree in either layout, and the index that a piece takes in it
+Location = tuple[str, tuple[int, ...]]  # leaf of a tree in either layout, and the index that a piece takes in it
 
 _NUMBERED = re.compile(r"^(layers|steps)_(\d+)$")
 #: Alignment of buffers that jax takes over without a copy.
@@ -44,7 +46,7 @@ def plain(shape: tuple[int, ...], path: str, slot: int | None = None, ours: tupl
     return Entry(shape, ((path, slot),), lambda a: [a.reshape(inner)], lambda p: p[0].reshape(shape))
 
 
-def find(path: str, slot: int | None, tree: Mapping[str, Any]) -> Place:
+def locate(path: str, slot: int | None, tree: Mapping[str, Any]) -> Location:
     """Where a target lies in a flat tree of any layout (`moshijax.nn.layout`)."""
     parts = [(part, _NUMBERED.match(part)) for part in path.split("/")]
     for kept in (("layers", "steps"), ("layers",), ("steps",), ()):
@@ -56,9 +58,9 @@ def find(path: str, slot: int | None, tree: Mapping[str, Any]) -> Place:
     return name, (*numbers, *(() if slot is None else (slot,)))
 
 
-def _groups(table: Table, tree: Mapping[str, Any]) -> Iterator[tuple[list[str], dict[str, list[Place]]]]:
+def _groups(table: Table, tree: Mapping[str, Any]) -> Iterator[tuple[list[str], dict[str, list[Location]]]]:
     """Leaves that have to be filled together, and the places of the pieces of each published tensor that fills them."""
-    places = {name: [find(path, slot, tree) for path, slot in entry.targets] for name, entry in table.items()}
+    places = {name: [locate(path, slot, tree) for path, slot in entry.targets] for name, entry in table.items()}
     fills: dict[str, list[str]] = {}
     for name, pieces in places.items():
         for leaf, _ in pieces:
@@ -119,7 +121,7 @@ def aligned(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
     return raw[start : start + size].view(dtype).reshape(shape)
 
 
-class Leaves(Mapping):
+class AsParameters(Mapping):
     """Published tensors as our parameters: flat path -> array, each made when it is asked for.
 
     Attributes:
@@ -129,7 +131,7 @@ class Leaves(Mapping):
     def __init__(
         self,
         table: Table,
-        tensors: Mapping[str, np.ndarray],
+        tensors: Tensors,
         abstract: Mapping[str, Any],
         shardings: Mapping[str, Any] | None = None,
     ):
@@ -169,28 +171,35 @@ def same(abstract: Mapping[str, Any]) -> dict[str, Entry]:
     return {path: plain(tuple(spec.shape), path) for path, spec in flat.items()}
 
 
-class Published(Mapping):
+class AsPublished(Mapping):
     """Our parameters as published tensors; each is made when it is asked for.
 
     Attributes:
         shapes, dtypes: published name -> shape, numpy dtype.
     """
 
-    def __init__(self, table: Table, flat: Mapping[str, Any], dtypes: Mapping[str, str] | None = None):
-        """`flat`: path -> array, either layout. `dtypes`: published name -> dtype where it is not that of the array."""
-        self._table, self._flat = table, flat
-        self._places = {
-            name: [find(path, slot, self._flat) for path, slot in entry.targets] for name, entry in table.items()
+    def __init__(self, table: Table, parameters: Tensors, dtypes: Mapping[str, str] | None = None):
+        """Wrap parameters.
+
+        Args:
+          table: of the model.
+          parameters: by their paths, in either layout.
+          dtypes: published name -> dtype, where it is not that of the parameter.
+        """
+        self._table, self._parameters = table, parameters
+        self._locations = {
+            name: [locate(path, slot, parameters.shapes) for path, slot in entry.targets]
+            for name, entry in table.items()
         }
         self.shapes = {name: entry.shape for name, entry in table.items()}
-        types = getattr(flat, "dtypes", None) or {path: np.dtype(leaf.dtype) for path, leaf in flat.items()}
-        found = {name: types[places[0][0]] for name, places in self._places.items()}
+        types = parameters.dtypes
+        found = {name: types[places[0][0]] for name, places in self._locations.items()}
         # A flag of ours is a number there.
         found = {name: np.dtype(np.float32) if dtype.kind == "b" else dtype for name, dtype in found.items()}
         self.dtypes = {name: np.dtype((dtypes or {}).get(name, dtype)) for name, dtype in found.items()}
 
     def __getitem__(self, name: str) -> np.ndarray:
-        pieces = [np.asarray(self._flat[path][index]) for path, index in self._places[name]]
+        pieces = [np.asarray(self._parameters[path][index]) for path, index in self._locations[name]]
         joined = np.asarray(self._table[name].join(pieces))
         return np.ascontiguousarray(joined.astype(self.dtypes[name], copy=False)).reshape(self.shapes[name])
 

@@ -4,27 +4,18 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 
+from moshijax import files
 from moshijax.errors import MoshijaxError
 from moshijax.weights.safetensors import DTYPES, INDEX_SUFFIX
+from moshijax.weights.tensors import Tensors
 
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 Progress = Callable[[str], None]
-
-
-class Tensors(Protocol):
-    """Arrays by name whose shapes and dtypes are known before any is made."""
-
-    shapes: Mapping[str, tuple[int, ...]]
-    dtypes: Mapping[str, np.dtype]
-
-    def __getitem__(self, name: str) -> np.ndarray: ...
 
 
 def _size(tensors: Tensors, name: str) -> int:
@@ -91,38 +82,27 @@ def write(
         _write_one(path, tensors, shards[0], metadata, progress)
         return [path]
     stem = path.name.removesuffix(".safetensors")
-    files = [path.with_name(f"{stem}-{i + 1:05d}-of-{len(shards):05d}.safetensors") for i in range(len(shards))]
-    for file, names in zip(files, shards, strict=True):
-        _write_one(file, tensors, names, metadata, progress)
+    parts = [path.with_name(f"{stem}-{i + 1:05d}-of-{len(shards):05d}.safetensors") for i in range(len(shards))]
+    for part, names in zip(parts, shards, strict=True):
+        _write_one(part, tensors, names, metadata, progress)
     total = sum(_size(tensors, name) for name in tensors.shapes)
-    weight_map = {name: file.name for file, names in zip(files, shards, strict=True) for name in names}
+    weight_map = {name: part.name for part, names in zip(parts, shards, strict=True) for name in names}
     index = path.with_name(stem + INDEX_SUFFIX)
-    text = json.dumps({"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}, indent=2)
-    write_text(index, text + "\n")
-    return [*files, index]
+    files.write_json(index, {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))})
+    return [*parts, index]
 
 
-def _write_one(path: Path, tensors: Tensors, names: list[str], metadata, progress: Progress) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        with open(partial, "wb") as file:
-            file.write(header_of(tensors, names, metadata))
-            for name in names:
-                progress(name)
-                value = np.ascontiguousarray(tensors[name])
-                if value.dtype != tensors.dtypes[name] or value.shape != tuple(tensors.shapes[name]):
-                    raise MoshijaxError(
-                        f"{name} came out as {value.dtype} {list(value.shape)}, announced were {tensors.dtypes[name]} "
-                        f"{list(tensors.shapes[name])}; report this"
-                    )
-                file.write(value.reshape(-1).view(np.uint8).data)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file that is either the old one or complete."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
+def _write_one(
+    path: Path, tensors: Tensors, names: list[str], metadata: Mapping[str, str] | None, progress: Progress
+) -> None:
+    with files.staged(path) as partial, open(partial, "wb") as file:
+        file.write(header_of(tensors, names, metadata))
+        for name in names:
+            progress(name)
+            value = np.ascontiguousarray(tensors[name])
+            if value.dtype != tensors.dtypes[name] or value.shape != tuple(tensors.shapes[name]):
+                raise MoshijaxError(
+                    f"{name} came out as {value.dtype} {list(value.shape)}, announced were {tensors.dtypes[name]} "
+                    f"{list(tensors.shapes[name])}; report this"
+                )
+            file.write(value.reshape(-1).view(np.uint8).data)

@@ -27,15 +27,13 @@ SIDES = {
 }
 
 
-@pytest.mark.parametrize("max_blocks", [2, pytest.param(8, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("sizes", [(1, 2), pytest.param((1, 2, 3, 8), marks=pytest.mark.slow)])
 @pytest.mark.parametrize("side", SIDES)
-def test_whole_codec_streams(side, max_blocks):
+def test_whole_codec_streams(side, sizes):
     make, features, block_size, output_ratio = SIDES[side]
     layer = make(SMALL)
     assert (layer.block_size, layer.output_ratio) == (block_size, output_ratio)
-    check_streaming(
-        layer, jax.random.key(0), features, batch_size=2, blocks=11, max_blocks=max_blocks, splits=20, atol=2e-5
-    )
+    check_streaming(layer, jax.random.key(0), features, batch_size=2, blocks=11, sizes=sizes, splits=20, atol=2e-5)
 
 
 def test_no_frame_rate_layers():

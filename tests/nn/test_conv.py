@@ -90,12 +90,12 @@ def test_one_channel_is_the_definition_and_has_its_gradient(steps, kernel_size):
 
 
 def test_one_channel_streams_in_blocks_of_any_size():
-    check_streaming(CausalConv(in_features=1, features=6, kernel_size=7), KEY, 1, max_blocks=16)
+    check_streaming(CausalConv(in_features=1, features=6, kernel_size=7), KEY, 1, sizes=(1, 2, 5, 16))
 
 
 @pytest.mark.parametrize("options", CONVS, ids=str)
 def test_conv_streams(options):
-    check_streaming(CausalConv(in_features=4, features=8, **options), KEY, 4, max_blocks=8)
+    check_streaming(CausalConv(in_features=4, features=8, **options), KEY, 4, sizes=(1, 2, 3, 8))
 
 
 TRANSPOSED = [
@@ -132,7 +132,7 @@ def test_transposed_is_the_definition(options):
 @pytest.mark.parametrize("options", TRANSPOSED, ids=str)
 def test_transposed_streams(options):
     layer = TransposedConv(in_features=4, features=4 if options.get("depthwise") else 3, **options)
-    check_streaming(layer, KEY, 4, max_blocks=8)
+    check_streaming(layer, KEY, 4, sizes=(1, 2, 3, 8))
 
 
 @pytest.mark.parametrize("rows", [False, True])
@@ -140,7 +140,7 @@ def test_matrix_form_streams(rows):
     conv = CausalConv(4, 6, 4, stride=2)
     kernel = np.random.RandomState(0).standard_normal((4, 4, 6)).astype(np.float32)
     variables = {"params": {"kernel_rows": rows_from_kernel(jnp.asarray(kernel)), "bias": jnp.ones(6)}}
-    check_streaming(conv, variables, 4, batch_size=2, max_blocks=4)
+    check_streaming(conv, variables, 4, batch_size=2, sizes=(1, 2, 4))
 
 
 def test_gradient_of_transposed_has_no_input_dilation():
@@ -164,7 +164,7 @@ def test_chain_and_residual():
     assert chain.block_size == 8
     assert chain.output_ratio == Fraction(3, 8)
     assert chain.receptive_field == 8 + 6 + 2 + 4 + 8 + 8
-    check_streaming(chain, KEY, 2, max_blocks=3)
+    check_streaming(chain, KEY, 2, sizes=(1, 2, 3))
 
 
 @pytest.mark.parametrize(

@@ -34,15 +34,19 @@ def stacked_params(config, x):
 @pytest.mark.slow
 @pytest.mark.parametrize(("kind", "block"), [("plain", 2), ("gated", 1)])
 def test_streaming(kind, block):
-    check_streaming(Transformer(KINDS[kind], block=block), KEY, 16, max_blocks=8, splits=20)
+    check_streaming(Transformer(KINDS[kind], block=block), KEY, 16)
 
 
 def test_streaming_with_sinusoids():
-    check_streaming(Transformer(KINDS["sin"]), KEY, 16, max_blocks=2, splits=2, gradients=False)
+    check_streaming(Transformer(KINDS["sin"]), KEY, 16, sizes=(1, 2), splits=2, gradients=False)
 
 
-def test_streaming_with_stacked_layers():
-    check_streaming(Transformer(KINDS["gated"], scan_layers=True), KEY, 16, max_blocks=2, splits=2, gradients=False)
+def test_stacked_layers_do_not_stream():
+    x = jnp.zeros((1, 1, 16))
+    module = Transformer(BASE, scan_layers=True)
+    variables = {"params": stacked_params(BASE, x)}
+    with pytest.raises(ConfigError, match="unstack_layers"):
+        module.apply(variables, module.init_state(1), x, method="step")
 
 
 @pytest.mark.parametrize("kind", KINDS)

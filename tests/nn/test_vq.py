@@ -83,7 +83,7 @@ def test_streams_and_passes_gradients_straight_through(quantizer):
         def apply(v, *args, **kwargs):
             return layer.apply({**v, "codebooks": variables["codebooks"]}, *args, **kwargs)
 
-    check_streaming(Bound, params, DIM, max_blocks=3)
+    check_streaming(Bound, params, DIM, sizes=(1, 2, 3))
     grad = jax.grad(lambda x: layer.apply(variables, x).sum())(jnp.ones((1, 2, DIM)))
     p = variables["params"]
     through = sum(p[n]["output_proj"]["kernel"].sum(0) @ p[n]["input_proj"]["kernel"] for n in ("semantic", "acoustic"))

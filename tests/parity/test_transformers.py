@@ -7,7 +7,7 @@ import pytest
 
 from moshijax import codec, lm
 from moshijax.weights import load_lm, load_mimi
-from moshijax.weights.source import open_source
+from moshijax.weights.opening import open_model
 from moshijax.weights.transfer import export_weights
 from tests.parity.weights_by_name import clip, load_fixture, write_checkpoint
 from tests.weights.test_transfer import bits
@@ -42,6 +42,6 @@ def test_the_same_numbers(model):
 
 def test_their_file_comes_back(model, tmp_path):
     folder, _, _ = model
-    export_weights(open_source(folder), tmp_path / "back", "huggingface")
+    export_weights(open_model(folder), tmp_path / "back", "huggingface")
     assert bits(tmp_path / "back") == bits(folder)
     assert (tmp_path / "back" / "config.json").exists()

@@ -23,7 +23,7 @@ from moshijax.weights.formats.lm_config import published_config
 from moshijax.weights.formats.lm_table import lm_table
 from moshijax.weights.formats.mimi_config import published_mimi_config
 from moshijax.weights.formats.mimi_table import mimi_table
-from moshijax.weights.source import open_source
+from moshijax.weights.opening import open_model
 from moshijax.weights.transfer import export_weights, import_weights
 from tests.parity.weights_by_name import FIXTURES, fill
 
@@ -49,7 +49,7 @@ def exported(folder: Path) -> Path:
     save_file(fill(shapes(lm_table(lm.configs.TINY)), SEED), given / "model.safetensors")
     save_file(fill(shapes(mimi_table(codec.configs.TINY)), SEED), given / "mimi.safetensors")
     import_weights(given, folder / "ours")
-    export_weights(open_source(folder / "ours"), folder / "exported", "kyutai")
+    export_weights(open_model(folder / "ours"), folder / "exported", "kyutai")
     return folder / "exported"
 
 

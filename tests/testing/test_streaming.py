@@ -80,7 +80,7 @@ BROKEN = {
 
 
 def check(make):
-    check_streaming(make(2, 3, 3), jax.random.key(0), 2, max_blocks=2, splits=3, blocks=8)
+    check_streaming(make(2, 3, 3), jax.random.key(0), 2, sizes=(1, 2), splits=3, blocks=8)
 
 
 def test_right():

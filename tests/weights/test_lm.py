@@ -14,7 +14,8 @@ from moshijax.errors import ConfigError, DataError
 from moshijax.nn.layout import is_stacked, stack_layers, unpack_in_proj, unstack_layers
 from moshijax.weights.formats.lm_config import LEGACY_7B, lm_config, published_config
 from moshijax.weights.formats.lm_table import lm_table
-from moshijax.weights.table import Leaves, Published
+from moshijax.weights.table import AsParameters, AsPublished
+from moshijax.weights.tensors import InMemory
 
 PUBLISHED = {
     "dim": 16,
@@ -61,7 +62,7 @@ def write(folder, published, tensors):
 
 def leaves(tensors):
     config = lm_config(PUBLISHED)
-    return Leaves(lm_table(config), tensors, lm.abstract(config, stacked=False)).tree()
+    return AsParameters(lm_table(config), tensors, lm.abstract(config, stacked=False)).tree()
 
 
 def split_names(tensors, weights_per_step=2):
@@ -107,7 +108,7 @@ def test_load_fused_and_split_names(tmp_path, split):
     np.testing.assert_array_equal(gate, tensors["transformer.layers.0.gating.linear_in.weight"][:44])
     np.testing.assert_array_equal(params["extra_heads"][1], tensors["extra_heads.1.weight"])
     for layout in (params, stack_layers(params), unstack_layers(stack_layers(params), ("layers",))):
-        back = Published(lm_table(config), flatten_dict(layout, sep="/"))
+        back = AsPublished(lm_table(config), InMemory(flatten_dict(layout, sep="/")))
         assert set(back) == set(tensors)
         for name, tensor in tensors.items():
             np.testing.assert_array_equal(back[name], tensor, err_msg=name)

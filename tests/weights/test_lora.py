@@ -21,7 +21,7 @@ from moshijax.testing import tiny
 from moshijax.tokens import UNGENERATED
 from moshijax.weights.formats.kyutai import LINEAR
 from moshijax.weights.formats.lm_table import lm_table
-from moshijax.weights.source import open_source
+from moshijax.weights.opening import open_model
 from moshijax.weights.transfer import export_weights, import_weights
 from tests.weights.test_lm import PUBLISHED, published_tensors, write
 from tests.weights.test_transfer import bits
@@ -59,12 +59,12 @@ def model(folder, adapter, stated=STATED):
 def test_apart_and_merged(tmp_path, split):
     given = model(tmp_path / "given", adapter_tensors(split))
     import_weights(given, tmp_path / "ours")
-    export_weights(open_source(tmp_path / "ours"), tmp_path / "back", "kyutai-fused")
+    export_weights(open_model(tmp_path / "ours"), tmp_path / "back", "kyutai-fused")
     assert bits(tmp_path / "back") == bits(given)
     assert (tmp_path / "back" / "lora.safetensors").read_bytes() == (given / "lora.safetensors").read_bytes()
     assert json.loads((tmp_path / "back" / "config.json").read_text()) == STATED
 
-    export_weights(open_source(tmp_path / "ours"), tmp_path / "merged", "kyutai-fused", merge=True)
+    export_weights(open_model(tmp_path / "ours"), tmp_path / "merged", "kyutai-fused", merge=True)
     assert json.loads((tmp_path / "merged" / "config.json").read_text()) == PUBLISHED
     merged, base, pairs = (
         load_file(f)
@@ -89,7 +89,7 @@ def test_apart_and_merged(tmp_path, split):
         weights.load_lm(tmp_path / "merged")[1]["text_head"]["kernel"], params["text_head"]["kernel"]
     )
     with pytest.raises(ConfigError, match="--merge-adapter"):
-        export_weights(open_source(given), tmp_path / "theirs", "mlx")
+        export_weights(open_model(given), tmp_path / "theirs", "mlx")
 
 
 def test_apart_is_the_same_function_as_merged(tmp_path):

@@ -13,8 +13,8 @@ from safetensors.numpy import load_file, save_file
 from moshijax import codec, weights
 from moshijax.errors import ConfigError, DataError
 from moshijax.export import source as export_source
+from moshijax.weights.opening import open_model
 from moshijax.weights.safetensors import open_tensors
-from moshijax.weights.source import open_source
 from moshijax.weights.transfer import export_weights, import_weights
 from tests.parity.weights_by_name import FIXTURES, load_fixture, write_checkpoint
 from tests.weights.test_lm import PUBLISHED, published_tensors, split_names, write
@@ -63,11 +63,11 @@ def test_language_model_there_and_back(tmp_path, types, form):
     tensors = typed(split_names(tensors) if form == "kyutai" else tensors, TYPES[types])
     write(tmp_path / "given", CONDITIONED, tensors)
     import_weights(tmp_path / "given", tmp_path / "ours")
-    export_weights(open_source(tmp_path / "ours"), tmp_path / "back", form)
+    export_weights(open_model(tmp_path / "ours"), tmp_path / "back", form)
     assert bits(tmp_path / "back") == bits(tmp_path / "given")
     # Straight through, and to the other spelling and back.
-    export_weights(open_source(tmp_path / "given"), tmp_path / "other", {"kyutai": "kyutai-fused"}.get(form, "kyutai"))
-    export_weights(open_source(tmp_path / "other"), tmp_path / "again", form)
+    export_weights(open_model(tmp_path / "given"), tmp_path / "other", {"kyutai": "kyutai-fused"}.get(form, "kyutai"))
+    export_weights(open_model(tmp_path / "other"), tmp_path / "again", form)
     assert bits(tmp_path / "again") == bits(tmp_path / "given")
     assert set(bits(tmp_path / "other")) != set(bits(tmp_path / "given"))
 
@@ -76,7 +76,7 @@ def test_codec_there_and_back(tmp_path):
     description, _ = load_fixture("mimi_small")
     given = write_checkpoint(tmp_path / "given", description)
     import_weights(given, tmp_path / "ours")
-    files = export_weights(open_source(tmp_path / "ours"), tmp_path / "back", "kyutai-fused")
+    files = export_weights(open_model(tmp_path / "ours"), tmp_path / "back", "kyutai-fused")
     assert [file.name for file in files] == ["config.json", "model.safetensors"]
     assert bits(tmp_path / "back") == bits(given)
     assert json.loads((tmp_path / "back" / "config.json").read_text()) == description["config"]
@@ -87,7 +87,7 @@ def test_the_released_codec_has_its_size(tmp_path):
     description, _ = load_fixture("mimi_full")
     given = write_checkpoint(tmp_path / "given", description)
     import_weights(given, tmp_path / "ours")
-    export_weights(open_source(tmp_path / "ours"), tmp_path / "back", "kyutai-fused")
+    export_weights(open_model(tmp_path / "ours"), tmp_path / "back", "kyutai-fused")
     assert (tmp_path / "back" / "model.safetensors").stat().st_size == 384_644_900
     assert bits(tmp_path / "back") == bits(given)
 
@@ -95,7 +95,7 @@ def test_the_released_codec_has_its_size(tmp_path):
 def test_a_config_is_written_as_it_was_stated(tmp_path):
     write(tmp_path / "given", STATED, published_tensors(PUBLISHED))
     import_weights(tmp_path / "given", tmp_path / "ours")
-    export_weights(open_source(tmp_path / "ours"), tmp_path / "back", "kyutai-fused")
+    export_weights(open_model(tmp_path / "ours"), tmp_path / "back", "kyutai-fused")
     assert json.loads((tmp_path / "back" / "config.json").read_text()) == STATED
 
 
@@ -106,7 +106,7 @@ def test_every_kind_of_language_model(tmp_path, name):
     given = write_checkpoint(tmp_path / "given", description)
     assert name != "lm_recognition" or "depformer_in.0.weight" in load_file(given / "model.safetensors")
     import_weights(given, tmp_path / "ours")
-    export_weights(open_source(tmp_path / "ours"), tmp_path / "back", "kyutai-fused")
+    export_weights(open_model(tmp_path / "ours"), tmp_path / "back", "kyutai-fused")
     assert bits(tmp_path / "back") == bits(given)
 
 
@@ -117,13 +117,13 @@ def test_the_end_of_text_of_a_translation_model_is_kept_in_files(tmp_path):
         _, params = weights.load_lm(folder)
         table = params["text_embedding"]["table"][0]
         np.testing.assert_array_equal(table[2], table[3])
-    export_weights(open_source(tmp_path / "ours"), tmp_path / "back", "kyutai-fused")
+    export_weights(open_model(tmp_path / "ours"), tmp_path / "back", "kyutai-fused")
     assert bits(tmp_path / "back") == bits(given)
 
 
 def test_several_files_with_an_index(tmp_path):
     given = write(tmp_path / "given", PUBLISHED, published_tensors(PUBLISHED))
-    files = export_weights(open_source(given), tmp_path / "parts", "kyutai-fused", shard_bytes=6000)
+    files = export_weights(open_model(given), tmp_path / "parts", "kyutai-fused", max_bytes=6000)
     names = [file.name for file in files]
     assert "model.safetensors.index.json" in names and len(names) > 5
     for part in (tmp_path / "parts").glob("*.safetensors"):
@@ -131,20 +131,20 @@ def test_several_files_with_an_index(tmp_path):
     index = json.loads((tmp_path / "parts" / "model.safetensors.index.json").read_text())
     assert set(index["weight_map"].values()) == {name for name in names if name.endswith(".safetensors")}
     import_weights(tmp_path / "parts", tmp_path / "ours")
-    export_weights(open_source(tmp_path / "ours"), tmp_path / "back", "kyutai-fused")
+    export_weights(open_model(tmp_path / "ours"), tmp_path / "back", "kyutai-fused")
     assert bits(tmp_path / "back") == bits(given) == bits(tmp_path / "parts")
     # A part that is missing, cut, or of another model.
     part = tmp_path / "parts" / names[2]
     data = part.read_bytes()
     part.write_bytes(data[:-1])
     with pytest.raises(DataError, match=f"{part.name}: incomplete, expected {len(data)} bytes"):
-        open_source(tmp_path / "parts")
+        open_model(tmp_path / "parts")
     save_file({"other": np.zeros(3, np.float32)}, part)
     with pytest.raises(DataError, match="is not in .*other of .* is not in the index"):
-        open_source(tmp_path / "parts")
+        open_model(tmp_path / "parts")
     part.unlink()
     with pytest.raises(DataError, match=f"{part.name}: cannot be read"):
-        open_source(tmp_path / "parts")
+        open_model(tmp_path / "parts")
 
 
 def quantised(tensors):
@@ -174,12 +174,12 @@ def test_int8_there_and_back(tmp_path, split):
     assert config.temporal.param_dtype == "float32"
     want = int8["text_linear.weight"] * int8["text_linear.weight_scb"][:, None] / 127
     np.testing.assert_allclose(params["text_head"]["kernel"], want, rtol=1e-6)
-    export_weights(open_source(tmp_path / "ours"), tmp_path / "back", "kyutai" if split else "kyutai-fused")
+    export_weights(open_model(tmp_path / "ours"), tmp_path / "back", "kyutai" if split else "kyutai-fused")
     assert bits(tmp_path / "back") == bits(given)
     # A config of the other kind of file.
     (given / "config.json").write_text(json.dumps(PUBLISHED))
     with pytest.raises(ConfigError, match=r"int8 weights with scales.*quantize=False"):
-        open_source(given)
+        open_model(given)
 
 
 def test_int8_weights_without_their_scales(tmp_path):
@@ -187,7 +187,7 @@ def test_int8_weights_without_their_scales(tmp_path):
     del int8["text_linear.weight_scb"]
     given = write(tmp_path / "given", {**PUBLISHED, "quantize": True}, int8)
     with pytest.raises(DataError, match=r"text_linear\.weight int8 has no counterpart"):
-        open_source(given)
+        open_model(given)
 
 
 def test_a_model_with_its_codec_and_tokenizer(tmp_path, cli):
@@ -252,7 +252,7 @@ def with_codec(folder, published, tensors):
 def test_transformers_classes_there_and_back(tmp_path, published):
     tensors = typed(published_tensors(published), TYPES["bfloat16"])
     given = with_codec(tmp_path / "given", published, tensors)
-    export_weights(open_source(given), tmp_path / "theirs", "huggingface")
+    export_weights(open_model(given), tmp_path / "theirs", "huggingface")
     names = open_tensors(tmp_path / "theirs" / "model.safetensors")
     assert names.metadata == {"format": "pt"}
     if published["dep_q"]:
@@ -273,11 +273,11 @@ def test_transformers_classes_there_and_back(tmp_path, published):
     want_config, want = weights.load_lm(given)
     assert config == want_config
     jax.tree.map(np.testing.assert_array_equal, params, want)
-    export_weights(open_source(tmp_path / "ours"), tmp_path / "again", "huggingface")
+    export_weights(open_model(tmp_path / "ours"), tmp_path / "again", "huggingface")
     assert bits(tmp_path / "again") == bits(tmp_path / "theirs")
     written = [json.loads((tmp_path / name / "config.json").read_text()) for name in ("again", "theirs")]
     assert written[0] == written[1]
-    export_weights(open_source(tmp_path / "ours"), tmp_path / "back", "kyutai-fused")
+    export_weights(open_model(tmp_path / "ours"), tmp_path / "back", "kyutai-fused")
     assert bits(tmp_path / "back") == bits(given)
 
 
@@ -285,7 +285,7 @@ def test_delays_of_recognition_lie_with_the_feature_extractor(tmp_path):
     said = {"audio_delay_seconds": 0.5, "audio_silence_prefix_seconds": 0.25}
     stated = {**RECOGNITION, "model_type": "stt", "stt_config": said}
     given = with_codec(tmp_path / "given", stated, published_tensors(RECOGNITION))
-    export_weights(open_source(given), tmp_path / "theirs", "huggingface")
+    export_weights(open_model(given), tmp_path / "theirs", "huggingface")
     file = tmp_path / "theirs" / "preprocessor_config.json"
     written = json.loads(file.read_text())
     rate = weights.load_mimi(given)[0].sample_rate
@@ -295,29 +295,29 @@ def test_delays_of_recognition_lie_with_the_feature_extractor(tmp_path):
     for folder in ("theirs", "ours"):
         published = export_source._published(tmp_path / folder)
         assert published == {"model_type": "stt", "stt_config": said}
-        assert export_source._policy(None, open_source(given).config, published, 12.5).text_delay == 0.5
-    export_weights(open_source(tmp_path / "ours"), tmp_path / "back", "kyutai-fused")
+        assert export_source._policy(None, open_model(given).config, published, 12.5).text_delay == 0.5
+    export_weights(open_model(tmp_path / "ours"), tmp_path / "back", "kyutai-fused")
     assert json.loads((tmp_path / "back" / "config.json").read_text())["stt_config"] == said
-    export_weights(open_source(tmp_path / "ours"), tmp_path / "again", "huggingface")
+    export_weights(open_model(tmp_path / "ours"), tmp_path / "again", "huggingface")
     assert json.loads((tmp_path / "again" / "preprocessor_config.json").read_text()) == written
     file.write_text(json.dumps({**written, "sampling_rate": 16000}))
     with pytest.raises(ConfigError, match=rf"sampling_rate=16000 where the codec has {rate}"):
-        open_source(tmp_path / "theirs")
+        open_model(tmp_path / "theirs")
 
 
 def test_what_the_transformers_classes_cannot_hold(tmp_path):
     given = with_codec(tmp_path / "given", PUBLISHED, published_tensors(PUBLISHED))
     with pytest.raises(ConfigError, match="ConditionalGeneration cannot hold this model .* use --format kyutai"):
-        export_weights(open_source(given), tmp_path / "theirs", "huggingface")
+        export_weights(open_model(given), tmp_path / "theirs", "huggingface")
     alone = write(tmp_path / "alone", MOSHI, published_tensors(MOSHI))
     with pytest.raises(ConfigError, match="hold the codec too"):
-        export_weights(open_source(alone), tmp_path / "theirs", "huggingface")
+        export_weights(open_model(alone), tmp_path / "theirs", "huggingface")
     assert not (tmp_path / "theirs").exists()
 
 
 def test_a_row_that_must_be_zeros(tmp_path):
     given = with_codec(tmp_path / "given", RECOGNITION, published_tensors(RECOGNITION))
-    export_weights(open_source(given), tmp_path / "theirs", "huggingface")
+    export_weights(open_model(given), tmp_path / "theirs", "huggingface")
     file = tmp_path / "theirs" / "model.safetensors"
     tensors = load_file(file)
     tensors["lm_head.weight"][-1] = 1
@@ -338,16 +338,16 @@ SHARED = {
 def test_mlx_there_and_back(tmp_path, published):
     tensors = typed(published_tensors(published), TYPES["bfloat16"])
     given = write(tmp_path / "given", published, tensors)
-    export_weights(open_source(given), tmp_path / "theirs", "mlx")
+    export_weights(open_model(given), tmp_path / "theirs", "mlx")
     names = open_tensors(tmp_path / "theirs" / "model.safetensors")
     assert {"audio_embs.5.weight", "depformer.slices.2.emb.weight"} & set(names) and "emb.0.weight" not in names
     assert names.shapes["out_norm.weight"] == (16,)
     norms = [names[f"depformer.slices.{k}.transformer.layers.0.norm1.weight"] for k in range(3)]
     np.testing.assert_array_equal(norms[1], norms[0])
     import_weights(tmp_path / "theirs", tmp_path / "ours")
-    export_weights(open_source(tmp_path / "ours"), tmp_path / "again", "mlx")
+    export_weights(open_model(tmp_path / "ours"), tmp_path / "again", "mlx")
     assert bits(tmp_path / "again") == bits(tmp_path / "theirs")
-    export_weights(open_source(tmp_path / "ours"), tmp_path / "back", "kyutai-fused")
+    export_weights(open_model(tmp_path / "ours"), tmp_path / "back", "kyutai-fused")
     assert bits(tmp_path / "back") == bits(given)
     assert json.loads((tmp_path / "back" / "config.json").read_text()) == published
     # Copies that differ cannot be one weight of ours.

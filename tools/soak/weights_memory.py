@@ -82,16 +82,16 @@ def status(field: str) -> float:
 def run(step: str, directory: Path) -> dict[str, float]:
     """Run one step in this process and return the growth of its memory and its seconds."""
     from moshijax import weights
-    from moshijax.weights.source import open_source
+    from moshijax.weights.opening import open_model
     from moshijax.weights.transfer import export_weights, import_weights
 
     given, ours = directory / "given", directory / "ours"
-    open_source(given)  # everything imported and traced
+    open_model(given)  # everything imported and traced
     before, started = status("VmRSS"), time.perf_counter()
     if step == "import":
         import_weights(given, ours)
     elif step == "export":
-        export_weights(open_source(ours), directory / "back", "kyutai")
+        export_weights(open_model(ours), directory / "back", "kyutai")
     else:
         weights.load_lm(ours, stacked=step.endswith("stacked"))
     return {"rise": status("VmHWM") - before, "seconds": time.perf_counter() - started}

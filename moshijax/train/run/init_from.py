@@ -6,7 +6,7 @@ compiled.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +18,17 @@ from jax.sharding import Mesh
 from moshijax import lm
 from moshijax.errors import ConfigError, DataError
 from moshijax.lm.config import LMConfig
-from moshijax.lm.transforms import TRANSFORMS, Flat, check_rows, with_updates
+from moshijax.lm.transforms import Flat, check_rows, with_updates
 from moshijax.nn.layout import relayout
 from moshijax.train import sharding
 from moshijax.train.experiment import ExperimentConfig
 from moshijax.train.run.checkpoint import raise_on_mismatch
 from moshijax.train.state import StatePlan, TrainState, averaged
 from moshijax.train.task import Task
+from moshijax.weights.families import FAMILIES
+from moshijax.weights.families.family import Family
+from moshijax.weights.opening import open_model
 from moshijax.weights.run import is_run, model_shapes, read_model
-from moshijax.weights.source import abstract, open_source
 
 
 def starting_point(
@@ -43,32 +45,44 @@ def starting_point(
     path, names = experiment.init_from, experiment.init_transforms
     if path is None:
         return lambda state: state
-    if task.kind != "lm":
+    family = FAMILIES[task.kind]
+    if not family.transforms:
         if names:
-            raise ConfigError(f"init_transforms {names} are for language models; omit them in a {task.kind} recipe")
-        return _codec_start(path, task, plan)
-    unknown = [name for name in names if name not in TRANSFORMS]
+            raise ConfigError(f"init_transforms {names}: there are none for {family.title}; omit them in this recipe")
+        return _plain_start(path, family, task, plan)
+    unknown = [name for name in names if name not in family.transforms]
     if unknown:
-        raise ConfigError(f"init_transforms names {unknown[0]!r}; there are {', '.join(TRANSFORMS)}")
-    transforms = [TRANSFORMS[name] for name in names]
+        raise ConfigError(f"init_transforms names {unknown[0]!r}; there are {', '.join(family.transforms)}")
+    return _transformed_start(path, family, names, task, plan, mesh)
+
+
+def _check_family(path: str, found: Family, wanted: Family) -> None:
+    if found.kind != wanted.kind:
+        raise DataError(f"{path} is {found.title} and this recipe trains {wanted.title}; give the weights of one")
+
+
+def _transformed_start(
+    path: str, family: Family, names: Sequence[str], task: Task, plan: StatePlan, mesh: Mesh
+) -> Callable[[TrainState], TrainState]:
+    """Return the start from a language model, through transforms; every process reads what its devices hold."""
+    transforms = [family.transforms[name] for name in names]
     config: LMConfig = task.model_config()
     if is_run(path):
         trained = model_shapes(path)
-        if trained.kind != "lm":
-            raise DataError(f"{path} is a {trained.kind} and this recipe trains a language model; give the run of one")
+        _check_family(path, trained.family, family)
         source, shapes = trained.config, trained.variables["params"]
 
         def read(where: Any) -> Any:
             return read_model(path, shardings=where).variables["params"]  # the running average, where the run keeps one
 
     else:
-        opened = open_source(path, "lm")
+        opened = open_model(path, family.kind)
         types = config.temporal
         source = opened.config.with_dtype(types.dtype, types.param_dtype, types.precision)
-        shapes = abstract("lm", source, stacked=True)
+        shapes = family.abstract(source, stacked=True)
 
         def read(where: Any) -> Any:
-            return opened.leaves(source, stacked=True, shardings=where).tree()
+            return opened.parameters(source, stacked=True, shardings=where).tree()
 
     def changed(params: Flat, fresh: Flat) -> tuple[LMConfig, dict[str, Any]]:
         here, params, fresh = source, _relayout(params, True), _relayout(fresh, True)
@@ -91,7 +105,9 @@ def starting_point(
         return params
 
     found = jax.eval_shape(shape_of, there, fresh)
-    remedy = f"use a model of the same sizes, and name in init_transforms what lies between ({', '.join(TRANSFORMS)})"
+    remedy = (
+        f"use a model of the same sizes, and name in init_transforms what lies between ({', '.join(family.transforms)})"
+    )
     raise_on_mismatch(Path(path), {"params": fresh}, {"params": found}, remedy)
     check_rows(path, result[-1].layout, config.layout, names)
     own = sharding.shardings_of(jax.eval_shape(lambda key: lm.init_boxed(source, key), jax.random.key(0)), mesh)
@@ -117,42 +133,42 @@ def _with(state: TrainState, task: Task, params: Any, model_state: Any) -> Train
     return state.replace(params=params, model_state=model_state, ema=ema)
 
 
-def _codec_start(path: str, task: Task, plan: StatePlan) -> Callable[[TrainState], TrainState]:
-    """Return the start of a codec: from a run with its codebooks, or from published weights.
+def _plain_start(path: str, family: Family, task: Task, plan: StatePlan) -> Callable[[TrainState], TrainState]:
+    """Return the start from a run with all that it has learnt, or from published weights.
 
-    What only training uses stays fresh where nothing there fits.
+    What only training uses stays newly initialised where nothing there fits.
     """
     if is_run(path):
-        return lambda state: _with(state, task, *_of_codec_run(path, state, task, plan))
-    source = open_source(path)
-    shapes = abstract(source.kind, source.config, stacked=True)
-    if source.kind != task.kind:
-        raise DataError(f"{path} is a {source.kind} and this recipe trains a {task.kind}; give the weights of one")
-    shapes = {**shapes, "params": jax.eval_shape(task.training_form, shapes["params"])}
-    fresh = plan.abstract
-    own = {name: leaf for name, leaf in fresh.params.items() if name in shapes["params"]}
-    codebooks = {name: leaf for name, leaf in fresh.model_state.items() if name in shapes["codebooks"]}
-    raise_on_mismatch(Path(path), {"params": own, "codebooks": codebooks}, shapes)
+        return lambda state: _with(state, task, *_of_run(path, state, task, plan))
+    model = open_model(path)
+    _check_family(path, model.family, family)
+    params, model_state = family.to_training(family.abstract(model.config, stacked=True))
+    params, fresh = jax.eval_shape(task.training_form, params), plan.abstract
+    expected = {
+        "params": {name: leaf for name, leaf in fresh.params.items() if name in params},
+        "model_state": {name: leaf for name, leaf in fresh.model_state.items() if name in model_state},
+    }
+    raise_on_mismatch(Path(path), expected, {"params": params, "model_state": model_state})
 
     def start(state: TrainState) -> TrainState:
-        found = source.leaves(task.model_config()).tree()
-        params = {**state.params, **task.training_form(found["params"])}
-        model_state = {**state.model_state, **found["codebooks"]}
+        params, model_state = family.to_training(model.parameters(task.model_config()).tree())
+        params = {**state.params, **task.training_form(params)}
+        model_state = {**state.model_state, **model_state}
         put = (jax.device_put(params, plan.shardings.params), jax.device_put(model_state, plan.shardings.model_state))
         return _with(state, task, *put)
 
     return start
 
 
-def _of_codec_run(path: str, state: TrainState, task: Task, plan: StatePlan) -> tuple[Any, Any]:
-    """Read the parameters of a run in the form that this task trains, with weight norm or without."""
+def _of_run(path: str, state: TrainState, task: Task, plan: StatePlan) -> tuple[Any, Any]:
+    """Read what a run has learnt, in the form that this task trains (with weight norm or without)."""
     model = read_model(path).variables
     model, found = {**model, "params": task.training_form(model["params"])}, {}
-    for kind, tree in model.items():
-        own, there = flatten_dict(getattr(state, kind), sep="/"), flatten_dict(tree, sep="/")
+    for part, tree in model.items():
+        own, there = flatten_dict(getattr(state, part), sep="/"), flatten_dict(tree, sep="/")
         for name in filter(task.training_only, {*own, *there}):
             fits = name in own and name in there and own[name].shape == there[name].shape
             there[name] = there[name] if fits else own.get(name)
-        found[kind] = unflatten_dict({name: leaf for name, leaf in there.items() if leaf is not None}, sep="/")
-    raise_on_mismatch(Path(path), {kind: getattr(state, kind) for kind in model}, found)
-    return tuple(jax.device_put(found[kind], getattr(plan.shardings, kind)) for kind in ("params", "model_state"))
+        found[part] = unflatten_dict({name: leaf for name, leaf in there.items() if leaf is not None}, sep="/")
+    raise_on_mismatch(Path(path), {part: getattr(state, part) for part in model}, found)
+    return tuple(jax.device_put(found[part], getattr(plan.shardings, part)) for part in ("params", "model_state"))

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 
 from moshijax.errors import DataError
-from moshijax.weights.names import Group, View, concatenated, renamed
+from moshijax.weights.names import Group, Renamed, concatenated, renamed
+from moshijax.weights.tensors import Tensors
 
 #: Older ends of names -> the ones in use.
 OLDER = {
@@ -40,7 +40,7 @@ def _fused_name(name: str) -> tuple[str, int]:
     return name, 0
 
 
-def fused(tensors: Any, where: str) -> View:
+def fused(tensors: Tensors, where: str) -> Renamed:
     """A file of the PyTorch package, however spelt, under the names of the released files."""
     parts: dict[str, dict[int, str]] = {}
     for name in tensors.shapes:
@@ -59,15 +59,15 @@ def fused(tensors: Any, where: str) -> View:
             groups.append(renamed(names[0], ours, shapes[0]))
         else:
             groups.append(concatenated(names, ours, (sum(shape[0] for shape in shapes), *shapes[0][1:])))
-    return View(tensors, groups, reading=True)
+    return Renamed(tensors, groups, reading=True)
 
 
-def spelling(tensors: Any) -> str:
+def spelling(tensors: Tensors) -> str:
     """The format of a file: "kyutai" with split projections, "kyutai-fused" with those of the released files."""
     return "kyutai" if any(_SPLIT.match(name) for name in tensors.shapes) else "kyutai-fused"
 
 
-def split(tensors: Any, depth_weights: int = 1) -> View:
+def split(tensors: Tensors, depth_weights: int = 1) -> Renamed:
     """Tensors of released names under those that the package has in memory.
 
     Args:
@@ -81,7 +81,7 @@ def split(tensors: Any, depth_weights: int = 1) -> View:
             groups.append(concatenated([f"{stem}.{i}.weight{match[3] or ''}" for i in range(count)], name, shape))
         else:
             groups.append(renamed(name, name, shape))
-    return View(tensors, groups, reading=False)
+    return Renamed(tensors, groups, reading=False)
 
 
 # --- depth steps ----------------------------------------------------------------------------------------------------
@@ -90,12 +90,12 @@ _PER_STEP = re.compile(r"^(linears|depformer_(?:in|emb|norms))\.(\d+)\.|^(depfor
 _STACKED = re.compile(r"^depformer\.layers\.\d+\.self_attn\.(in_proj_weight|out_proj\.weight)(_scb)?$")
 
 
-def depth_steps(tensors: Any) -> int:
+def depth_steps(tensors: Tensors) -> int:
     """Heads of the depth transformer, one per step."""
     return sum(bool(re.match(r"linears\.\d+\.weight$", name)) for name in tensors.shapes)
 
 
-def widened(tensors: Any) -> View:
+def widened(tensors: Tensors) -> Renamed:
     """Released names with twice the depth steps, the second half a copy of the first (as `personaplex` loads them).
 
     The token table between the halves exists in neither; it is zero.
@@ -117,7 +117,7 @@ def widened(tensors: Any) -> View:
         if name.startswith("depformer_emb.0."):
             between = name.replace(".0.", f".{steps - 1}.", 1)
             groups.append(Group({name: shape}, {between: shape}, lambda arrays: [np.zeros_like(arrays[0])]))
-    return View(tensors, groups, reading=True)
+    return Renamed(tensors, groups, reading=True)
 
 
 # --- int8 -----------------------------------------------------------------------------------------------------------
@@ -139,12 +139,12 @@ def quantise(weight: np.ndarray, scale: np.ndarray | None = None) -> tuple[np.nd
     return np.rint(weight * np.float32(127) / step).astype(np.int8), largest
 
 
-def scales(tensors: Any) -> dict[str, str]:
+def scales(tensors: Tensors) -> dict[str, str]:
     """Names of int8 weights and of their scales."""
     return {name: name + SCALE for name in tensors.shapes if name + SCALE in tensors.shapes}
 
 
-def dequantised(tensors: Any, where: str) -> Any:
+def dequantised(tensors: Tensors, where: str) -> Tensors:
     """The same tensors with float32 in the place of int8 weights; a file without any as it is."""
     scaled = scales(tensors)
     for name, scale in scaled.items():
@@ -171,10 +171,10 @@ def dequantised(tensors: Any, where: str) -> Any:
         for name, shape in tensors.shapes.items()
         if name not in held
     ]
-    return View(tensors, groups, reading=True, dtypes=dict.fromkeys(scaled, "float32"))
+    return Renamed(tensors, groups, reading=True, dtypes=dict.fromkeys(scaled, "float32"))
 
 
-def quantised(tensors: Any, names: Mapping[str, np.ndarray | None]) -> View:
+def quantised(tensors: Tensors, names: Mapping[str, np.ndarray | None]) -> Renamed:
     """Tensors with int8 in the place of the named weights; the scales where they are known."""
     groups = [
         Group(
@@ -187,7 +187,7 @@ def quantised(tensors: Any, names: Mapping[str, np.ndarray | None]) -> View:
         for name, shape in tensors.shapes.items()
     ]
     types = dict.fromkeys(names, "int8") | {name + SCALE: "float32" for name in names}
-    return View(tensors, groups, reading=False, dtypes=types)
+    return Renamed(tensors, groups, reading=False, dtypes=types)
 
 
 #: Ends of names of the bias-free linear maps, which int8 files hold as int8 and which adapters add to.
@@ -203,12 +203,12 @@ def stem_of(weight: str) -> str:
     return weight.removesuffix("_weight") if weight.endswith(".in_proj_weight") else weight.removesuffix(".weight")
 
 
-def linear_weights(tensors: Any, extra: Mapping[str, np.ndarray]) -> dict[str, np.ndarray | None]:
+def linear_weights(tensors: Tensors, extra: Mapping[str, np.ndarray]) -> dict[str, np.ndarray | None]:
     """The weights that an int8 file holds as int8, with their scales where an earlier file had them."""
     held = {name.removesuffix(SCALE): scale for name, scale in extra.items() if name.endswith(SCALE)}
     return held or {name: None for name in tensors.shapes if LINEAR.search(name)}
 
 
-def linear_maps(tensors: Any) -> list[str]:
+def linear_maps(tensors: Tensors) -> list[str]:
     """Weights to which an adapter can add: those of linear maps without a bias."""
     return [name for name in tensors.shapes if LINEAR.search(name) and f"{stem_of(name)}.bias" not in tensors.shapes]

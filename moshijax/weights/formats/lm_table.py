@@ -222,3 +222,8 @@ def _weights(config: LMConfig) -> dict[str, Entry]:
             _norm(entries, f"depformer_norms.{k}", depth.output_norm, inner.dim, "depth/output_norm", k)
         _head(entries, f"linears.{k}", config.card, inner.dim, f"depth/heads/steps_{k}", config.bias_proj)
     return entries
+
+
+def depth_weights(config: LMConfig) -> int:
+    """Return how many attention weights every layer of the depth transformer has."""
+    return len(set(config.depth.step_weights(config.layout.dep_q))) if config.depth is not None else 1

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
 from moshijax.errors import ConfigError, DataError
 from moshijax.lm.config import LMConfig
 from moshijax.weights.formats.lm_table import lm_table
-from moshijax.weights.names import Group, View, copied, renamed
+from moshijax.weights.names import Group, Renamed, copied, renamed
+from moshijax.weights.tensors import Tensors
 
 _RENAMED = (
     (re.compile(r"^emb\.(\d+)\."), lambda m: f"audio_embs.{m[1]}."),
@@ -28,12 +28,12 @@ _RENAMED = (
 _STEP = re.compile(r"\.gating\.(\d+)\.")
 
 
-def is_file(tensors: Any) -> bool:
+def is_file(tensors: Tensors) -> bool:
     """Whether these are the names of a language model of that package."""
     return any(name.startswith(("audio_embs.", "depformer.slices.")) for name in tensors.shapes)
 
 
-def dequantised(tensors: Any, shapes: Mapping[str, tuple[int, ...]], where: str) -> Any:
+def dequantised(tensors: Tensors, shapes: Mapping[str, tuple[int, ...]], where: str) -> Tensors:
     """The same tensors with float32 in the place of packed integers; a file without any as it is.
 
     The 4 and 8 bit files of the package hold of every linear map and table `weight [out, words]` uint32, and a scale
@@ -68,7 +68,7 @@ def dequantised(tensors: Any, shapes: Mapping[str, tuple[int, ...]], where: str)
             )
         )
     groups += [renamed(name, name, shape) for name, shape in tensors.shapes.items() if name not in held]
-    return View(tensors, groups, reading=True, dtypes=dict.fromkeys(packed, "float32"))
+    return Renamed(tensors, groups, reading=True, dtypes=dict.fromkeys(packed, "float32"))
 
 
 def unpacked(words: np.ndarray, scales: np.ndarray, biases: np.ndarray, bits: int) -> np.ndarray:

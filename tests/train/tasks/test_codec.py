@@ -15,8 +15,8 @@ from moshijax.nn.vq import codebook_tables
 from moshijax.train.loop import train
 from moshijax.train.run.metrics import read_metrics
 from moshijax.train.tasks.codec import CodecLoss
+from moshijax.weights.opening import open_model
 from moshijax.weights.run import load_run
-from moshijax.weights.source import open_source
 from moshijax.weights.transfer import export_weights
 from tests.train.support.devices import run_on_devices
 from tests.train.support.models import CODEC, batches_of, codec_experiment, with_audio, write_codec_data
@@ -59,8 +59,8 @@ def test_a_recording_that_cannot_be_used_is_counted(tmp_path, run_dir, caplog):
 
 
 def test_load_run_gives_a_codec_that_encodes(whole_run):
-    kind, config, params, step, tokenizer = load_run(whole_run)
-    assert (kind, config, tokenizer) == ("codec", CODEC, None)
+    family, config, params, _, tokenizer = load_run(whole_run)
+    assert (family.kind, config, tokenizer) == ("codec", CODEC, None)
     wave = 0.3 * np.sin(np.arange(6400) / 10).astype(np.float32)[None]
     codes = np.asarray(codec.encode(config, params, wave))
     assert codes.shape == (1, 3, 10) and codes.min() >= 0 and codes.max() < 16
@@ -69,7 +69,7 @@ def test_load_run_gives_a_codec_that_encodes(whole_run):
 
 
 def test_init_from_a_published_codec(codec_speech, whole_run, run_dir, tmp_path):
-    export_weights(open_source(whole_run), tmp_path / "published", "kyutai")
+    export_weights(open_model(whole_run), tmp_path / "published", "kyutai")
     train(codec_experiment(codec_speech, init_from=str(tmp_path / "published"), steps=1, log_every=1), run_dir)
     first, late = (read_metrics(path / "metrics.jsonl")[0 - (path == whole_run)] for path in (run_dir, whole_run))
     # The codec continues where it was; the head that estimates the teacher starts afresh.

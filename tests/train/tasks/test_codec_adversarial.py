@@ -24,8 +24,8 @@ from moshijax.train.state import plan_state
 from moshijax.train.steps import make_step
 from moshijax.train.tasks.codec import CodecLoss, CodecTask
 from moshijax.weights import load_mimi
+from moshijax.weights.opening import open_model
 from moshijax.weights.run import load_run
-from moshijax.weights.source import open_source
 from moshijax.weights.transfer import export_weights
 from tests.parity.test_way_back import reference_python
 from tests.train.support.models import (
@@ -93,8 +93,8 @@ def test_resume_is_bit_for_bit(experiment, whole_run, run_dir):
 
 def test_a_trained_codec_is_plain(whole_run, experiment):
     """What others load has no discriminators and no weight norm, and holds the running average."""
-    kind, config, variables, *_ = load_run(whole_run)
-    assert (kind, config) == ("codec", CODEC)
+    family, config, variables, *_ = load_run(whole_run)
+    assert (family.kind, config) == ("codec", CODEC)
     want = codec.init(CODEC, jax.random.key(0))
     assert jax.tree.map(jnp.shape, variables) == jax.tree.map(jnp.shape, want)
     state = state_at(whole_run, 20, experiment)
@@ -222,7 +222,7 @@ WAVE = 0.3 * np.sin(np.arange(6400) / 10 + np.arange(6400) ** 2 / 3e5).astype(np
 @pytest.fixture(scope="module")
 def published(whole_run, tmp_path_factory):
     codec_speech = tmp_path_factory.mktemp("export") / "published"
-    export_weights(open_source(whole_run), codec_speech, "kyutai")
+    export_weights(open_model(whole_run), codec_speech, "kyutai")
     return codec_speech
 
 

@@ -21,8 +21,8 @@ from moshijax.train.run.metrics import read_metrics
 from moshijax.train.run.run_dir import RunDir
 from moshijax.train.state import plan_state
 from moshijax.train.steps import batch_shardings, compile_step
+from moshijax.weights.opening import open_model
 from moshijax.weights.run import load_run
-from moshijax.weights.source import open_source
 from moshijax.weights.transfer import export_weights, import_weights
 from tests.train.support.devices import run_on_devices
 from tests.train.support.grids import write_dialogues
@@ -153,8 +153,8 @@ def test_resume_is_bit_for_bit(folder, whole_run, run_dir):
 
 
 def test_load_run_gives_the_model_and_its_tokenizer(folder, whole_run):
-    kind, config, params, step, tokenizer = load_run(whole_run)
-    assert (kind, config, step) == ("lm", LM, 40)
+    family, config, params, step, tokenizer = load_run(whole_run)
+    assert (family.kind, config, step) == ("lm", LM, 40)
     assert tokenizer.read_bytes() == (folder / "tokenizer.model").read_bytes()
     expected = state_at(whole_run, 40, lm_experiment(folder, steps=40)).params
     jax.tree.map(np.testing.assert_array_equal, params, expected)
@@ -169,7 +169,7 @@ def test_init_from_a_run(folder, whole_run, run_dir):
 
 
 def test_init_from_weights_is_init_from_the_run_they_came_from(folder, whole_run, run_dir, tmp_path):
-    export_weights(open_source(whole_run), tmp_path / "published", "kyutai")
+    export_weights(open_model(whole_run), tmp_path / "published", "kyutai")
     import_weights(tmp_path / "published", tmp_path / "imported")
     starts = {name: path for name, path in (("a", whole_run), ("b", tmp_path / "imported"))}
     for name, path in starts.items():

@@ -20,8 +20,8 @@ from moshijax.train.optimizer import OptimizerConfig, ParameterGroup
 from moshijax.train.run.metrics import read_metrics
 from moshijax.train.state import plan_state
 from moshijax.train.steps import step_flops
+from moshijax.weights.opening import open_model
 from moshijax.weights.run import load_run
-from moshijax.weights.source import open_source
 from moshijax.weights.transfer import export_weights
 from tests.train.support.devices import run_on_devices
 from tests.train.support.models import LM, NOTHING, kind_of, lm_experiment, write_lm_data
@@ -56,7 +56,7 @@ def tuned(folder):
     """A base with random weights, the run of updates that starts from it, and the published form of that."""
     train(lm_experiment(folder, steps=1, text=None, log_every=1), folder / "base")
     train(lora_experiment(folder, init_from=str(folder / "base")), folder / "run")
-    export_weights(open_source(folder / "run"), folder / "published", "kyutai")
+    export_weights(open_model(folder / "run"), folder / "published", "kyutai")
     return folder / "run"
 
 
@@ -141,7 +141,7 @@ def test_single_layers_are_frozen_or_trained_whole(folder, tuned, tmp_path):
     assert any(path.startswith("temporal/layers_1/attention/") for path in moved) and "text_head/lora_b" in moved
     plan = plan_state(experiment.task, experiment, sharding.make_mesh(experiment.mesh))
     assert not any(path.startswith("temporal/layers_0/") for path in plan.optimizers["audio"].paths)
-    export_weights(open_source(tmp_path / "run"), tmp_path / "published", "kyutai")
+    export_weights(open_model(tmp_path / "run"), tmp_path / "published", "kyutai")
     codes = np.random.RandomState(0).randint(4, 30, (2, LM.layout.num_streams, 12)).astype(np.int32)
     want = jax.jit(lm.forward, static_argnums=0)(config, params, codes)
     merged, whole = weights.load_lm(tmp_path / "published", stacked=True)
@@ -165,7 +165,7 @@ def test_an_artifact_of_a_run_of_updates(tuned, tmp_path):
 @pytest.mark.slow
 def test_an_adapter_of_8_devices_is_whole(folder, tuned, tmp_path):
     run_on_devices(8, "tests.train.support.multi_device:lora_trains", folder, tmp_path / "run")
-    export_weights(open_source(tmp_path / "run"), tmp_path / "published", "kyutai")
+    export_weights(open_model(tmp_path / "run"), tmp_path / "published", "kyutai")
     one, eight = (
         weights.load_lm(path / "published", merge_adapter=False, stacked=True)[1] for path in (folder, tmp_path)
     )

@@ -19,9 +19,8 @@ from moshijax.train.run.checkpoint import Checkpointer
 from moshijax.train.run.metrics import read_metrics
 from moshijax.train.run.run_dir import RunDir
 from moshijax.train.sharding import path_of
-from moshijax.weights.release import released
+from moshijax.weights.opening import open_model
 from moshijax.weights.run import load_run
-from moshijax.weights.source import open_source
 from tests.train.support.grids import write_dialogues, write_text, write_tokenizer
 from tests.train.support.models import batches_of
 
@@ -138,16 +137,16 @@ def test_updates_are_all_that_lora_trains(runs):
 def test_a_run_is_published_in_its_released_form(runs, tmp_path):
     args = ["weights", "export", str(runs / "instruct"), str(tmp_path / "moshi"), "--format", "kyutai-fused"]
     CliRunner().invoke(cli, [*args, "--release"], catch_exceptions=False)
-    found = open_source(tmp_path / "moshi")
+    found = open_model(tmp_path / "moshi")
     assert (found.config.layout.dep_q, found.config.layout.num_streams) == (2, 5)
     whole = flatten_dict(load_run(runs / "instruct").params, sep="/")
-    for path, leaf in flatten_dict(found.leaves(stacked=True).tree(), sep="/").items():
+    for path, leaf in flatten_dict(found.parameters(stacked=True).tree(), sep="/").items():
         kept = whole[path]  # steps and tables of the model's rows come first
         steps = path.startswith("depth/layers") and "/steps/" in path
         kept = kept[:, : leaf.shape[1]] if steps else kept[: leaf.shape[0]]
         np.testing.assert_array_equal(np.asarray(leaf, np.float32), np.asarray(kept, np.float32), err_msg=path)
     with pytest.raises(ConfigError, match="release: that model has 2 depth steps and this one 2"):
-        released(found)
+        found.family.released(found)
 
 
 def test_words_are_counted_before_the_first_step(runs, monkeypatch, caplog):

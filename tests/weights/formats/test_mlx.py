@@ -9,7 +9,7 @@ from safetensors.numpy import load_file, save_file
 from moshijax import weights
 from moshijax.errors import DataError
 from moshijax.weights.formats.mlx import unpacked
-from moshijax.weights.source import open_source
+from moshijax.weights.opening import open_model
 from moshijax.weights.transfer import export_weights
 from tests.weights.test_lm import PUBLISHED, published_tensors, write
 
@@ -54,14 +54,14 @@ def quantised(tensors, bits, group):
 @pytest.mark.parametrize(("bits", "group"), [(4, 32), (8, 32)])
 def test_every_matrix_becomes_float32(tmp_path, bits, group):
     given = write(tmp_path / "given", WIDE, published_tensors(WIDE))
-    export_weights(open_source(given), tmp_path / "theirs", "mlx")
+    export_weights(open_model(given), tmp_path / "theirs", "mlx")
     file = tmp_path / "theirs" / "model.safetensors"
     packed, values = quantised(load_file(file), bits, group)
     save_file(packed, file)
     config, params = weights.load_lm(tmp_path / "theirs")
     assert config.temporal.param_dtype == "float32"
     np.testing.assert_allclose(params["text_head"]["kernel"], values["text_linear.weight"], atol=1e-6)
-    export_weights(open_source(tmp_path / "theirs"), tmp_path / "back", "mlx")
+    export_weights(open_model(tmp_path / "theirs"), tmp_path / "back", "mlx")
     back = load_file(tmp_path / "back" / "model.safetensors")
     assert set(back) == set(values)
     for name, value in values.items():
@@ -79,7 +79,7 @@ def test_every_matrix_becomes_float32(tmp_path, bits, group):
 )
 def test_halves_of_it_are_refused(tmp_path, change):
     given = write(tmp_path / "given", WIDE, published_tensors(WIDE))
-    export_weights(open_source(given), tmp_path / "theirs", "mlx")
+    export_weights(open_model(given), tmp_path / "theirs", "mlx")
     file = tmp_path / "theirs" / "model.safetensors"
     packed, _ = quantised(load_file(file), 4, 32)
     change(packed)

@@ -12,7 +12,7 @@ from safetensors.numpy import load_file
 from moshijax import lm, weights
 from moshijax.errors import DataError
 from moshijax.weights.formats.lm_config import completed, lm_config, published_config
-from moshijax.weights.source import open_source
+from moshijax.weights.opening import open_model
 from moshijax.weights.transfer import export_weights, import_weights
 from tests.weights.test_lm import PUBLISHED, published_tensors, write
 
@@ -37,7 +37,7 @@ def test_half_of_the_steps_are_widened(tmp_path):
     half = published_tensors(DIALOGUE)
     given = write(tmp_path / "given", STATED, half)
     import_weights(given, tmp_path / "ours")
-    export_weights(open_source(tmp_path / "ours"), tmp_path / "whole", "kyutai-fused")
+    export_weights(open_model(tmp_path / "ours"), tmp_path / "whole", "kyutai-fused")
     whole = load_file(tmp_path / "whole" / "model.safetensors")
     assert {name: array.shape for name, array in whole.items()} == {
         name: array.shape for name, array in published_tensors(STATED).items()

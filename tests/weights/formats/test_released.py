@@ -6,16 +6,20 @@ import dataclasses
 import json
 import math
 
+import numpy as np
 import pytest
 
 from moshijax import codec, lm
 from moshijax.export import source as export_source
 from moshijax.lm import configs
-from moshijax.weights import load_lm
+from moshijax.weights import load_lm, writer
+from moshijax.weights.families.codec import CODEC
+from moshijax.weights.families.lm import LANGUAGE_MODEL
+from moshijax.weights.formats import huggingface
 from moshijax.weights.formats.lm_config import lm_config, published_config
 from moshijax.weights.formats.lm_table import lm_table
-from moshijax.weights.source import open_source
-from moshijax.weights.transfer import export_weights, import_weights, predicted_size
+from moshijax.weights.opening import open_model
+from moshijax.weights.transfer import export_weights, import_weights
 from tests.weights.test_lm import published_tensors, write
 from tests.weights.test_transfer import bits
 
@@ -42,29 +46,24 @@ def test_a_released_model(name):
     shapes = {tensor: entry.shape for tensor, entry in lm_table(config).items()}
     assert sum(map(math.prod, shapes.values())) == lm.count_parameters(config) == count
     if size is not None:
-        found = predicted_size("lm", config, form)
+        found = file_size(LANGUAGE_MODEL, config, form)
         if name in BFLOAT16_CONDITIONERS:
             # Every tensor comes before those in float32, but for the digits of a few offsets; checked without them.
             conditions = [tensor for tensor in shapes if tensor.startswith("condition_provider.")]
             assert len(conditions) == 3
-            found = size_in_bfloat16(config, form)
+            found = file_size(LANGUAGE_MODEL, config, form, "bfloat16")
         assert found == size
     assert lm_config(json.loads(json.dumps(published_config(config)))).with_dtype("bfloat16", "bfloat16") == named(
         config
     )
 
 
-def size_in_bfloat16(config, form):
-    """As `predicted_size`, with every tensor in bfloat16."""
-    import numpy as np
-
-    from moshijax.weights import source, writer
-    from moshijax.weights.formats import mlx
-    from moshijax.weights.names import View
-
-    tensors = source.shown("lm", config)
-    tensors.dtypes = dict.fromkeys(tensors.shapes, np.dtype("bfloat16"))
-    return writer.file_size(View(tensors, mlx.lm_groups(config), reading=False) if form == "mlx" else tensors)
+def file_size(family, config, form, dtype=None, metadata=None):
+    """Bytes of the one file that a model makes in a format; `dtype`: of all tensors."""
+    tensors = family.published_shapes(config)
+    if dtype is not None:
+        tensors.dtypes = dict.fromkeys(tensors.shapes, np.dtype(dtype))
+    return writer.file_size(family.spelled(tensors, config, form), metadata)
 
 
 def named(config):
@@ -95,7 +94,7 @@ SMALL_SYNTHESIS = {
 def test_a_synthesis_model_that_only_its_own_config_describes(tmp_path):
     """16 codebooks 16 frames behind the text, five choices of text, the voice as a prefix of sound."""
     import_weights(write(tmp_path / "given", SMALL_SYNTHESIS, published_tensors(SMALL_SYNTHESIS)), tmp_path / "ours")
-    export_weights(open_source(tmp_path / "ours"), tmp_path / "back", "kyutai-fused")
+    export_weights(open_model(tmp_path / "ours"), tmp_path / "back", "kyutai-fused")
     assert bits(tmp_path / "back") == bits(tmp_path / "given")
     assert json.loads((tmp_path / "back" / "config.json").read_text()) == SMALL_SYNTHESIS
     config, _ = load_lm(tmp_path / "ours")
@@ -111,6 +110,6 @@ def test_heads_that_hear_the_end_of_a_turn():
 
 def test_the_released_codec():
     config = codec.configs.MIMI
-    assert predicted_size("codec", config, "kyutai-fused") == 384_644_900
+    assert file_size(CODEC, config, "kyutai-fused") == 384_644_900
     # The same tensors under the longer names of Transformers, with its line of metadata.
-    assert predicted_size("codec", config, "huggingface") > 384_604_572
+    assert file_size(CODEC, config, "huggingface", metadata=huggingface.METADATA) > 384_604_572

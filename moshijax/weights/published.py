@@ -1,0 +1,113 @@
+"""Published files: a weight file, or a directory of them with a `config.json`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from moshijax.errors import DataError
+from moshijax.weights.formats import huggingface_config
+from moshijax.weights.formats.lm_config import completed
+from moshijax.weights.safetensors import INDEX_SUFFIX, ShardedFile, TensorFile, open_tensors
+
+MODEL_FILE, CONFIG_FILE, PREPROCESSOR = "model.safetensors", "config.json", "preprocessor_config.json"
+TOKENIZER, ADAPTER = "tokenizer.model", "lora.safetensors"
+
+
+@dataclass(frozen=True)
+class PublishedFiles:
+    """What lies at a path.
+
+    Attributes:
+      path: a directory, a weight file, or the index of several.
+      fields: `config.json` beside the weights, completed where a release leaves out what its package knows; {} without.
+    """
+
+    path: Path
+    fields: Mapping[str, Any]
+
+    @classmethod
+    def at(cls, path: Path) -> PublishedFiles:
+        """Read the `config.json` at a path.
+
+        Raises:
+          DataError: it is not the config of a model.
+        """
+        file = (path if path.is_dir() else path.parent) / CONFIG_FILE
+        return cls(path, completed(read_json(file)) if file.is_file() else {})
+
+    @property
+    def is_directory(self) -> bool:
+        return self.path.is_dir()
+
+    @property
+    def folder(self) -> Path:
+        return self.path if self.is_directory else self.path.parent
+
+    @property
+    def of_transformers(self) -> bool:
+        """Whether the config is of a class of Hugging Face Transformers."""
+        return huggingface_config.is_config(self.fields)
+
+    @property
+    def file(self) -> Path:
+        """The weight file: the one that was named, or `model.safetensors` in the directory."""
+        return self.folder / MODEL_FILE if self.is_directory else self.path
+
+    def tensors(self) -> TensorFile | ShardedFile:
+        """Open `file`.
+
+        Raises:
+          DataError: it is missing or damaged.
+        """
+        return open_tensors(self.file)
+
+    def named(self, field: str) -> Path | None:
+        """Return the file that a field of the config names, or None where there is none.
+
+        Names may be addresses elsewhere; what counts is a file of the same name here.
+        """
+        name = self.fields.get(field)
+        file = self.folder / Path(name).name if isinstance(name, str) else None
+        return file if file is not None and file.is_file() else None
+
+    @property
+    def tokenizer(self) -> Path | None:
+        """The SentencePiece model that the config names, or `tokenizer.model`, where it is there."""
+        if isinstance(self.fields.get("tokenizer_name"), str):
+            return self.named("tokenizer_name")
+        file = self.folder / TOKENIZER
+        return file if file.is_file() else None
+
+    @property
+    def preprocessor(self) -> dict[str, Any]:
+        """`preprocessor_config.json` of Transformers, {} without."""
+        file = self.folder / PREPROCESSOR
+        return read_json(file) if file.is_file() else {}
+
+
+def has_tensors(file: Path) -> bool:
+    """Whether a weight file is there, or the index of several that stand for it."""
+    return file.exists() or file.with_name(file.name.removesuffix(".safetensors") + INDEX_SUFFIX).exists()
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the JSON object in a file.
+
+    Raises:
+      DataError: it cannot be read, or is something else.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}); check the path") from None
+    except ValueError as error:
+        raise DataError(
+            f"{path} is not JSON ({error}); a config is needed there, not weights: fetch it again"
+        ) from None
+    if not isinstance(found, dict):
+        raise DataError(f"{path} is not the config of a model (a JSON object); fetch it again")
+    return found
