@@ -30,7 +30,7 @@ def _megabytes(files: list[Path]) -> str:
 @click.argument("directory", type=click.Path())
 @click.option("--adapter", type=click.Path(), help="A LoRA adapter file for the model; its config.json lies beside it.")
 def import_(source: str, directory: str, adapter: str | None) -> None:
-    """Import the published model SOURCE into DIRECTORY, which every command takes in the place of a run.
+    """Import the published model SOURCE into DIRECTORY, which every command accepts in place of a run.
 
     SOURCE is a safetensors file, the index of several, or a directory with its config.json. The codec and the tokenizer
     that lie beside a language model come along. Nothing is rounded: `moshijax weights export` gives the same tensors.
@@ -136,7 +136,7 @@ def verify(path: str, reference: str | None) -> None:
 def retokenize(source: str, directory: str, tokenizer: str, old_tokenizer: str | None, seed: int) -> None:
     """Give the language model SOURCE another text vocabulary, of any size, and write it into DIRECTORY.
 
-    Text tables and heads are made anew; rows of pieces that both vocabularies have, and of the special ids, are carried
+    Only text tables and heads are initialised again; rows of pieces that both vocabularies have, and of the special ids, are carried
     over. The other weights do not change. DIRECTORY is like that of `moshijax weights import`.
 
     \b

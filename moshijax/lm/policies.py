@@ -81,7 +81,7 @@ class Recognition(_Policy):
 
 @dataclass(frozen=True)
 class Translation(_Policy):
-    """Speech in, translated speech and text out, until the model has said all.
+    """Speech in, translated speech and text out, until the model has finished.
 
     In the frame after the last of the input `end_of_input` feeds the token `card` on all given rows; silence follows,
     and the row has `ended` when the model returns `EOS` (Hibiki, arXiv 2502.03382; `run_inference.py` of `moshi`).

@@ -272,7 +272,7 @@ def splash(
         heads = nn.logical_to_mesh_axes(("batch", "heads", None, None))
         rows = nn.logical_to_mesh_axes(("batch", None))
         specs = (heads, heads, heads, None if segments is None else rows)
-        # The masks inside the kernel are made anew on every device, which the check of replication cannot follow.
+        # The masks inside the kernel are built again on every device, which the check of replication cannot follow.
         attend_rows = jax.shard_map(attend_rows, in_specs=specs, out_specs=heads, check_vma=False)
     y_BHTC = attend_rows(*arrays, segments)
     return jnp.swapaxes(y_BHTC, 1, 2)[:, :T].reshape(q_BTGRC.shape)

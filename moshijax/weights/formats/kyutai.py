@@ -145,7 +145,7 @@ def scales(tensors: Tensors) -> dict[str, str]:
 
 
 def dequantised(tensors: Tensors, where: str) -> Tensors:
-    """The same tensors with float32 in the place of int8 weights; a file without any as it is."""
+    """The same tensors with float32 in place of int8 weights; a file without any as it is."""
     scaled = scales(tensors)
     for name, scale in scaled.items():
         rows = tuple(tensors.shapes[name])[:1]
@@ -175,7 +175,7 @@ def dequantised(tensors: Tensors, where: str) -> Tensors:
 
 
 def quantised(tensors: Tensors, names: Mapping[str, np.ndarray | None]) -> Renamed:
-    """Tensors with int8 in the place of the named weights; the scales where they are known."""
+    """Tensors with int8 in place of the named weights; the scales where they are known."""
     groups = [
         Group(
             {name: shape, name + SCALE: shape[:1]},

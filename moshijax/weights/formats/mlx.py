@@ -34,7 +34,7 @@ def is_file(tensors: Tensors) -> bool:
 
 
 def dequantised(tensors: Tensors, shapes: Mapping[str, tuple[int, ...]], where: str) -> Tensors:
-    """The same tensors with float32 in the place of packed integers; a file without any as it is.
+    """The same tensors with float32 in place of packed integers; a file without any as it is.
 
     The 4 and 8 bit files of the package hold of every linear map and table `weight [out, words]` uint32, and a scale
     and a bias for every group of values in a row (`mlx.core.quantize`, affine): `scale * integer + bias`.
