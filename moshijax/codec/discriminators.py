@@ -49,7 +49,7 @@ class DiscriminatorConfig:
         if not self.windows or any(window < 8 or window % 4 for window in self.windows):
             raise ConfigError(f"discriminator windows {self.windows} must be multiples of 4, at least 8")
         if len(set(self.windows)) != len(self.windows):
-            raise ConfigError(f"discriminator windows {self.windows} have one twice; a window names its discriminator")
+            raise ConfigError(f"discriminator windows {self.windows} contain one twice; use each window once")
         if self.filters < 1 or any(size < 1 or size % 2 == 0 for size in self.kernel_size):
             raise ConfigError(f"filters {self.filters} must be positive and kernel_size {self.kernel_size} odd")
 

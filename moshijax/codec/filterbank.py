@@ -63,8 +63,8 @@ def stages(config: MimiConfig) -> Stages:
             if math.prod(folds) > seanet.n_filters * 2 ** (index + 1):
                 break
     raise ConfigError(
-        f"a filterbank start needs n_residual_layers 0 and ratios whose last ones come to {SHORTEST} samples or more, "
-        "with a channel for each sample of a group before the very last of these; seanet has n_residual_layers "
+        f"a filterbank needs n_residual_layers 0, ratios whose last ones multiply to {SHORTEST} samples or more, and a "
+        "channel for each sample of a group before the very last of these; seanet has n_residual_layers "
         f"{seanet.n_residual_layers}, n_filters {seanet.n_filters} and ratios {seanet.ratios}"
     )
 

@@ -58,7 +58,7 @@ class CheckRules:
         if self.streams not in STREAMS:
             raise ConfigError(f"streams is {self.streams!r}: it must be one of {', '.join(STREAMS)}")
         if self.streams != "two" and self.channels is not None:
-            raise ConfigError(f"streams {self.streams!r} mixes all channels: leave --channels out")
+            raise ConfigError(f"streams {self.streams!r} mixes all channels: omit --channels")
 
 
 @dataclass

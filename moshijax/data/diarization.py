@@ -47,7 +47,7 @@ def read_segments(item: Item, sidecar: dict[str, Any]) -> list[Segment]:
             "with --streams mixed"
         )
     if not found:
-        raise DataError(f"{item.sidecar}: the diarization names nobody: check the recording")
+        raise DataError(f"{item.sidecar}: the diarization names no speaker: check the recording")
     return sorted(found, key=lambda s: (s.start, s.end, s.speaker))
 
 
@@ -78,7 +78,7 @@ def _read_rttm(path: Path) -> list[Segment]:
         try:
             start, length, label = float(fields[3]), float(fields[4]), fields[7]
         except (IndexError, ValueError) as error:
-            raise DataError(f"{path}, line {number}: {line[:80]!r} is no RTTM line: write the file again") from error
+            raise DataError(f"{path}, line {number}: {line[:80]!r} is not an RTTM line: rewrite the file") from error
         found.append(_segment(path, [label, [start, start + length]]))
     return found
 

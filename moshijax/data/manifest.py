@@ -62,7 +62,7 @@ def read_manifest(path: str | Path) -> Manifest:
             )
         items[item.id] = item
     if not items:
-        raise DataError(f"manifest {path} is empty: it needs one JSON object with path and duration a line")
+        raise DataError(f"manifest {path} is empty: it needs one JSON object with path and duration per line")
     return Manifest(path, tuple(items.values()), hashlib.sha256(content).hexdigest())
 
 
@@ -86,7 +86,7 @@ def read_recordings(path: str | Path) -> Manifest:
     for audio in found:
         name = audio.relative_to(folder).with_suffix("").as_posix()
         if name in items:
-            raise DataError(f"{audio} and {items[name].audio} have one name: rename or remove one")
+            raise DataError(f"{audio} and {items[name].audio} have the same name: rename or remove one")
         items[name] = Item(name, audio, None)
     content = "".join(f"{p.relative_to(folder).as_posix()} {p.stat().st_size}\n" for p in found)
     return Manifest(folder / "manifest.jsonl", tuple(items.values()), hashlib.sha256(content.encode()).hexdigest())
@@ -106,5 +106,5 @@ def _parse_line(path: Path, number: int, line: str) -> Item:
         raise DataError(f"{where}: path is {audio!r}: give the path of a recording relative to the manifest")
     number_like = isinstance(duration, int | float) and not isinstance(duration, bool)
     if duration is not None and (not number_like or not math.isfinite(duration) or duration < 0):
-        raise DataError(f"{where}: duration is {duration!r}: give seconds, or leave it out")
+        raise DataError(f"{where}: duration is {duration!r}: give seconds, or omit it")
     return Item(str(Path(audio).with_suffix("").as_posix()), path.parent / audio, duration)

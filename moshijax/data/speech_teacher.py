@@ -63,7 +63,7 @@ class SpeechTeacher:
             self._extractor = None
         config = self._model.config
         if not hasattr(config, "conv_kernel"):
-            raise ConfigError(f"model {model} is no WavLM, HuBERT or wav2vec 2.0: its config has no conv_kernel")
+            raise ConfigError(f"model {model} is not a WavLM, HuBERT or wav2vec 2.0: its config has no conv_kernel")
         if math.prod(config.conv_stride) != HOP:
             raise ConfigError(f"model {model} has a hop of {math.prod(config.conv_stride)} samples, {HOP} are needed")
         if not -config.num_hidden_layers - 1 <= layer <= config.num_hidden_layers:

@@ -2,7 +2,7 @@
 
 A condition is either an attribute with a learnt vector per value or a sequence of vectors that comes from outside, such
 as a voice. It is added to every input of the temporal transformer, or read by its cross-attention. Where a condition is
-absent a learnt vector stands in for it (`conditioners/base.py` of `moshi`).
+absent a learnt vector replaces it (`conditioners/base.py` of `moshi`).
 """
 
 from __future__ import annotations

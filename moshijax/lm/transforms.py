@@ -30,7 +30,7 @@ def helium_to_moshi(config: LMConfig, params: Flat, target: LMConfig, fresh: Fla
     """
     if config.layout.n_q:
         raise ConfigError(
-            f"helium_to_moshi: that model has {config.layout.n_q} audio rows already; it takes one of text alone"
+            f"helium_to_moshi: that model has {config.layout.n_q} audio rows already; it takes a text-only model"
         )
     new = {path: leaf for path, leaf in fresh.items() if path.startswith(("audio_embedding/", "depth/"))}
     new = _without_initial_tokens(new, target.card, range(target.layout.n_q))
@@ -142,7 +142,7 @@ def _with_rows(config: LMConfig, params: Flat, target: LMConfig) -> tuple[LMConf
     depth = None
     if target.layout.dep_q:
         if config.depth is None or target.depth is None:
-            raise ConfigError("that model has no depth transformer, from which depth steps could come")
+            raise ConfigError("that model has no depth transformer from which to take depth steps")
         before, after = config.layout.dep_q, target.layout.dep_q
         steps = _origins(source[:before], wanted[:after])
         depth = dataclasses.replace(config.depth, schedule=target.depth.schedule, hidden_dims=target.depth.hidden_dims)

@@ -125,7 +125,7 @@ class CausalConv(nn.Module):
             raise ConfigError(f"padding {self.padding!r} is not one of {', '.join(PADDINGS)}")
         if self.left_padding < 0:
             raise ConfigError(
-                f"kernel_size {self.kernel_size} must reach over stride {self.stride}; enlarge the kernel"
+                f"kernel_size {self.kernel_size} must be larger than stride {self.stride}; enlarge the kernel"
             )
         if self.in_features % self.groups or self.features % self.groups:
             raise ConfigError(f"groups {self.groups} must divide channels {self.in_features} and {self.features}")

@@ -105,7 +105,7 @@ def test_the_rest_of_the_codec_is_untouched_and_it_still_runs():
 
 def test_a_codec_without_room_for_it_is_refused():
     config = codec.configs.TINY
-    with pytest.raises(ConfigError, match="filterbank start needs"):
+    with pytest.raises(ConfigError, match="filterbank needs"):
         filterbank.apply(config, codec.init(config, jax.random.key(0))["params"])
 
 

@@ -48,7 +48,7 @@ def test_mixed_is_one_stream_whose_labels_mean_nothing(tmp_path):
     assert mono["codes"].shape == (1, 3, 25) and mean["codes"].shape == (1, 3, 25)
     assert [word[0] for word in mono["words"]] == ["hello", "yes", "lost"]
     np.testing.assert_allclose(mean["codes"], mono["codes"] / 2, atol=1)
-    with pytest.raises(ConfigError, match="'mixed' mixes all channels: leave --channels out"):
+    with pytest.raises(ConfigError, match="'mixed' mixes all channels: omit --channels"):
         CheckRules(streams="mixed", channels=(0, 1))
 
 
@@ -103,7 +103,7 @@ def test_rttm_beside_the_recording(tmp_path):
     ("extra", "message"),
     [
         ({}, 'has no "diarization" and there is no talk.rttm'),
-        ({"diarization": []}, "names nobody"),
+        ({"diarization": []}, "names no speaker"),
         ({"diarization": "A"}, "must be a list of"),
         ({"diarization": [["A", [2.0, 1.0]]]}, "must start at 0 s or later and end after that"),
         ({"diarization": [["A", 1.0]]}, r"must be \[label, \[start, end\]\]"),

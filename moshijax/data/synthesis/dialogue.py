@@ -34,7 +34,7 @@ class Utterance:
     """One stretch of speech on one channel.
 
     kind 'turn': starts `gap` seconds after the last turn ends (negative: it overlaps its end).
-    kind 'backchannel': starts at fraction `at` of the last turn, which goes on.
+    kind 'backchannel': starts at fraction `at` of the last turn, which continues.
     kind 'interruption': starts at fraction `at` of the last turn, whose speaker stops `yield_after` seconds later.
     `voice` None takes the voice that the dialogue gives the speaker.
     """

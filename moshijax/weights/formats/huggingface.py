@@ -132,7 +132,7 @@ def _joint_tables(config: LMConfig, audio: list[str]) -> Iterator[Group]:
 
     def without_zeros(array: np.ndarray, rows: int, name: str) -> np.ndarray:
         if np.any(array[rows:]):
-            raise DataError(f"{name}: row {rows} must be zeros, it stands for no token; fetch the file again")
+            raise DataError(f"{name}: row {rows} must be zeros, it belongs to no token; fetch the file again")
         return array[:rows]
 
     def with_zeros(array: np.ndarray) -> np.ndarray:
