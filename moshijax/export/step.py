@@ -271,23 +271,19 @@ class CallStep:
         """
         params, tree = unflatten_dict(weights, sep="/"), self._tree(state, inputs["length"].shape[0])
         batch, length = inputs["force_text"].shape
-        choice = {name: jnp.zeros(*shape_dtype) for name, shape_dtype in sampling.input_specs(batch).items()}
-        guidance = self._guidance(inputs, batch)
+        position_BT = tree["lm"]["offset"][:, None] + jnp.arange(length)
+        codes_BQT = jax.vmap(self.policy.codes, (None, 1, 2), 2)(self.lm, position_BT, inputs["force_codes"])
+        columns = [inputs["force_text"][:, None], codes_BQT] + ([inputs["given"]] if self.given_rows else [])
+        columns_BKT, guidance = jnp.concatenate(columns, axis=1), self._guidance(inputs, batch)
+        tree["lm"] = lm.prefill(self.lm, params["lm"], tree["lm"], columns_BKT, inputs["length"], guidance)
+        if "voice" in inputs:
+            here_BT = jnp.arange(length) < inputs["length"][:, None]
+            voice_BQT = jnp.where(here_BT[:, None], inputs["voice"], UNGENERATED)
 
-        def execute(carry: Any, t: Array) -> tuple[Any, None]:
-            carry, active = dict(carry), t < inputs["length"]
-            given_BK = inputs["given"][:, :, t] if self.given_rows else None
-            text_B, codes_BQ = inputs["force_text"][:, t], inputs["force_codes"][:, :, t]
-            codes_BQ = self.policy.codes(self.lm, carry["lm"]["offset"], codes_BQ)
-            state, _ = generation.sample_text(self.lm, params["lm"], carry["lm"], given_BK, choice, guidance, active)
-            sampled_BK = jnp.concatenate([text_B[:, None], codes_BQ], axis=1)
-            carry["lm"], _ = generation.commit(self.lm, state, sampled_BK, active)
-            if "voice" in inputs:
-                voice_BQ = jnp.where(active[:, None], inputs["voice"][:, :, t], UNGENERATED)
-                carry["decoder"], _ = self._decode(params["codec"], carry["decoder"], voice_BQ)
-            return carry, None
+            def decode(decoder: Any, voice_BQ: Array) -> tuple[Any, None]:
+                return self._decode(params["codec"], decoder, voice_BQ)[0], None
 
-        tree, _ = jax.lax.scan(execute, tree, jnp.arange(length))
+            tree["decoder"], _ = jax.lax.scan(decode, tree["decoder"], jnp.moveaxis(voice_BQT, 2, 0))
         return flatten(tree), {}
 
     def place(self, weights: Arrays, state: Arrays, inputs: Arrays) -> tuple[Arrays, Arrays]:
