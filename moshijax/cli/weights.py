@@ -136,8 +136,8 @@ def verify(path: str, reference: str | None) -> None:
 def retokenize(source: str, directory: str, tokenizer: str, old_tokenizer: str | None, seed: int) -> None:
     """Give the language model SOURCE another text vocabulary, of any size, and write it into DIRECTORY.
 
-    Only text tables and heads are initialised again; rows of pieces that both vocabularies have, and of the special ids, are carried
-    over. The other weights do not change. DIRECTORY is like that of `moshijax weights import`.
+    Only text tables and heads change: they keep the rows of special ids and of pieces that both vocabularies have, and
+    the others are initialised. DIRECTORY is like that of `moshijax weights import`.
 
     \b
     Example:
