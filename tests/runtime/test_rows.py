@@ -192,7 +192,8 @@ def test_batch_sizes_agree(rows1, rows4):
     [one], _ = play(rows1, [wave], [CallOptions(0, greedy)])
     [four], _ = play(rows4, [wave], [CallOptions(0, greedy)])
     np.testing.assert_array_equal(one.codes, four.codes)
-    np.testing.assert_allclose(one.pcm, four.pcm, atol=1e-4)
+    # Relative to the peak, as untrained decoders give samples far beyond 1.
+    np.testing.assert_allclose(one.pcm, four.pcm, rtol=0, atol=1e-5 * np.abs(one.pcm).max())
 
 
 def test_rows_run_out_and_come_back(rows4):
