@@ -10,6 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from moshijax.errors import ConfigError
 from moshijax.nn import lora
 from moshijax.nn.lora import Place
 
@@ -181,7 +182,13 @@ class StepLinear(nn.Module):
         return y + self.steps.bias.astype(y.dtype)[jnp.asarray(self.schedule)][:, None]
 
     def step(self, k: int, x_NI: Float[Array, "N I"], low_NR: Float[Array, "N r"] | None = None) -> Float[Array, "N O"]:
-        """Run step k alone; not with `stacked`."""
+        """Run step k alone.
+
+        Raises:
+          ConfigError: The weights are stacked.
+        """
+        if self.stacked:
+            raise ConfigError("stacked weights do not run step by step; call unstack_layers on the parameters first")
         return self.steps[self.schedule[k]](x_NI, low_NR)
 
     def _product(self, x_KNI: Array, kernels: Array) -> Array:

@@ -5,6 +5,7 @@ import jax
 import numpy as np
 import pytest
 
+from moshijax.errors import ConfigError
 from moshijax.nn.layout import pack_in_proj, stack_layers, unpack_in_proj, unstack_layers
 from moshijax.nn.projection import Linear, StepLinear, linear
 
@@ -41,9 +42,11 @@ def test_weights_per_step(schedule):
     jax.tree.map(np.testing.assert_array_equal, stack_layers(flat), params)
     for module, tree in ((stacked, params), (single, flat)):
         np.testing.assert_allclose(module.apply({"params": tree}, x), want, atol=1e-6)
-        for k in range(steps):
-            got = module.apply({"params": tree}, k, x[k], method="step")
-            np.testing.assert_allclose(got, want[k], atol=1e-6)
+    for k in range(steps):
+        got = single.apply({"params": flat}, k, x[k], method="step")
+        np.testing.assert_allclose(got, want[k], atol=1e-6)
+    with pytest.raises(ConfigError, match="unstack_layers"):
+        stacked.apply({"params": params}, 0, x[0], method="step")
 
 
 def test_unused_rows_and_columns_start_at_zero():

@@ -104,6 +104,21 @@ def test_bfloat16_computation_keeps_float32_parameters():
     assert np.abs(y.astype(jnp.float32) - full).max() < 0.05 * np.abs(full).max()
 
 
+@pytest.mark.parametrize("positions", [None, 1, 3], ids=["whole", "step", "block"])
+def test_scores_of_attention_are_float32(positions):
+    """In bfloat16 too the products under the softmax come out in float32, and are not rounded on the way."""
+    config = dataclasses.replace(BASE, num_layers=1, dtype="bfloat16", precision="default")
+    module, x = Transformer(config), jnp.zeros((2, positions or 9, 16))
+    variables = nn.meta.unbox(jax.eval_shape(module.init, KEY, x))
+    if positions is None:
+        jaxpr = jax.make_jaxpr(module.apply)(variables, x)
+    else:
+        jaxpr = jax.make_jaxpr(lambda v, s: module.apply(v, s, x, method="step"))(variables, module.init_state(2))
+    products = [line.split("=")[0] for line in str(jaxpr).splitlines() if "dot_general" in line]
+    scores = [made for made in products if ":f32[" in made]
+    assert len(scores) == (2 if positions == 3 else 1), products
+
+
 @pytest.mark.parametrize(
     ("field", "message"),
     [
