@@ -95,10 +95,18 @@ def command(
         )
 
 
-def evaluators_of(experiment: ExperimentConfig, run_dir: Path) -> tuple[Evaluator, ...]:
-    """Return what is measured besides the losses: of a codec with held-out data, how it sounds."""
-    if experiment.task.kind != "codec" or not experiment.held_out:
-        return ()
+def _hear_codec(experiment: ExperimentConfig, run_dir: Path) -> Evaluator:
+    """Make the evaluator that measures how a codec sounds on held-out recordings."""
     from moshijax.eval.codec_training import CodecEvaluator
 
-    return (CodecEvaluator(experiment, run_dir),)
+    return CodecEvaluator(experiment, run_dir)
+
+
+#: Kind of a task -> makes what is measured on its held-out data besides the losses.
+EVALUATORS = {"codec": _hear_codec}
+
+
+def evaluators_of(experiment: ExperimentConfig, run_dir: Path) -> tuple[Evaluator, ...]:
+    """Return what is measured besides the losses: something for kinds in `EVALUATORS` that have held-out data."""
+    make = EVALUATORS.get(experiment.task.kind)
+    return (make(experiment, run_dir),) if make is not None and experiment.held_out else ()

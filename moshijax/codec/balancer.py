@@ -2,7 +2,7 @@
 
 Losses of one waveform differ in scale by orders of magnitude, and their scales move during training. The balancer
 divides the gradient of each by a running average of its norm, so that a weight says how much of the whole gradient
-comes from a loss, whatever its units. Sources: arXiv 2210.13438 section 3.4; audiocraft ``losses/balancer.py``.
+comes from a loss, whatever its units. Sources: arXiv 2210.13438 section 3.4; audiocraft `losses/balancer.py`.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ class Balancer:
     """Settings of the balancer.
 
     Attributes:
-        total_norm: norm of the whole gradient of one row at the decoder's output, if all losses point the same way.
-        decay: of the running averages of the norms, which are corrected for their start.
+      total_norm: norm of the whole gradient of one row at the decoder's output, if all losses point the same way.
+      decay: of the running averages of the norms, which are corrected for their start.
     """
 
     total_norm: float = 1.0
@@ -43,9 +43,9 @@ class Balanced(NamedTuple):
     """What `balance` returns.
 
     Attributes:
-        gradient: of one row's weighted losses with respect to its output.
-        rows: the losses themselves, per row.
-        norms: of the gradient of each loss, per row.
+      gradient: of one row's weighted losses with respect to its output.
+      rows: the losses themselves, per row.
+      norms: of the gradient of each loss, per row.
     """
 
     gradient: Float[Array, "B N"]
@@ -61,7 +61,7 @@ def init(names: tuple[str, ...]) -> dict[str, Any]:
 def slopes(
     function: Callable[[Array], dict[str, Array]], x: Float[Array, "B ..."]
 ) -> tuple[dict[str, Float[Array, " B"]], dict[str, Float[Array, "B ..."]]]:
-    """Losses per row of ``x``, and the gradient of each with respect to it; one forward pass, constants for whoever
+    """Losses per row of `x`, and the gradient of each with respect to it; one forward pass, constants for whoever
     differentiates further."""
     rows, pullback = jax.vjp(function, jax.lax.stop_gradient(x))
     each = {name: pullback({n: jnp.full_like(v, n == name) for n, v in rows.items()})[0] for name in rows}
@@ -80,17 +80,17 @@ def balance(
     losses: Sequence[Callable[[Array], dict[str, Array]]],
     output: Float[Array, "B N"],
 ) -> Balanced:
-    """The weighted gradient of losses of ``output``, balanced if there are settings.
+    """The weighted gradient of losses of `output`, balanced if there are settings.
 
     Averages include these rows: with one part per batch this is the reference's balancer; with several parts each
     brings its own norms besides the common past.
 
     Args:
-        settings: see `Balancer`; None: weights are plain factors.
-        weights: of every loss, above 0.
-        state: before the step; None without settings.
-        losses: functions from the output to losses per row, by name; those of one function share its computation.
-        output: of the decoder.
+      settings: see `Balancer`; None: weights are plain factors.
+      weights: of every loss, above 0.
+      state: before the step; None without settings.
+      losses: functions from the output to losses per row, by name; those of one function share its computation.
+      output: of the decoder.
     """
     total, gradient = sum(weights.values()), jnp.zeros_like(output)
     rows, norms = {}, {}

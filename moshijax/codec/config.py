@@ -20,15 +20,15 @@ class SeanetConfig:
     """The convolutional encoder and decoder.
 
     Attributes:
-        dimension: width of the latent.
-        n_filters: channels next to the waveform; every ratio doubles them.
-        ratios: up-sampling factors in the decoder's order; the encoder takes them backwards.
-        kernel_size: of the first convolution.
-        residual_kernel_size: of the residual blocks.
-        last_kernel_size: of the last convolution.
-        n_residual_layers: residual blocks per ratio; their dilation is ``dilation_base ** index``.
-        dilation_base: see above.
-        compress: residual blocks work with so many times fewer channels.
+      dimension: width of the latent.
+      n_filters: channels next to the waveform; every ratio doubles them.
+      ratios: up-sampling factors in the decoder's order; the encoder takes them backwards.
+      kernel_size: of the first convolution.
+      residual_kernel_size: of the residual blocks.
+      last_kernel_size: of the last convolution.
+      n_residual_layers: residual blocks per ratio; their dilation is `dilation_base ** index`.
+      dilation_base: see above.
+      compress: residual blocks work with so many times fewer channels.
     """
 
     dimension: int = 512
@@ -65,10 +65,10 @@ class QuantizerConfig:
     """The split residual vector quantiser.
 
     Attributes:
-        dim: width of the codes.
-        bins: entries per codebook.
-        num_codebooks: all of them, semantic ones included.
-        semantic: how many are semantic; a teacher is heard by the first. Published codecs have one.
+      dim: width of the codes.
+      bins: entries per codebook.
+      num_codebooks: all of them, semantic ones included.
+      semantic: how many are semantic; a teacher is heard by the first. Published codecs have one.
     """
 
     dim: int = 256
@@ -91,13 +91,13 @@ class MimiConfig:
     """A Mimi codec.
 
     Attributes:
-        sample_rate: Hz.
-        frame_rate: frames (code columns) per second.
-        seanet: the convolutions.
-        transformer: of encoder and decoder alike; they run at the rate of the convolutional latent.
-        quantizer: the codebooks.
-        ring: capacity of the attention caches when streaming: ``exact`` (live codes equal whole-file codes) or
-            ``window`` (one position less, as the PyTorch streaming codec has it; for parity tests).
+      sample_rate: Hz.
+      frame_rate: frames (code columns) per second.
+      seanet: the convolutions.
+      transformer: of encoder and decoder alike; they run at the rate of the convolutional latent.
+      quantizer: the codebooks.
+      ring: capacity of the attention caches when streaming: `exact` (live codes equal whole-file codes) or
+        `window` (one position less, as the PyTorch streaming codec has it; for parity tests).
     """
 
     sample_rate: int = 24_000

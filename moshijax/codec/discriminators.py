@@ -2,7 +2,7 @@
 
 One small network of 2D convolutions per window size looks at real and imaginary parts of a spectrogram. Values are
 averages per row, so that the caller weighs rows over the whole batch. Sources: arXiv 2210.13438 section 3.4; audiocraft
-``adversarial/discriminators/msstftd.py`` and ``adversarial/losses.py``.
+`adversarial/discriminators/msstftd.py` and `adversarial/losses.py`.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ class DiscriminatorConfig:
     """The discriminators of one codec.
 
     Attributes:
-        windows: samples per STFT window, one discriminator each; the hop is a quarter.
-        filters: channels of every layer.
-        kernel_size: of the large convolutions, over time and frequency.
-        dilations: over time, of the convolutions that halve the frequencies.
-        slope: of the leaky ReLU below zero.
+      windows: samples per STFT window, one discriminator each; the hop is a quarter.
+      filters: channels of every layer.
+      kernel_size: of the large convolutions, over time and frequency.
+      dilations: over time, of the convolutions that halve the frequencies.
+      slope: of the leaky ReLU below zero.
     """
 
     windows: tuple[int, ...] = (1024, 2048, 512, 256, 128)
@@ -58,8 +58,8 @@ class Judgement(NamedTuple):
     """What one discriminator says.
 
     Attributes:
-        logits: high for recordings, per place of its coarsest map.
-        features: outputs of the layers before, after their activation.
+      logits: high for recordings, per place of its coarsest map.
+      features: outputs of the layers before, after their activation.
     """
 
     logits: Float[Array, "B F W"]
@@ -69,7 +69,7 @@ class Judgement(NamedTuple):
 def convolve(
     x: Float[Array, "B F W I"], kernel: Float[Array, "k l I O"], stride: int, dilation: int
 ) -> Float[Array, "B F V O"]:
-    """2D convolution with odd kernels and zeros around: every ``stride``-th frequency, ``dilation`` between frames.
+    """2D convolution with odd kernels and zeros around: every `stride`-th frequency, `dilation` between frames.
 
     Neighbouring frequencies are taken together as channels, so that the stride is gone: the gradient of a strided
     convolution spreads its input with zeros, and convolutions of a few channels leave vector units idle (on CPUs either
@@ -100,7 +100,7 @@ def convolve(
 
 
 class _Conv(nn.Module):
-    """2D convolution over ``[B, frames, frequencies, channels]`` that keeps the frames; the device's own precision."""
+    """2D convolution over `[B, frames, frequencies, channels]` that keeps the frames; the device's own precision."""
 
     in_features: int
     features: int
@@ -155,7 +155,7 @@ def init(config: DiscriminatorConfig, key: Array) -> dict[str, Any]:
 
 
 def judge(config: DiscriminatorConfig, params: dict[str, Any], waveform: Float[Array, "B N"]) -> tuple[Judgement, ...]:
-    """What every discriminator says about a waveform of at least ``max(config.windows)`` samples."""
+    """What every discriminator says about a waveform of at least `max(config.windows)` samples."""
     params = weight_norm.fold(params)
     return tuple(
         _Discriminator(config, window).apply({"params": params[_name(window)]}, waveform) for window in config.windows
@@ -169,8 +169,8 @@ def _per_row(x: Array) -> Float[Array, " B"]:
 def discriminator_loss(
     config: DiscriminatorConfig, params: dict[str, Any], real: Float[Array, "B N"], fake: Float[Array, "B N"]
 ) -> dict[str, Float[Array, " B"]]:
-    """Hinge loss of the discriminators, per row, mean over discriminators: ``loss``, and how often they are right
-    (share of places with the right sign) on ``real`` and ``fake``."""
+    """Hinge loss of the discriminators, per row, mean over discriminators: `loss`, and how often they are right
+    (share of places with the right sign) on `real` and `fake`."""
     both = jnp.concatenate([real, jax.lax.stop_gradient(fake)])
     count, rows = len(config.windows), real.shape[0]
     found = {name: jnp.zeros(rows) for name in ("loss", "real", "fake")}
@@ -185,8 +185,8 @@ def discriminator_loss(
 def generator_losses(
     config: DiscriminatorConfig, params: dict[str, Any], real: Float[Array, "B N"], fake: Float[Array, "B N"]
 ) -> dict[str, Float[Array, " B"]]:
-    """What the codec is to lower, per row, mean over discriminators: ``adversarial`` (hinge form: minus the mean logit)
-    and ``feature`` (mean over maps of the mean absolute difference; recordings are constants)."""
+    """What the codec is to lower, per row, mean over discriminators: `adversarial` (hinge form: minus the mean logit)
+    and `feature` (mean over maps of the mean absolute difference; recordings are constants)."""
     params = jax.lax.stop_gradient(params)
     count = len(config.windows)
     adversarial = feature = 0.0

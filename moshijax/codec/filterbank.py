@@ -51,7 +51,7 @@ def stages(config: MimiConfig) -> Stages:
     """The strides next to the waveform, up to the first that ends a hop of at least `SHORTEST` samples.
 
     Raises:
-        ConfigError: the codec has residual blocks, no stride after the bank, or too few channels for the folds.
+      ConfigError: the codec has residual blocks, no stride after the bank, or too few channels for the folds.
     """
     seanet, folds = config.seanet, []
     strides = tuple(reversed(seanet.ratios))
@@ -70,7 +70,7 @@ def stages(config: MimiConfig) -> Stages:
 
 
 def band_filters(bands: int, length: int, sample_rate: int) -> tuple[np.ndarray, np.ndarray]:
-    """Windowed cosines ``[bands, PHASES, length]`` of unit gain at their centre, and the centres in Hz (mel-spaced)."""
+    """Windowed cosines `[bands, PHASES, length]` of unit gain at their centre, and the centres in Hz (mel-spaced)."""
     centres = mel_to_hertz(np.linspace(hertz_to_mel(LOWEST), hertz_to_mel(HIGHEST), bands + 2))[1:-1]
     time = (np.arange(length) - (length - 1) / 2) / sample_rate
     window = np.hanning(length + 2)[1:-1]
@@ -80,14 +80,14 @@ def band_filters(bands: int, length: int, sample_rate: int) -> tuple[np.ndarray,
 
 
 def apply(config: MimiConfig, params: dict[str, Any]) -> dict[str, Any]:
-    """``params`` (learnt tree of a fresh codec, see `functions.init`) with other convolutions next to the waveform.
+    """`params` (learnt tree of a fresh codec, see `functions.init`) with other convolutions next to the waveform.
 
     The encoder's first passes the waveform on in channel 0, the next ones fold it, then comes the bank, and then
     envelopes and their compression. The decoder's bank writes a folded waveform, which its last convolutions unfold.
     What is left of the channels stays random.
 
     Raises:
-        ConfigError: see `stages`.
+      ConfigError: see `stages`.
     """
     found = stages(config)
     layers = dict(params["encoder"]["seanet"])
@@ -123,12 +123,12 @@ def apply(config: MimiConfig, params: dict[str, Any]) -> dict[str, Any]:
 
 
 def _fold(group: int, stride: int) -> np.ndarray:
-    """``[stride, group, group * stride]``: sample ``j`` of channel ``c`` goes to channel ``j * group + c``."""
+    """`[stride, group, group * stride]`: sample `j` of channel `c` goes to channel `j * group + c`."""
     return np.eye(stride * group, dtype=np.float32).reshape(stride, group, stride * group)
 
 
 def _pass(layer: dict[str, Any], taps: np.ndarray, bias: float) -> dict[str, Any]:
-    """``layer`` with ``taps [k, c, o]`` as all that its first ``o`` outputs read, from its last ``k`` taps."""
+    """`layer` with `taps [k, c, o]` as all that its first `o` outputs read, from its last `k` taps."""
     kernel, (k, channels, outputs) = layer["kernel"], taps.shape
     kernel = kernel.at[:, :, :outputs].set(0.0).at[-k:, :channels, :outputs].set(taps)
     return {"kernel": kernel, "bias": layer["bias"].at[:outputs].set(bias)}
@@ -137,7 +137,7 @@ def _pass(layer: dict[str, Any], taps: np.ndarray, bias: float) -> dict[str, Any
 def _synthesis(layers: dict[str, Any], filters: np.ndarray, found: Stages) -> dict[str, Any]:
     """The decoder's convolutions with a bank at the end; input band * PHASES + phase drives one filter.
 
-    Transposed convolutions have kernels ``[in, taps, out]``.
+    Transposed convolutions have kernels `[in, taps, out]`.
     """
     parts = sorted((int(name.removeprefix("parts_")) for name in layers if "kernel" in layers[name]), reverse=True)
     last, *unfolds, bank = (f"parts_{index}" for index in parts[: len(found.folds) + 2])

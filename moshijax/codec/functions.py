@@ -39,9 +39,9 @@ def init(config: MimiConfig, key: Array) -> dict[str, Any]:
     """Fresh variables, ready to train.
 
     Returns:
-        ``{'params': ..., 'codebooks': {'quantizer': {'semantic' | 'acoustic': {'embedding_sum' [Q, V, C],
-        'cluster_usage' [Q, V], 'initialized' [Q] bool}}}}``. ``params`` is what gradients train. Codebooks start at
-        zero; training fills them by k-means (`moshijax.codec.quantizer_training`).
+      `{'params': ..., 'codebooks': {'quantizer': {'semantic' | 'acoustic': {'embedding_sum' [Q, V, C],
+      'cluster_usage' [Q, V], 'initialized' [Q] bool}}}}`. `params` is what gradients train. Codebooks start at
+      zero; training fills them by k-means (`moshijax.codec.quantizer_training`).
     """
     return nn.meta.unbox(_init(config, key))
 
@@ -54,7 +54,7 @@ def _init(config, key):
 def inference_layout(config: MimiConfig, params: dict[str, Any]) -> dict[str, Any]:
     """The same codec, arranged to be fast; every function here takes either form. Convert once, outside jit.
 
-    Codebooks become tables with their norms. Large kernels, which act at low rates, become ``[out, in]`` matrices, so
+    Codebooks become tables with their norms. Large kernels, which act at low rates, become `[out, in]` matrices, so
     that a single frame reads them at memory speed.
     """
     learnt = dict(params["params"])
@@ -71,7 +71,7 @@ def inference_layout(config: MimiConfig, params: dict[str, Any]) -> dict[str, An
 
 
 def _with_matrix(tree: dict[str, Any], name: str, layer: Any) -> dict[str, Any]:
-    """``tree`` with the kernel of layer ``name`` as a matrix, if it is a large convolution that is not one already."""
+    """`tree` with the kernel of layer `name` as a matrix, if it is a large convolution that is not one already."""
     convert = {CausalConv: rows_from_kernel, TransposedConv: rows_from_transposed_kernel}.get(type(layer))
     entry = tree.get(name, {})
     if convert is None or "kernel" not in entry or entry["kernel"].size < MATRIX_KERNEL:
@@ -90,16 +90,16 @@ def encode(
     """Codes of whole recordings.
 
     Args:
-        config: of the codec.
-        params: its variables, in either layout.
-        waveform: float samples in [-1, 1] at ``config.sample_rate``, of any length. The last frame is completed with
-            zeros: T = ceil(N / frame_size); no samples give no frames.
-        num_codebooks: Q, 1 to ``config.num_codebooks`` (the default).
-        lengths_B: samples of each row that count; what follows is ignored, and its frames hold `ZERO` (-1). A row's
-            codes equal those of the row by itself.
+      config: of the codec.
+      params: its variables, in either layout.
+      waveform: float samples in [-1, 1] at `config.sample_rate`, of any length. The last frame is completed with
+        zeros: T = ceil(N / frame_size); no samples give no frames.
+      num_codebooks: Q, 1 to `config.num_codebooks` (the default).
+      lengths_B: samples of each row that count; what follows is ignored, and its frames hold `ZERO` (-1). A row's
+        codes equal those of the row by itself.
 
     Raises:
-        ConfigError: ``waveform`` is not float ``[B, N]``, ``num_codebooks`` is out of range, or lengths do not fit.
+      ConfigError: `waveform` is not float `[B, N]`, `num_codebooks` is out of range, or lengths do not fit.
     """
     count = config.num_codebooks if num_codebooks is None else num_codebooks
     if not 1 <= count <= config.num_codebooks:
@@ -132,15 +132,15 @@ def encode_latent(config: MimiConfig, params: dict[str, Any], waveform: Float[Ar
 
 
 def decode(config: MimiConfig, params: dict[str, Any], codes: Int[Array, "B Q T"]) -> Float[Array, "B N"]:
-    """The waveform ``[B, T * frame_size]`` of codes; as many codebooks as rows are given, `ZERO` (-1) codes add
+    """The waveform `[B, T * frame_size]` of codes; as many codebooks as rows are given, `ZERO` (-1) codes add
     nothing.
 
     Not clipped to [-1, 1].
 
     Raises:
-        ConfigError: the number of rows is not 1 to ``config.num_codebooks``, or ``codes`` is not ``[B, Q, T]`` of
-            integers.
-        DataError: a code is not below ``config.bins`` (checked unless traced).
+      ConfigError: the number of rows is not 1 to `config.num_codebooks`, or `codes` is not `[B, Q, T]` of
+        integers.
+      DataError: a code is not below `config.bins` (checked unless traced).
     """
     codes = _checked_codes(config, codes)
     frames = codes.shape[2]
@@ -160,12 +160,12 @@ def decode_latent(config: MimiConfig, params: dict[str, Any], latent: Float[Arra
 
 
 def init_encoder_state(config: MimiConfig, batch_size: int) -> dict[str, Any]:
-    """The state of ``batch_size`` rows that have heard nothing yet."""
+    """The state of `batch_size` rows that have heard nothing yet."""
     return {"encoder": Encoder(config).init_state(batch_size)}
 
 
 def init_decoder_state(config: MimiConfig, batch_size: int) -> dict[str, Any]:
-    """The state of ``batch_size`` rows that have said nothing yet."""
+    """The state of `batch_size` rows that have said nothing yet."""
     return {"decoder": Decoder(config).init_state(batch_size)}
 
 
@@ -184,12 +184,12 @@ def encode_step(
     active: Bool[Array, " B"] | None = None,
     num_codebooks: int | None = None,
 ) -> tuple[dict[str, Any], Int[Array, "B Q T"]]:
-    """One or more frames in (N a multiple of ``config.frame_size``), their code columns out; no look-ahead.
+    """One or more frames in (N a multiple of `config.frame_size`), their code columns out; no look-ahead.
 
-    Rows with ``active`` False keep their state; their codes are meaningless. Compiled once per shape.
+    Rows with `active` False keep their state; their codes are meaningless. Compiled once per shape.
 
     Raises:
-        ConfigError: N is not a positive multiple of the frame size, or ``num_codebooks`` is out of range.
+      ConfigError: N is not a positive multiple of the frame size, or `num_codebooks` is out of range.
     """
     whole_blocks(pcm.shape[1], config.frame_size, "encode_step")
     method = Mimi.encode_step
@@ -205,7 +205,7 @@ def decode_step(
     codes: Int[Array, "B Q T"],
     active: Bool[Array, " B"] | None = None,
 ) -> tuple[dict[str, Any], Float[Array, "B N"]]:
-    """One or more code columns in, their samples out. Rows with ``active`` False keep their state."""
+    """One or more code columns in, their samples out. Rows with `active` False keep their state."""
     new, pcm = Mimi(config).apply(params, state["decoder"], codes, active, method=Mimi.decode_step)
     return {"decoder": new}, pcm
 
@@ -214,7 +214,7 @@ def decode_step(
 
 
 def _listed(frames: int) -> list[int]:
-    """Listed lengths that together hold ``frames`` frames: as many of the largest as needed, then one that fits."""
+    """Listed lengths that together hold `frames` frames: as many of the largest as needed, then one that fits."""
     largest = FRAMES_PER_CALL[-1]
     rest = frames % largest
     return [largest] * (frames // largest) + ([next(n for n in FRAMES_PER_CALL if n >= rest)] if rest else [])
@@ -228,7 +228,7 @@ def _numpy_of(*arrays: Array) -> Any:
 
 
 def _pieces(x: Array, axis: int, unit: int = 1) -> Iterator[Array]:
-    """``x`` cut along ``axis`` into listed lengths, in frames of ``unit`` steps; the last one is padded with zeros."""
+    """`x` cut along `axis` into listed lengths, in frames of `unit` steps; the last one is padded with zeros."""
     xp, at = _numpy_of(x), 0
     x = xp.asarray(x)
     for frames in _listed(-(-x.shape[axis] // unit)):
@@ -240,7 +240,7 @@ def _pieces(x: Array, axis: int, unit: int = 1) -> Iterator[Array]:
 
 
 def _joined(pieces: Iterator[Array], axis: int, length: int) -> Array:
-    """The pieces one after the other, cut to ``length``."""
+    """The pieces one after the other, cut to `length`."""
     pieces = [piece if isinstance(piece, jax.core.Tracer) else np.asarray(piece) for piece in pieces]
     return _numpy_of(*pieces).concatenate(pieces, axis)[(slice(None),) * axis + (slice(length),)]
 
@@ -260,7 +260,7 @@ def _encode_pieces(config: MimiConfig, params: dict[str, Any], waveform: Array) 
 def _decode_pieces(
     config: MimiConfig, params: dict[str, Any], latents: Iterator[Array], frames: int
 ) -> Iterator[Array]:
-    """Samples of ``frames`` frames of latents, piece by piece."""
+    """Samples of `frames` frames of latents, piece by piece."""
     config, state = replace(config, ring="exact"), None
     for latent in latents:
         if frames <= FRAMES_PER_CALL[-1]:

@@ -37,7 +37,7 @@ def mel_to_hertz(mel):
 
 @lru_cache
 def mel_filters(sample_rate: int, window: int, bands: int, lowest: float) -> np.ndarray:
-    """Triangular filters ``[window // 2 + 1, bands]`` of area 1, ``lowest`` Hz to half the sample rate.
+    """Triangular filters `[window // 2 + 1, bands]` of area 1, `lowest` Hz to half the sample rate.
 
     A band narrower than the spacing of the spectrum is widened to reach its nearest bin: no filter is empty.
     """
@@ -60,14 +60,14 @@ def _hann(window: int) -> np.ndarray:
 
 @lru_cache
 def _fourier(window: int) -> np.ndarray:
-    """Windowed real DFT as a matrix ``[window, 2 (window // 2 + 1)]``: real parts, then imaginary parts."""
+    """Windowed real DFT as a matrix `[window, 2 (window // 2 + 1)]`: real parts, then imaginary parts."""
     angle = 2 * np.pi * np.outer(np.arange(window), np.arange(window // 2 + 1)) / window
     return (np.concatenate([np.cos(angle), -np.sin(angle)], axis=1) * _hann(window)[:, None]).astype(np.float32)
 
 
 def spectrum(waveform: Float[Array, "B N"], window: int, hop: int) -> tuple[Array, Array]:
-    """Real and imaginary part ``[B, F, W]`` of the STFT with a Hann window of energy 1, windows fully inside the
-    waveform; ``hop`` must divide ``window``."""
+    """Real and imaginary part `[B, F, W]` of the STFT with a Hann window of energy 1, windows fully inside the
+    waveform; `hop` must divide `window`."""
     count, overlap = 1 + (waveform.shape[1] - window) // hop, window // hop
     blocks = waveform[:, : (count + overlap - 1) * hop].reshape(waveform.shape[0], count + overlap - 1, hop)
     frames = jnp.concatenate([blocks[:, i : i + count] for i in range(overlap)], axis=-1)
@@ -87,7 +87,7 @@ def magnitude(waveform: Float[Array, "B N"], window: int, hop: int) -> Float[Arr
 
 
 def mel(waveform: Float[Array, "B N"], sample_rate: int, window: int, bands: int, lowest: float = 64.0) -> Array:
-    """Mel spectrogram ``[B, F, bands]`` with a hop of a quarter window."""
+    """Mel spectrogram `[B, F, bands]` with a hop of a quarter window."""
     filters = mel_filters(sample_rate, window, bands, lowest)
     return jnp.einsum("bfw,wm->bfm", magnitude(waveform, window, window // 4), filters, precision=HIGHEST)
 
@@ -102,7 +102,7 @@ def multi_scale_mel(
 ) -> Float[Array, " B"]:
     """Per row: mean over scales of L1 of mel spectrograms plus mean squared difference of their log10.
 
-    Short windows use as many bands as they can fill (a quarter of the window, at most ``bands``).
+    Short windows use as many bands as they can fill (a quarter of the window, at most `bands`).
     """
     total = 0.0
     for window in windows:
@@ -126,7 +126,7 @@ def pool_teacher(features: Float[Array, "B T50 F"], frames: int) -> Float[Array,
     only.
 
     Raises:
-        ValueError: fewer than ``4 * frames`` features.
+      ValueError: fewer than `4 * frames` features.
     """
     if features.shape[1] < POOL_STRIDE * frames:
         raise ValueError(f"{features.shape[1]} teacher features, {frames} frames need {POOL_STRIDE * frames}")

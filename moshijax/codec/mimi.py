@@ -1,7 +1,7 @@
 """The Mimi codec as Linen modules: waveform to latent, latent to waveform, and the quantiser between them.
 
 Everything computes in float32 at HIGHEST precision. Sources: arXiv 2410.00037 section 3.3; upstream
-``models/compression.py``.
+`models/compression.py`.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def _transformer(config: MimiConfig) -> Transformer:
 
 
 class Encoder(_Stages):
-    """``waveform [B, N] -> latent [B, T, D]``, not quantised; a streaming layer whose block is one frame."""
+    """`waveform [B, N] -> latent [B, T, D]`, not quantised; a streaming layer whose block is one frame."""
 
     @nn.nowrap
     def stages(self) -> dict[str, Any]:
@@ -100,7 +100,7 @@ class Encoder(_Stages):
 
 
 class Decoder(_Stages):
-    """``latent [B, T, D] -> waveform [B, N]``; a streaming layer whose block is one frame."""
+    """`latent [B, T, D] -> waveform [B, N]`; a streaming layer whose block is one frame."""
 
     @nn.nowrap
     def stages(self) -> dict[str, Any]:
@@ -125,7 +125,7 @@ class Decoder(_Stages):
 class Mimi(nn.Module):
     """Encoder, split residual quantiser and decoder.
 
-    Variables: ``params`` (encoder, quantizer, decoder; what gradients train) and ``codebooks`` (quantizer; moving
+    Variables: `params` (encoder, quantizer, decoder; what gradients train) and `codebooks` (quantizer; moving
     averages, see `moshijax.nn.vq`).
     """
 
@@ -187,5 +187,5 @@ class Mimi(nn.Module):
 
 
 def num_frames(config: MimiConfig, samples: int) -> int:
-    """Frames that ``samples`` samples become: the last one is completed with zeros."""
+    """Frames that `samples` samples become: the last one is completed with zeros."""
     return -(-samples // config.frame_size)

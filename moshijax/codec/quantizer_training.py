@@ -5,7 +5,7 @@ over the batch. `update` makes the next codebooks from the sums of the whole bat
 whether they were added up over microbatches or devices: moving averages, k-means for the next level that has none yet,
 and new vectors for codes that nobody uses.
 
-Sources: arXiv 2410.00037 section 3.3.3; upstream ``moshi/quantization/core_vq.py`` and ``audiocraft``.
+Sources: arXiv 2410.00037 section 3.3.3; upstream `moshi/quantization/core_vq.py` and `audiocraft`.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ class QuantizerTraining:
     """Settings of codebook training.
 
     Attributes:
-        decay: of the moving averages of usage and sums.
-        quantization_rate: probability that a sequence is decoded from the quantised latent; otherwise its projected
-            latent passes unquantised (drawn for the semantic and the acoustic part apart).
-        dropout: draw the number of acoustic levels of a batch uniformly from 1 to all.
-        dropped_levels_learn: codebooks of dropped levels follow their residuals all the same. In the reference they
-            rest, so that the last of 7 learns in a seventh of the steps; a thousand steps are too few for that.
-        kmeans_iterations: of the initialisation of a level.
-        samples_per_code: vectors kept per step and level, per code, for k-means and for replacements.
-        replace_every: steps between replacements of dead codes.
-        dead_below: a code is dead if its usage is below this share of the uniform usage.
+      decay: of the moving averages of usage and sums.
+      quantization_rate: probability that a sequence is decoded from the quantised latent; otherwise its projected
+        latent passes unquantised (drawn for the semantic and the acoustic part apart).
+      dropout: draw the number of acoustic levels of a batch uniformly from 1 to all.
+      dropped_levels_learn: codebooks of dropped levels follow their residuals all the same. In the reference they
+        rest, so that the last of 7 learns in a seventh of the steps; a thousand steps are too few for that.
+      kmeans_iterations: of the initialisation of a level.
+      samples_per_code: vectors kept per step and level, per code, for k-means and for replacements.
+      replace_every: steps between replacements of dead codes.
+      dead_below: a code is dead if its usage is below this share of the uniform usage.
     """
 
     decay: float = 0.99
@@ -64,9 +64,9 @@ class Statistics(NamedTuple):
     """Sums over the vectors of a batch; sums of microbatches and shards are the sums of the batch.
 
     Attributes:
-        counts: how often each code was chosen.
-        sums: of the vectors that chose it.
-        samples: vectors as each level saw them, drawn at random from the whole batch.
+      counts: how often each code was chosen.
+      sums: of the vectors that chose it.
+      samples: vectors as each level saw them, drawn at random from the whole batch.
     """
 
     counts: Float[Array, "Q V"]
@@ -78,13 +78,13 @@ class Quantized(NamedTuple):
     """What `quantize` returns.
 
     Attributes:
-        values: input of the decoder side: quantised, or as it was in rows that pass through.
-        quantized: quantised in every row; the gradient passes straight through the codebooks.
-        first: the same with the first level alone.
-        codes: -1 where a level is dropped or has no codebook yet.
-        commitment: per row, the mean over active levels of the mean squared distance to the code.
-        active_levels: levels that took part, in this batch.
-        statistics: for `update`.
+      values: input of the decoder side: quantised, or as it was in rows that pass through.
+      quantized: quantised in every row; the gradient passes straight through the codebooks.
+      first: the same with the first level alone.
+      codes: -1 where a level is dropped or has no codebook yet.
+      commitment: per row, the mean over active levels of the mean squared distance to the code.
+      active_levels: levels that took part, in this batch.
+      statistics: for `update`.
     """
 
     values: Float[Array, "B T C"]
@@ -114,14 +114,14 @@ def quantize(
     """Residual quantisation for training, with the codebooks as they are.
 
     Args:
-        settings: see `QuantizerTraining`.
-        codebook: ``embedding_sum``, ``cluster_usage`` and ``initialized`` of one quantiser.
-        z: projected latents.
-        levels: how many levels take part; may be traced.
-        pass_through: rows that are decoded unquantised (their codes are still counted).
-        key: of the draw of samples; the same for all microbatches of a batch.
-        rows: numbers of these rows in the whole batch.
-        total_rows: rows of the whole batch.
+      settings: see `QuantizerTraining`.
+      codebook: `embedding_sum`, `cluster_usage` and `initialized` of one quantiser.
+      z: projected latents.
+      levels: how many levels take part; may be traced.
+      pass_through: rows that are decoded unquantised (their codes are still counted).
+      key: of the draw of samples; the same for all microbatches of a batch.
+      rows: numbers of these rows in the whole batch.
+      total_rows: rows of the whole batch.
     """
     num_levels, bins = codebook["cluster_usage"].shape
     tables = jax.lax.stop_gradient(codebook_tables(codebook))
@@ -176,15 +176,15 @@ def update(
     """The codebook after a step.
 
     Args:
-        settings: see `QuantizerTraining`.
-        codebook: before the step.
-        statistics: of the whole batch.
-        key: for k-means and replacements.
-        step: number of the step; dead codes are replaced when ``step % replace_every`` is the last of its round.
+      settings: see `QuantizerTraining`.
+      codebook: before the step.
+      statistics: of the whole batch.
+      key: for k-means and replacements.
+      step: number of the step; dead codes are replaced when `step % replace_every` is the last of its round.
 
     Returns:
-        The new codebook, and per level: ``replaced`` (share of codes replaced) and ``usage_entropy`` (of the moving
-        usage, divided by log V; 1 is uniform), both ``[Q]``.
+      The new codebook, and per level: `replaced` (share of codes replaced) and `usage_entropy` (of the moving
+      usage, divided by log V; 1 is uniform), both `[Q]`.
     """
     codebook = jax.tree.map(jnp.asarray, codebook)
     usage, sums, initialized = codebook["cluster_usage"], codebook["embedding_sum"], codebook["initialized"]

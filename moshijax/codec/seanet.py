@@ -1,5 +1,5 @@
 """SEANet: the convolutional encoder and decoder of the codec (arXiv 2410.00037 section 3.3.1; upstream
-``modules/seanet.py``).
+`modules/seanet.py`).
 
 Both are plain chains; the index of a part in its chain is the index in the published tensor names.
 """
@@ -47,7 +47,7 @@ def _residual_block(config: SeanetConfig, channels: int, index: int) -> Residual
 
 
 def encoder(config: SeanetConfig) -> Chain:
-    """Waveform ``[B, N, 1]`` to latent ``[B, N / hop, dimension]``."""
+    """Waveform `[B, N, 1]` to latent `[B, N / hop, dimension]`."""
     channels = config.n_filters
     parts = [_Conv(1, channels, config.kernel_size)]
     for ratio in reversed(config.ratios):
@@ -59,7 +59,7 @@ def encoder(config: SeanetConfig) -> Chain:
 
 
 def decoder(config: SeanetConfig) -> Chain:
-    """Latent ``[B, L, dimension]`` to waveform ``[B, L * hop, 1]``."""
+    """Latent `[B, L, dimension]` to waveform `[B, L * hop, 1]`."""
     channels = config.n_filters * 2 ** len(config.ratios)
     parts = [_Conv(config.dimension, channels, config.kernel_size)]
     for ratio in config.ratios:

@@ -27,13 +27,13 @@ class Bottleneck(NamedTuple):
     """What lies between encoder and decoder.
 
     Attributes:
-        decoder_input: quantised, or as it was in rows that pass through.
-        semantic: the first semantic level, after its output projection (straight-through); the teacher's side of the
-            distillation reads it through `teacher_estimate`.
-        semantic_latent: the same of the latent itself, unquantised.
-        commitment: per row.
-        codes: -1 where a level was dropped or has no codebook yet.
-        statistics: of the ``semantic`` and the ``acoustic`` quantiser, for `update_codebooks`.
+      decoder_input: quantised, or as it was in rows that pass through.
+      semantic: the first semantic level, after its output projection (straight-through); the teacher's side of the
+        distillation reads it through `teacher_estimate`.
+      semantic_latent: the same of the latent itself, unquantised.
+      commitment: per row.
+      codes: -1 where a level was dropped or has no codebook yet.
+      statistics: of the `semantic` and the `acoustic` quantiser, for `update_codebooks`.
     """
 
     decoder_input: Float[Array, "B T D"]
@@ -48,9 +48,9 @@ class TrainingOutput(NamedTuple):
     """What the losses need.
 
     Attributes:
-        reconstruction: decoded waveform.
-        latent: before quantisation.
-        bottleneck: what `quantize` makes of the latent.
+      reconstruction: decoded waveform.
+      latent: before quantisation.
+      bottleneck: what `quantize` makes of the latent.
     """
 
     reconstruction: Float[Array, "B N"]
@@ -59,7 +59,7 @@ class TrainingOutput(NamedTuple):
 
 
 def init(config: MimiConfig, key: Array, teacher_dim: int | None = None) -> dict[str, Any]:
-    """Variables for training: `functions.init`, plus ``params['teacher_projection']['kernel'] [F, D]`` for a teacher.
+    """Variables for training: `functions.init`, plus `params['teacher_projection']['kernel'] [F, D]` for a teacher.
 
     The projection is a side head; encoding, decoding and checkpoints of the codec alone ignore it.
     """
@@ -106,16 +106,16 @@ def forward(
     rows: Int[Array, " B"] | None = None,
     total_rows: Int[Array, ""] | int | None = None,
 ) -> TrainingOutput:
-    """Encode, quantise, decode, with everything that training needs; pure, differentiable in ``variables['params']``.
+    """Encode, quantise, decode, with everything that training needs; pure, differentiable in `variables['params']`.
 
     Args:
-        config: of the codec.
-        settings: of codebook training.
-        variables: ``params`` and ``codebooks``, training layout, with or without weight norm.
-        waveform: N a multiple of ``config.frame_size``.
-        key: of quantiser dropout, pass-through and samples; the same for all microbatches of a batch.
-        rows: numbers of these rows in the whole batch (default 0 .. B - 1).
-        total_rows: rows of the whole batch (default B).
+      config: of the codec.
+      settings: of codebook training.
+      variables: `params` and `codebooks`, training layout, with or without weight norm.
+      waveform: N a multiple of `config.frame_size`.
+      key: of quantiser dropout, pass-through and samples; the same for all microbatches of a batch.
+      rows: numbers of these rows in the whole batch (default 0 .. B - 1).
+      total_rows: rows of the whole batch (default B).
     """
     plain = codec_variables(variables)
     latent = nn.apply(lambda mimi: mimi.encoder(waveform), Mimi(config))(plain)
@@ -178,8 +178,8 @@ def update_codebooks(
     """The codebooks after a step, from the statistics of the whole batch.
 
     Returns:
-        Codebooks of the same structure, and metrics per level over all levels, semantic first: ``replaced [Q]``,
-        ``usage_entropy [Q]``.
+      Codebooks of the same structure, and metrics per level over all levels, semantic first: `replaced [Q]`,
+      `usage_entropy [Q]`.
     """
     new, metrics = {}, []
     for i, name in enumerate(("semantic", "acoustic")):

@@ -22,7 +22,7 @@ def _length(kernel: Array) -> Array:
 
 
 def split(tree: dict[str, Any]) -> dict[str, Any]:
-    """Every ``kernel [..., O]`` of a convolution becomes ``kernel_direction [..., O]`` and ``kernel_scale [O]``;
+    """Every `kernel [..., O]` of a convolution becomes `kernel_direction [..., O]` and `kernel_scale [O]`;
     matrices stay as they are. The function of the layers is the same."""
     if "kernel" in tree and tree["kernel"].ndim > 2:
         rest = {name: leaf for name, leaf in tree.items() if name != "kernel"}

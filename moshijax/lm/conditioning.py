@@ -46,7 +46,7 @@ def complete(conditioners: tuple[Conditioner, ...], conditions: Conditions | Non
     """Every condition of `batch` rows, those that were not given absent, shorter ones filled up with absent positions.
 
     Raises:
-        ConfigError: a condition that the model does not have, or one of the wrong shape.
+      ConfigError: a condition that the model does not have, or one of the wrong shape.
     """
     given = dict(conditions or {})
     out: dict[str, Any] = {}

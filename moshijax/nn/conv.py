@@ -1,13 +1,13 @@
 """Causal convolutions over time, whole-sequence and streaming.
 
-All padding is on the left, ``effective kernel - stride`` steps, so one output comes out for every ``stride`` inputs and
-nothing of the future is used (Mimi, arXiv 2410.00037 section 3.3.1; upstream ``moshi/modules/conv.py``).
+All padding is on the left, `effective kernel - stride` steps, so one output comes out for every `stride` inputs and
+nothing of the future is used (Mimi, arXiv 2410.00037 section 3.3.1; upstream `moshi/modules/conv.py`).
 
 Kernels have two forms; a layer takes the one it finds among its parameters:
 
-* ``kernel [k, in / groups, out]``, for training and for high-rate layers: a convolution, which XLA does near peak
+* `kernel [k, in / groups, out]`, for training and for high-rate layers: a convolution, which XLA does near peak
   speed;
-* ``kernel_rows [out, k * in]``, for the inference layout of low-rate layers with large kernels: blocks times a matrix,
+* `kernel_rows [out, k * in]`, for the inference layout of low-rate layers with large kernels: blocks times a matrix,
   which for a single frame reads every weight once, in order. `rows_from_kernel` converts.
 
 Transposed convolutions are a matrix product and an overlap-add, never input dilation (ten times slower on CPU).
@@ -36,12 +36,12 @@ FOLD = 8
 
 
 def rows_from_kernel(kernel: Float[Array, "k I O"]) -> Float[Array, "O kI"]:
-    """The ``kernel_rows`` form of a `CausalConv` kernel (groups = 1)."""
+    """The `kernel_rows` form of a `CausalConv` kernel (groups = 1)."""
     return kernel.reshape(-1, kernel.shape[-1]).T
 
 
 def rows_from_transposed_kernel(kernel: Float[Array, "I k O"]) -> Float[Array, "kO I"]:
-    """The ``kernel_rows`` form of a `TransposedConv` kernel (not depthwise)."""
+    """The `kernel_rows` form of a `TransposedConv` kernel (not depthwise)."""
     return kernel.reshape(kernel.shape[0], -1).T
 
 
@@ -62,9 +62,9 @@ def correlate(
 
 @jax.custom_vjp
 def correlate_folded(padded: Float[Array, "B L 1"], kernel: Float[Array, "k 1 O"]) -> Float[Array, "B M O"]:
-    """Correlation of one channel with up to ``FOLD + 1`` taps: M = L - k + 1 outputs, a multiple of ``FOLD``.
+    """Correlation of one channel with up to `FOLD + 1` taps: M = L - k + 1 outputs, a multiple of `FOLD`.
 
-    A convolution of one channel leaves vector units idle. Here ``FOLD`` steps are one row, and two rows in turn are
+    A convolution of one channel leaves vector units idle. Here `FOLD` steps are one row, and two rows in turn are
     multiplied by a matrix that holds the taps once for each output of a row. The gradient is that of the convolution,
     which has no such trouble.
     """
@@ -92,22 +92,22 @@ correlate_folded.defvjp(_folded_forward, _folded_backward)
 
 
 class CausalConv(nn.Module):
-    """``[B, L, in] -> [B, L / stride, out]``; a cross-correlation. Float32, HIGHEST precision.
+    """`[B, L, in] -> [B, L / stride, out]`; a cross-correlation. Float32, HIGHEST precision.
 
     Attributes:
-        in_features: input channels.
-        features: output channels.
-        kernel_size: taps; ``(kernel_size - 1) * dilation + 1`` must be at least ``stride``.
-        stride: input steps per output step.
-        dilation: input steps between taps.
-        groups: input and output channels are split in so many groups; ``in_features`` means depthwise.
-        use_bias: add a bias.
-        padding: ``zeros``, or ``replicate``: the first step of the sequence is repeated before it. Replicate padding
-            needs a block of at least as many steps as are padded when it streams.
+      in_features: input channels.
+      features: output channels.
+      kernel_size: taps; `(kernel_size - 1) * dilation + 1` must be at least `stride`.
+      stride: input steps per output step.
+      dilation: input steps between taps.
+      groups: input and output channels are split in so many groups; `in_features` means depthwise.
+      use_bias: add a bias.
+      padding: `zeros`, or `replicate`: the first step of the sequence is repeated before it. Replicate padding
+        needs a block of at least as many steps as are padded when it streams.
 
     Raises:
-        ConfigError: from the shape rules above; from ``__call__`` and ``step``, if L is not a positive multiple of
-            stride.
+      ConfigError: from the shape rules above; from `__call__` and `step`, if L is not a positive multiple of
+        stride.
     """
 
     in_features: int
@@ -163,7 +163,7 @@ class CausalConv(nn.Module):
             self.bias = self.param("bias", uniform(fan_in), (self.features,), jnp.float32)
 
     def _correlate(self, padded: Array) -> Array:
-        """No padding: ``padded`` already has ``left_padding`` steps in front."""
+        """No padding: `padded` already has `left_padding` steps in front."""
         if self.kernel_rows is None and self._folds(padded.shape[1] - self.left_padding):
             y = correlate_folded(padded, self.kernel)
         elif self.kernel_rows is None:
@@ -216,17 +216,17 @@ class CausalConv(nn.Module):
 
 
 class TransposedConv(nn.Module):
-    """``[B, L, in] -> [B, L * stride, out]``: input step t adds ``kernel[:, j]`` times itself to output step
-    t * stride + j; the last ``kernel_size - stride`` steps are dropped, so that the layer is causal. Float32,
+    """`[B, L, in] -> [B, L * stride, out]`: input step t adds `kernel[:, j]` times itself to output step
+    t * stride + j; the last `kernel_size - stride` steps are dropped, so that the layer is causal. Float32,
     HIGHEST precision.
 
     Attributes:
-        in_features: input channels.
-        features: output channels; with ``depthwise`` the same number.
-        kernel_size: taps, at least ``stride``.
-        stride: output steps per input step.
-        depthwise: every channel has its own taps (kernel ``[k, in]``).
-        use_bias: add a bias, once per output step.
+      in_features: input channels.
+      features: output channels; with `depthwise` the same number.
+      kernel_size: taps, at least `stride`.
+      stride: output steps per input step.
+      depthwise: every channel has its own taps (kernel `[k, in]`).
+      use_bias: add a bias, once per output step.
     """
 
     in_features: int
@@ -273,7 +273,7 @@ class TransposedConv(nn.Module):
             self.bias = self.param("bias", uniform(fan_in), (self.features,), jnp.float32)
 
     def _spread(self, x: Float[Array, "B L I"]) -> Float[Array, "B L+ S O"]:
-        """All contributions, added where they overlap, without bias: ``L + ceil(overlap / stride)`` groups of stride
+        """All contributions, added where they overlap, without bias: `L + ceil(overlap / stride)` groups of stride
         steps."""
         groups = self.receptive_field
         if self.depthwise:

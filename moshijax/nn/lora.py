@@ -78,10 +78,10 @@ def down(
     """Parameter `lora_a [*lead, rank, in]` of a module, uniform in `+- 1 / sqrt(in)`.
 
     Args:
-        axis: logical axis of the columns.
-        dtype: where `lora` has none.
-        lead: logical axis and size of every axis before these two.
-        used: columns in use per entry of the leading axis, where they differ: the rest is zero and stays zero.
+      axis: logical axis of the columns.
+      dtype: where `lora` has none.
+      lead: logical axis and size of every axis before these two.
+      used: columns in use per entry of the leading axis, where they differ: the rest is zero and stays zero.
     """
     inputs = jnp.asarray(used or (features_in,))
 

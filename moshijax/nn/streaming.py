@@ -2,16 +2,16 @@
 
 A streaming layer is a Linen module that has
 
-* ``__call__(x)``: the whole sequence ``[B, T, ...]``, differentiable;
-* ``init_state(batch_size)``: a pytree of arrays, every leaf with leading axis ``B`` (no parameters needed, works
+* `__call__(x)`: the whole sequence `[B, T, ...]`, differentiable;
+* `init_state(batch_size)`: a pytree of arrays, every leaf with leading axis `B` (no parameters needed, works
   unbound);
-* ``step(state, x, active=None) -> (state, y)``: any number of whole blocks; rows with ``active`` False keep their state
+* `step(state, x, active=None) -> (state, y)`: any number of whole blocks; rows with `active` False keep their state
   (their output is meaningless);
-* ``reset(state, rows)``: the rows ``[B]`` that are True start afresh (works unbound);
-* ``block_size``: input steps per block; ``output_ratio``: output steps per input step; ``receptive_field``: how many
+* `reset(state, rows)`: the rows `[B]` that are True start afresh (works unbound);
+* `block_size`: input steps per block; `output_ratio`: output steps per input step; `receptive_field`: how many
   input steps, counted back from the end of the block an output belongs to, can influence it (None: unbounded).
 
-``moshijax.testing.check_streaming`` verifies all of it. `Chain`, `Residual` and `Pointwise` build larger layers of
+`moshijax.testing.check_streaming` verifies all of it. `Chain`, `Residual` and `Pointwise` build larger layers of
 smaller.
 """
 
@@ -48,7 +48,7 @@ class StreamingLayer(Protocol):
 
 
 def select_rows(rows: Bool[Array, " B"], on_true: State, on_false: State) -> State:
-    """Row b of every leaf from ``on_true`` where ``rows[b]``, else from ``on_false``. Touches whole leaves: small
+    """Row b of every leaf from `on_true` where `rows[b]`, else from `on_false`. Touches whole leaves: small
     states only."""
 
     def select(a, b):
@@ -58,16 +58,16 @@ def select_rows(rows: Bool[Array, " B"], on_true: State, on_false: State) -> Sta
 
 
 def keep_frozen(active: Bool[Array, " B"] | None, new: State, old: State) -> State:
-    """The state after a step: ``new`` for active rows, ``old`` for frozen ones; all rows are active when ``active``
+    """The state after a step: `new` for active rows, `old` for frozen ones; all rows are active when `active`
     is None."""
     return new if active is None else select_rows(active, new, old)
 
 
 def whole_blocks(length: int, block_size: int, name: str) -> int:
-    """Number of blocks in ``length`` steps.
+    """Number of blocks in `length` steps.
 
     Raises:
-        ConfigError: ``length`` is zero or not a multiple of ``block_size``.
+      ConfigError: `length` is zero or not a multiple of `block_size`.
     """
     if length <= 0 or length % block_size:
         raise ConfigError(
@@ -102,7 +102,7 @@ class Pointwise(nn.Module):
 
 
 class Chain(nn.Module):
-    """Streaming layers one after the other; parameters under ``parts_0``, ``parts_1``, ..."""
+    """Streaming layers one after the other; parameters under `parts_0`, `parts_1`, ..."""
 
     parts: tuple[Any, ...]
 
@@ -150,7 +150,7 @@ class Chain(nn.Module):
 
 
 class Residual(nn.Module):
-    """``x + layer(x)``, for a layer that keeps length and width."""
+    """`x + layer(x)`, for a layer that keeps length and width."""
 
     layer: Any
 

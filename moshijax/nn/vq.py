@@ -1,13 +1,13 @@
 """Vector quantisers: one codebook, residual, and the split residual quantiser of Mimi.
 
 Codebooks are no parameters: they are moving averages that no gradient reaches, so they live in a Linen collection of
-their own, ``codebooks``, which the modules only read. A quantiser with Q levels finds there either
+their own, `codebooks`, which the modules only read. A quantiser with Q levels finds there either
 
-* ``embedding_sum [Q, V, C]`` and ``cluster_usage [Q, V]`` (training; what is published). The table of a level is
-  ``embedding_sum / max(cluster_usage, 1e-5)``; or
-* ``table_q [V, C]`` and ``half_norm_q [V]`` per level (inference layout, from `materialise`).
+* `embedding_sum [Q, V, C]` and `cluster_usage [Q, V]` (training; what is published). The table of a level is
+  `embedding_sum / max(cluster_usage, 1e-5)`; or
+* `table_q [V, C]` and `half_norm_q [V]` per level (inference layout, from `materialise`).
 
-Sources: arXiv 2410.00037 section 3.3.3; upstream ``moshi/quantization/core_vq.py``, ``vq.py``.
+Sources: arXiv 2410.00037 section 3.3.3; upstream `moshi/quantization/core_vq.py`, `vq.py`.
 """
 
 from __future__ import annotations
@@ -47,23 +47,23 @@ def materialise(codebook: dict[str, Array]) -> dict[str, Array]:
 
 
 def nearest(x: Float[Array, "... C"], table: Float[Array, "V C"], half_norm: Float[Array, " V"]) -> Int[Array, "..."]:
-    """Index of the row of ``table`` nearest to each vector (Euclidean), the first one on ties; int32."""
+    """Index of the row of `table` nearest to each vector (Euclidean), the first one on ties; int32."""
     return jnp.argmin(half_norm - linear(x, table), axis=-1).astype(jnp.int32)
 
 
 def lookup(codes: Int[Array, "..."], table: Float[Array, "V C"]) -> Float[Array, "... C"]:
-    """Rows of ``table``; a negative code gives the zero vector."""
+    """Rows of `table`; a negative code gives the zero vector."""
     return jnp.where((codes >= 0)[..., None], jnp.take(table, jnp.maximum(codes, 0), axis=0, mode="clip"), 0.0)
 
 
 class ResidualVQ(nn.Module):
-    """``levels`` codebooks, each quantising what the earlier ones left; bias-free projections around them.
+    """`levels` codebooks, each quantising what the earlier ones left; bias-free projections around them.
 
     Attributes:
-        dim: width D of input and output.
-        code_dim: width C of the codes.
-        bins: entries V per codebook.
-        levels: Q.
+      dim: width D of input and output.
+      code_dim: width C of the codes.
+      bins: entries V per codebook.
+      levels: Q.
     """
 
     dim: int
@@ -81,7 +81,7 @@ class ResidualVQ(nn.Module):
             self.initialized = self.variable("codebooks", "initialized", jnp.zeros, (self.levels,), bool)
 
     def tables(self, levels: int) -> list[tuple[Array, Array]]:
-        """``(table, half squared norms)`` of the first ``levels`` levels."""
+        """`(table, half squared norms)` of the first `levels` levels."""
         if self.has_variable("codebooks", "table_0"):
             get = self.get_variable
             return [(get("codebooks", f"table_{q}"), get("codebooks", f"half_norm_{q}")) for q in range(levels)]
@@ -90,7 +90,7 @@ class ResidualVQ(nn.Module):
         return [(table, half_squared_norm(table)) for table in tables]
 
     def encode(self, x: Float[Array, "B T D"], levels: int | None = None) -> Int[Array, "B Q T"]:
-        """Codes of the first ``levels`` levels (default all)."""
+        """Codes of the first `levels` levels (default all)."""
         residual, codes = self.input_proj(x), []
         for table, half_norm in self.tables(self.levels if levels is None else levels):
             codes.append(nearest(residual, table, half_norm))
@@ -98,7 +98,7 @@ class ResidualVQ(nn.Module):
         return jnp.stack(codes, axis=1)
 
     def decode(self, codes: Int[Array, "B Q T"]) -> Float[Array, "B T D"]:
-        """Sum of the coded vectors, projected; as many levels as ``codes`` has rows."""
+        """Sum of the coded vectors, projected; as many levels as `codes` has rows."""
         rows = zip(jnp.moveaxis(codes, 1, 0), self.tables(codes.shape[1]), strict=True)
         return self.output_proj(sum(lookup(row, table) for row, (table, _) in rows))
 
@@ -117,11 +117,11 @@ class SplitResidualVQ(nn.Module):
     As a streaming layer it has no memory: step equals call.
 
     Attributes:
-        dim: width D of input and output.
-        code_dim: width C of the codes.
-        bins: entries V per codebook.
-        num_codebooks: levels of both together.
-        semantic_codebooks: levels of the semantic part.
+      dim: width D of input and output.
+      code_dim: width C of the codes.
+      bins: entries V per codebook.
+      num_codebooks: levels of both together.
+      semantic_codebooks: levels of the semantic part.
     """
 
     dim: int
@@ -143,7 +143,7 @@ class SplitResidualVQ(nn.Module):
         """Codes, semantic first.
 
         Raises:
-            ConfigError: ``num_codebooks`` is not in 1 .. the number of codebooks.
+          ConfigError: `num_codebooks` is not in 1 .. the number of codebooks.
         """
         count = self.num_codebooks if num_codebooks is None else num_codebooks
         if not 1 <= count <= self.num_codebooks:
@@ -154,7 +154,7 @@ class SplitResidualVQ(nn.Module):
         return codes
 
     def decode(self, codes: Int[Array, "B Q T"]) -> Float[Array, "B T D"]:
-        """The quantised latent, from as many levels as ``codes`` has rows (at least 1)."""
+        """The quantised latent, from as many levels as `codes` has rows (at least 1)."""
         if not 1 <= codes.shape[1] <= self.num_codebooks:
             rows = codes.shape[1]
             raise ConfigError(f"codes have {rows} rows, must have 1 to {self.num_codebooks}, what the codec has")

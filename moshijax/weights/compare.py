@@ -18,12 +18,12 @@ class Part:
     """One compared output.
 
     Attributes:
-        name: of the part.
-        error: largest absolute difference; of ids, how many differ.
-        where: index of the first difference that counts, or none.
-        ids: True if these are codes, which must be equal.
-        size: values compared.
-        allowed: largest error that passes.
+      name: of the part.
+      error: largest absolute difference; of ids, how many differ.
+      where: index of the first difference that counts, or none.
+      ids: True if these are codes, which must be equal.
+      size: values compared.
+      allowed: largest error that passes.
     """
 
     name: str

@@ -33,11 +33,11 @@ class Adapter:
     """The updates of a model.
 
     Attributes:
-        tensors: `<linear>.lora_A.weight`, `<linear>.lora_B.weight`, names and steps fused.
-        scaling: factor of the products.
-        where: for messages.
-        path: of the file they come from, which is kept as it is; None: they were trained here.
-        rank: of every pair, None: as it is.
+      tensors: `<linear>.lora_A.weight`, `<linear>.lora_B.weight`, names and steps fused.
+      scaling: factor of the products.
+      where: for messages.
+      path: of the file they come from, which is kept as it is; None: they were trained here.
+      rank: of every pair, None: as it is.
     """
 
     tensors: Tensors
@@ -56,7 +56,7 @@ def open_adapter(path: Path, scaling: float, rank: int | None) -> Adapter:
     """The adapter in a file.
 
     Raises:
-        DataError: something else is in it, or half of it.
+      DataError: something else is in it, or half of it.
     """
     return Adapter(_fused(open_tensors(path), str(path)), scaling, path, path, rank)
 
@@ -103,11 +103,11 @@ def check(tensors: Tensors, adapter: Adapter, depth_weights: int) -> dict[str, s
     """Published weight -> the linear map whose pair adds to it; every pair fits one, and the adapter does something.
 
     Args:
-        tensors: the published tensors of the model.
-        depth_weights: attention weights of every layer of its depth transformer.
+      tensors: the published tensors of the model.
+      depth_weights: attention weights of every layer of its depth transformer.
 
     Raises:
-        DataError: names or shapes that do not fit the model (both shapes are named), or an adapter that does nothing.
+      DataError: names or shapes that do not fit the model (both shapes are named), or an adapter that does nothing.
     """
     pairs, shapes = adapter.pairs, adapter.tensors.shapes
     linear = {stem_of(name): name for name in linear_maps(tensors)}
@@ -162,7 +162,7 @@ def with_updates(config: LMConfig, adapter: Adapter) -> LMConfig:
     """The config of the model in which the adapter is a part of the layers.
 
     Raises:
-        ConfigError: pairs of different ranks or types, of some layers only, or of maps that have no place for one.
+      ConfigError: pairs of different ranks or types, of some layers only, or of maps that have no place for one.
     """
     shapes, types = adapter.tensors.shapes, adapter.tensors.dtypes
     ranks = sorted({shapes[f"{stem}.lora_B.weight"][1] for stem in adapter.pairs})

@@ -74,7 +74,7 @@ class Renamed(Mapping):
     """Tensors under the names of the other side of their groups; each is made when it is asked for.
 
     Attributes:
-        shapes, dtypes: name -> shape, numpy dtype.
+      shapes, dtypes: name -> shape, numpy dtype.
     """
 
     def __init__(

@@ -31,11 +31,11 @@ def retokenize(model: OpenedModel, old: Sequence[str], new: Sequence[str], seed:
     """The model over the pieces `new`; everything but the text tables and heads is as it was.
 
     Args:
-        model: a language model whose text ids are those of `old`.
-        seed: of the fresh rows, which are drawn as a new model's (`moshijax.lm.init`).
+      model: a language model whose text ids are those of `old`.
+      seed: of the fresh rows, which are drawn as a new model's (`moshijax.lm.init`).
 
     Raises:
-        ConfigError: `old` is not the vocabulary of the model, or the model holds what cannot follow: an adapter, int8.
+      ConfigError: `old` is not the vocabulary of the model, or the model holds what cannot follow: an adapter, int8.
     """
     config = model.config
     if len(old) > config.text_card:

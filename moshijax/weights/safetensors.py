@@ -47,14 +47,14 @@ class TensorFile(Mapping):
     """A safetensors file as a mapping from name to numpy array; a tensor is read each time it is asked for, not kept.
 
     Attributes:
-        path: the file.
-        metadata: the file's string-to-string metadata.
-        shapes: name -> shape, known without reading any tensor.
-        dtypes: name -> numpy dtype.
+      path: the file.
+      metadata: the file's string-to-string metadata.
+      shapes: name -> shape, known without reading any tensor.
+      dtypes: name -> numpy dtype.
 
     Raises:
-        DataError: the file is missing, a directory, a git-lfs pointer, not safetensors, truncated, or longer than it
-            says.
+      DataError: the file is missing, a directory, a git-lfs pointer, not safetensors, truncated, or longer than it
+        says.
     """
 
     def __init__(self, path: str | Path):
@@ -147,7 +147,7 @@ class ShardedFile(Mapping):
     """Several safetensors files with an index, as one mapping; the attributes are those of `TensorFile`.
 
     Raises:
-        DataError: the index is not one, a file is missing or damaged, or does not hold what the index says.
+      DataError: the index is not one, a file is missing or damaged, or does not hold what the index says.
     """
 
     def __init__(self, index: str | Path):
@@ -199,14 +199,14 @@ def check_names_and_shapes(
     """Compare the tensors of a file with the ones a model needs.
 
     Args:
-        path: for the message.
-        found: name -> shape in the file.
-        expected: name -> shape in the model.
-        ignored: names that may be in the file and are not used.
+      path: for the message.
+      found: name -> shape in the file.
+      expected: name -> shape in the model.
+      ignored: names that may be in the file and are not used.
 
     Raises:
-        DataError: one line that lists the missing, the unexpected and the mis-shaped tensors together, with both
-            shapes; of many the first `SHOWN`.
+      DataError: one line that lists the missing, the unexpected and the mis-shaped tensors together, with both
+        shapes; of many the first `SHOWN`.
     """
     ignored = set(ignored)
     problems = [

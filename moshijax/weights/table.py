@@ -125,7 +125,7 @@ class AsParameters(Mapping):
     """Published tensors as our parameters: flat path -> array, each made when it is asked for.
 
     Attributes:
-        shapes, dtypes: flat path -> shape, numpy dtype.
+      shapes, dtypes: flat path -> shape, numpy dtype.
     """
 
     def __init__(
@@ -175,7 +175,7 @@ class AsPublished(Mapping):
     """Our parameters as published tensors; each is made when it is asked for.
 
     Attributes:
-        shapes, dtypes: published name -> shape, numpy dtype.
+      shapes, dtypes: published name -> shape, numpy dtype.
     """
 
     def __init__(self, table: Table, parameters: Tensors, dtypes: Mapping[str, str] | None = None):

@@ -25,7 +25,7 @@ def find_record(path: Path, reference: str | Path | None) -> Path:
     """The record that was named (either file of it), or the one that lies with the weights.
 
     Raises:
-        DataError: there is none.
+      DataError: there is none.
     """
     folder = path if path.is_dir() else path.parent
     record = folder / NAME if reference is None else Path(reference)
@@ -43,7 +43,7 @@ def read_record(record: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Description and arrays.
 
     Raises:
-        DataError: the files are not a record.
+      DataError: the files are not a record.
     """
     try:
         description = json.loads(Path(f"{record}.json").read_text(encoding="utf-8"))
@@ -63,7 +63,7 @@ def verify(path: str | Path, reference: str | Path | None = None) -> list[Part]:
     """Every part of the model at `path` against a record, in the order in which they are computed.
 
     Raises:
-        DataError: no record, or one of another kind of model.
+      DataError: no record, or one of another kind of model.
     """
     path = Path(path)
     description, arrays = read_record(find_record(path, reference))

@@ -59,15 +59,15 @@ def write(
     """Write all tensors, one at a time.
 
     Args:
-        path: ends in `.safetensors`. With more than `max_bytes` of tensors, files `STEM-00001-of-0000N.safetensors`
-            and their index are written in its place.
-        progress: called with every name before it is written.
+      path: ends in `.safetensors`. With more than `max_bytes` of tensors, files `STEM-00001-of-0000N.safetensors`
+        and their index are written in its place.
+      progress: called with every name before it is written.
 
     Returns:
-        The files, the index last. Each appears only when it is complete.
+      The files, the index last. Each appears only when it is complete.
 
     Raises:
-        MoshijaxError: a tensor is not what its shape and dtype say (a defect), or the disk is full.
+      MoshijaxError: a tensor is not what its shape and dtype say (a defect), or the disk is full.
     """
     shards: list[list[str]] = [[]]
     held = 0

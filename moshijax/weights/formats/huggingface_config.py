@@ -85,7 +85,7 @@ def mimi_config(fields: Mapping[str, Any]) -> MimiConfig:
     """The codec that a config.json of `MimiModel` describes.
 
     Raises:
-        ConfigError: a value that this codec does not do.
+      ConfigError: a value that this codec does not do.
     """
     f = {**_MIMI, **fields}
     dim, heads = f["hidden_size"], f["num_attention_heads"]
@@ -135,7 +135,7 @@ def published_mimi_config(config: MimiConfig) -> dict[str, Any]:
     """The fields of `MimiModel` for a codec; `mimi_config` of them gives it back.
 
     Raises:
-        ConfigError: the class has no place for this codec.
+      ConfigError: the class has no place for this codec.
     """
     s, t, q = config.seanet, config.transformer, config.quantizer
     for name, value, allowed in (
@@ -207,7 +207,7 @@ def check_preprocessor(fields: Mapping[str, Any], config: MimiConfig) -> None:
     """What prepares the sound for a class says the same as its codec; ours needs nothing else of it but the delays.
 
     Raises:
-        ConfigError: another sample rate, or more than one channel.
+      ConfigError: another sample rate, or more than one channel.
     """
     for name, want in (("sampling_rate", config.sample_rate), ("feature_size", 1)):
         if fields.get(name, want) != want:
@@ -246,7 +246,7 @@ def lm_config(fields: Mapping[str, Any]) -> LMConfig:
     """The language model that a config.json of one of the classes describes.
 
     Raises:
-        ConfigError: a value that this model does not do.
+      ConfigError: a value that this model does not do.
     """
     if fields["model_type"] == "kyutai_speech_to_text":
         f = {**_SPEECH_TO_TEXT, **fields}
@@ -289,7 +289,7 @@ def published_lm_config(config: LMConfig, codec: MimiConfig) -> dict[str, Any]:
     """The fields of one of the classes for a language model with its codec; `lm_config` of them gives it back.
 
     Raises:
-        ConfigError: the classes have no place for this model.
+      ConfigError: the classes have no place for this model.
     """
     t, layout = config.temporal, config.layout
     out: dict[str, Any] = {

@@ -71,7 +71,7 @@ def split(tensors: Tensors, depth_weights: int = 1) -> Renamed:
     """Tensors of released names under those that the package has in memory.
 
     Args:
-        depth_weights: attention weights of every layer of the depth transformer.
+      depth_weights: attention weights of every layer of the depth transformer.
     """
     groups = []
     for name, shape in tensors.shapes.items():

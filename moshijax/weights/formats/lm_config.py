@@ -143,7 +143,7 @@ def loader_fields(published: Mapping[str, Any]) -> dict[str, Any]:
     """What a published config says beside the parameters: names of files, kind of model, sampling, delays in seconds.
 
     Raises:
-        ConfigError: a value of the wrong type, or an unknown field in a table.
+      ConfigError: a value of the wrong type, or an unknown field in a table.
     """
     found = {name: published[name] for name in LOADER_FIELDS if name in published}
     if found.get("model_type", "moshi") not in MODEL_TYPES:
@@ -165,7 +165,7 @@ def lm_config(published: Mapping[str, Any]) -> LMConfig:
     """The configuration that a published `config.json` describes.
 
     Raises:
-        ConfigError: an unknown field (with the nearest name), a missing one, or one that this model family lacks.
+      ConfigError: an unknown field (with the nearest name), a missing one, or one that this model family lacks.
     """
     known = (*DEFAULTS, *LOADER_FIELDS, *IGNORED, "depformer_num_heads", *(f"depformer_{n}" for n in INHERITED))
     for name in published:

@@ -50,10 +50,10 @@ _SEANET = (
 
 
 def mimi_config(fields: Mapping[str, Any], source: str = "config.json") -> MimiConfig:
-    """The config of a codec from its published JSON form (``seanet``, ``transformer``, ``quantizer`` tables).
+    """The config of a codec from its published JSON form (`seanet`, `transformer`, `quantizer` tables).
 
     Raises:
-        ConfigError: a table or field is missing, or has a value that this codec does not do.
+      ConfigError: a table or field is missing, or has a value that this codec does not do.
     """
     try:
         s, t, q = dict(fields["seanet"]), dict(fields["transformer"]), dict(fields["quantizer"])

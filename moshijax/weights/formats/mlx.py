@@ -40,10 +40,10 @@ def dequantised(tensors: Tensors, shapes: Mapping[str, tuple[int, ...]], where: 
     and a bias for every group of values in a row (`mlx.core.quantize`, affine): `scale * integer + bias`.
 
     Args:
-        shapes: of the model's tensors, which say how many values the words hold.
+      shapes: of the model's tensors, which say how many values the words hold.
 
     Raises:
-        DataError: no, or other, scales and biases; words that do not hold such a row.
+      DataError: no, or other, scales and biases; words that do not hold such a row.
     """
     packed = [name for name, dtype in tensors.dtypes.items() if dtype == np.uint32]
     if not packed:
@@ -114,7 +114,7 @@ def lm_groups(config: LMConfig) -> list[Group]:
     """Their names of a language model.
 
     Raises:
-        ConfigError: the package has no depth transformer of this kind.
+      ConfigError: the package has no depth transformer of this kind.
     """
     depth = config.depth
     if depth is not None and (depth.output_norm is not None or not (depth.weights_per_step and depth.multi_linear)):
