@@ -79,7 +79,7 @@ def _rules(strict: bool, speaker: tuple[str, ...], channels: str | None, min_sco
 
 
 def _tell(report: Report) -> None:
-    """Prints the counts of a report: every rejection kind, every flag, and the first rejected items."""
+    """Print the counts of a report: every rejection kind, every flag, and the first rejected items."""
     click.echo(
         f"{report.usable} of {report.items} items usable: {report.seconds / 60:.1f} minutes, {report.words} words"
     )
@@ -214,7 +214,7 @@ def prepare(
                 lambda done, total, found: update(done, total, f"{found.seconds / 60:.1f} min"),
             )  # fmt: skip
     except KeyboardInterrupt:
-        raise Stopped(f"stopped; complete shards are in {out}: run the same command again to go on") from None
+        raise Stopped(f"stopped; complete shards are in {out}: run the same command again to continue") from None
     _tell(report)
     click.echo(f"wrote {out}: {len(index['shards'])} shards, {index['codec']['num_codebooks']} codebooks")
 

@@ -46,7 +46,7 @@ class AudioInfo:
 
 
 def probe(path: Path) -> AudioInfo:
-    """Reads the header. DataError names the path, what is wrong with it and what to do."""
+    """Read the header. DataError names the path, what is wrong with it and what to do."""
     soundfile = optional.load("soundfile")
     try:
         size = path.stat().st_size
@@ -122,7 +122,7 @@ def read_window(path: Path, start: float, num_samples: int, sample_rate: int, ch
     """num_samples samples [N] float32 of a channel at `sample_rate`, from `start` seconds on; zeros after the end.
 
     Raises:
-        DataError: what is wanted cannot be decoded, ends before the header says so, or is not finite.
+      DataError: what is wanted cannot be decoded, ends before the header says so, or is not finite.
     """
     soundfile, soxr = optional.load("soundfile"), optional.load("soxr")
     try:
@@ -146,10 +146,10 @@ def read_window(path: Path, start: float, num_samples: int, sample_rate: int, ch
 
 
 def apart(isolated: Isolated, function: Callable[..., Any], path: Path, *arguments: Any) -> Any:
-    """``function(*arguments)``, which decodes the file `path`, in a process of its own.
+    """`function(*arguments)`, which decodes the file `path`, in a process of its own.
 
     Raises:
-        DecoderLost: the file ends the process, or takes longer than a minute and a second for every 100 kB, twice.
+      DecoderLost: the file ends the process, or takes longer than a minute and a second for every 100 kB, twice.
     """
     try:
         size = path.stat().st_size

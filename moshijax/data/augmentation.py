@@ -27,14 +27,14 @@ class UserAugmentation:
     """Probabilities and ranges, as published.
 
     Attributes:
-        gain, gain_db: level of the whole channel.
-        noise, noise_db: clips one after the other over the whole recording, at a level relative to the user's; in the
-            place of a clip comes with probability `pause` silence of up to `pause_seconds`.
-        clips: a folder or manifest of noise recordings; None: no noise.
-        room: probability of echo and reverberation together.
-        echo, echo_ms: share of the model's own channel that returns, and when.
-        first_echo, rt60, first_delay_ms, trains, jitter: of the reverberation: amplitude of the first reflection (up
-            to), seconds in which it falls by 60 dB, its delay, how many trains of reflections, and how uneven they are.
+      gain, gain_db: level of the whole channel.
+      noise, noise_db: clips one after the other over the whole recording, at a level relative to the user's; in the
+        place of a clip comes with probability `pause` silence of up to `pause_seconds`.
+      clips: a folder or manifest of noise recordings; None: no noise.
+      room: probability of echo and reverberation together.
+      echo, echo_ms: share of the model's own channel that returns, and when.
+      first_echo, rt60, first_delay_ms, trains, jitter: of the reverberation: amplitude of the first reflection (up
+        to), seconds in which it falls by 60 dB, its delay, how many trains of reflections, and how uneven they are.
     """
 
     gain: float = 0.5
@@ -66,7 +66,7 @@ class UserAugmentation:
 
 
 class Augmenter:
-    """Draws and applies; `rate` in Hz."""
+    """Draw and apply; `rate` in Hz."""
 
     def __init__(self, config: UserAugmentation, rate: int):
         self.config, self.rate = config, rate

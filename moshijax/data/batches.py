@@ -31,7 +31,7 @@ def fold_seed(*parts: Any) -> int:
 class BatchSource:
     """Batches of a Grain `MapDataset` whose elements are dicts of equally shaped numpy arrays.
 
-    The dataset is infinite (shuffled anew in every epoch) and index-addressable, so `batch(n)` costs the same for
+    The dataset is infinite (reshuffled in every epoch) and index-addressable, so `batch(n)` costs the same for
     every n and a resumed run needs no state but n. Elements of a batch are made in so many threads. `identity` names
     the parts of the data and the sha256 of what each holds: batches are a function of these, the seed and n. `skipped`
     grows as items turn out to be unusable: id -> reason.

@@ -37,14 +37,14 @@ class CheckRules:
     """How items are judged.
 
     Attributes:
-        frame_seconds: tolerance of the manifest's duration.
-        channels: (model, user) channel numbers of files with more than two; None: left and right of two.
-        speakers: label in the sidecar -> 'model' or 'user'.
-        min_score: alignment scores below it count as low; an item with more than a fifth of them is rejected.
-        strict: flagged items are rejected too.
-        streams: "two": a channel each for the model's speaker and the user; "mixed": everybody in one stream, from a
-            recording of any number of channels, whose labels mean nothing; "diarized": two streams cut out of one by
-            the segments of its speakers (`moshijax.data.diarization`).
+      frame_seconds: tolerance of the manifest's duration.
+      channels: (model, user) channel numbers of files with more than two; None: left and right of two.
+      speakers: label in the sidecar -> 'model' or 'user'.
+      min_score: alignment scores below it count as low; an item with more than a fifth of them is rejected.
+      strict: flagged items are rejected too.
+      streams: "two": a channel each for the model's speaker and the user; "mixed": everybody in one stream, from a
+        recording of any number of channels, whose labels mean nothing; "diarized": two streams cut out of one by
+        the segments of its speakers (`moshijax.data.diarization`).
     """
 
     frame_seconds: float = 0.08
@@ -76,7 +76,7 @@ class CheckedItem:
 
 
 def check_header(item: Item, rules: CheckRules) -> CheckedItem:
-    """Judges what can be known without decoding: header, channels, duration, transcript.
+    """Judge what can be known without decoding: header, channels, duration, transcript.
 
     Raises UnknownSpeaker, which stops the job; every other finding is in the result.
     """
@@ -119,7 +119,7 @@ def check_header(item: Item, rules: CheckRules) -> CheckedItem:
 
 
 def check_recording(item: Item) -> CheckedItem:
-    """Judges an item of which only the sound is used: any number of channels, no transcript."""
+    """Judge an item of which only the sound is used: any number of channels, no transcript."""
     checked = CheckedItem(item)
     try:
         checked.info = audio.probe(item.audio)
@@ -341,18 +341,18 @@ class Report:
 def judge(
     item: Item, rules: CheckRules, sample_rate: int | None = None, keep_seconds: float = 0.0
 ) -> tuple[CheckedItem, SignalStatistics | None, np.ndarray | None]:
-    """Judges an item, signal included, with bounded memory.
+    """Judge an item, signal included, with bounded memory.
 
     Args:
-        sample_rate: at which the signal is judged; None: its own.
-        keep_seconds: the signal of a recording that is no longer than this is kept.
+      sample_rate: at which the signal is judged; None: its own.
+      keep_seconds: the signal of a recording that is no longer than this is kept.
 
     Returns:
-        the item with what was found; its figures (None without a signal to judge); the signal [n, channels] float32 if
-        it is usable and short enough, else None.
+      the item with what was found; its figures (None without a signal to judge); the signal [n, channels] float32 if
+      it is usable and short enough, else None.
 
     Raises:
-        UnknownSpeaker: which stops the job; every other finding is in the result.
+      UnknownSpeaker: which stops the job; every other finding is in the result.
     """
     checked = check_header(item, rules)
     if checked.rejected is not None:
@@ -389,7 +389,7 @@ def validate(
     rules: CheckRules,
     progress: Callable[[], None] | None = None,
 ) -> Report:
-    """Judges every item. `progress()` is called after each."""
+    """Judge every item. `progress()` is called after each."""
     report = Report()
     with Isolated() as isolated:
         for item in items:

@@ -34,7 +34,7 @@ def read_segments(item: Item, sidecar: dict[str, Any]) -> list[Segment]:
     """Who speaks when: `"diarization": [[label, [start, end]], ...]` of the sidecar, or an RTTM file beside the audio.
 
     Raises:
-        DataError: neither is there, or a segment has another form.
+      DataError: neither is there, or a segment has another form.
     """
     rttm = item.audio.with_suffix(".rttm")
     if "diarization" in sidecar:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from moshijax.data.records import digest, tree_digest
-from moshijax.errors import ConfigError
+from moshijax.errors import ConfigError, DataError
 
 _CALLS_AT_ONCE = 2  # one leaves cores idle: a small codec is encoded 1.7 times as fast on two cores
 _ROWS_AT_ONCE = 4
@@ -20,12 +21,12 @@ _BLOCK_FRAMES = 50  # of a long recording per step
 
 
 class CodecEncoder:
-    """Encodes with `moshijax.codec`; float32, so that codes do not depend on what shares a batch.
+    """Encode with `moshijax.codec`; float32, so that codes do not depend on what shares a batch.
 
     Args:
-        config, params: of the codec.
-        num_codebooks: how many to keep; None: all.
-        source: where it was read from; recorded with the data.
+      config, params: of the codec.
+      num_codebooks: how many to keep; None: all.
+      source: where it was read from; recorded with the data.
     """
 
     def __init__(self, config: Any, params: Any, num_codebooks: int | None = None, source: str | None = None):
@@ -47,6 +48,12 @@ class CodecEncoder:
         from moshijax import weights
 
         return cls(*weights.load_mimi(path), num_codebooks=num_codebooks, source=str(Path(path).absolute()))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle as where the codec was read from: parameters stay behind, and each process opens it once."""
+        if self.source is None:
+            raise TypeError("a codec that was not read from a path cannot go to another process; use CodecEncoder.load")
+        return _opened, (self.source, self.num_codebooks, self.sha256)
 
     def encode(self, waveforms: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Waveforms [N_i] float32 -> codes [Q, ceil(N_i / frame_size)] int32, in the same order."""
@@ -125,3 +132,15 @@ class CodecEncoder:
         if not codes:
             return np.zeros((channels, self.num_codebooks, 0), np.int32)
         return np.concatenate(codes, axis=-1)[..., : -(-total // self.frame_size)]
+
+
+@cache
+def _opened(source: str, num_codebooks: int, sha256: str) -> CodecEncoder:
+    """Open a codec in the process that unpickles it."""
+    encoder = CodecEncoder.load(source, num_codebooks)
+    if encoder.sha256 != sha256:
+        raise DataError(
+            f"codec {source} has sha256 {encoder.sha256[:12]}..., the job was planned with {sha256[:12]}...: start it "
+            "again with the codec as it is now, in another folder"
+        )
+    return encoder

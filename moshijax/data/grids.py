@@ -31,16 +31,16 @@ class GridData:
     """Training batches of token grids.
 
     Attributes:
-        paths: folders made by `moshijax data prepare`; `weights` are their shares (empty: in proportion to windows).
-        batch_size: rows of the global batch.
-        num_frames: frames of a window, T. Shorter recordings are filled up with ZERO, which is not scored.
-        placement: rules of the text row.
-        text_jitter: the text of a row is moved by a time drawn uniformly from +- so many seconds.
-        text_mask: probability that a row's text is all ZERO.
-        swap_speakers: probability that the user plays the model's part (both channels and words change sides).
-        user_mask: share of the user's codes that are ZERO, drawn per cell; the model learns to hear through gaps.
-        user_levels: draw, per row of the batch, how many of the user's codebooks are kept, from 1 to all: what is heard
-            rests on the semantic codebook, which differs least between voices.
+      paths: folders made by `moshijax data prepare`; `weights` are their shares (empty: in proportion to windows).
+      batch_size: rows of the global batch.
+      num_frames: frames of a window, T. Shorter recordings are filled up with ZERO, which is not scored.
+      placement: rules of the text row.
+      text_jitter: the text of a row is moved by a time drawn uniformly from +- so many seconds.
+      text_mask: probability that a row's text is all ZERO.
+      swap_speakers: probability that the user plays the model's part (both channels and words change sides).
+      user_mask: share of the user's codes that are ZERO, drawn per cell; the model learns to hear through gaps.
+      user_levels: draw, per row of the batch, how many of the user's codebooks are kept, from 1 to all: what is heard
+        rests on the semantic codebook, which differs least between voices.
     """
 
     paths: tuple[str, ...]
@@ -265,7 +265,7 @@ def grid_batches(config: GridData, layout: StreamLayout, tokenizer: Tokenizer, s
     """Batches {"codes": int32 [B, K, T]} of prepared dialogues; row k of the grid is what `layout.streams[k]` says.
 
     Raises:
-        DataError: a data set is unfinished, damaged or of another codec than the rest.
-        ConfigError: the layout asks for a speaker or codebook that the data lacks.
+      DataError: a data set is unfinished, damaged or of another codec than the rest.
+      ConfigError: the layout asks for a speaker or codebook that the data lacks.
     """
     return GridSource(config, layout, tokenizer, seed)

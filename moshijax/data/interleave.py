@@ -28,10 +28,10 @@ class TextPlacement:
     """How words become a text row.
 
     Attributes:
-        keep_main_only: place the words of the text stream's speaker alone.
-        text_shift: seconds by which text comes later than the audio (negative: earlier). Text that comes late leaves
-            ZERO in the frames before it can begin.
-        bos_eos: BOS before the first token of a turn of the main speaker, EOS where another speaker takes over.
+      keep_main_only: place the words of the text stream's speaker alone.
+      text_shift: seconds by which text comes later than the audio (negative: earlier). Text that comes late leaves
+        ZERO in the frames before it can begin.
+      bos_eos: BOS before the first token of a turn of the main speaker, EOS where another speaker takes over.
     """
 
     keep_main_only: bool = True
@@ -88,15 +88,15 @@ def place_text(
     """The text row of a recording.
 
     Args:
-        words: words with times, or None when there is no transcript (every position becomes ZERO).
-        num_frames: frames of the audio, T.
-        frame_rate: frames per second.
-        encode: text of a word -> token ids.
-        jitter: seconds added to every start of this draw, on top of the rule's shift.
-        main_speaker: whose words the text stream holds.
+      words: words with times, or None when there is no transcript (every position becomes ZERO).
+      num_frames: frames of the audio, T.
+      frame_rate: frames per second.
+      encode: text of a word -> token ids.
+      jitter: seconds added to every start of this draw, on top of the rule's shift.
+      main_speaker: whose words the text stream holds.
 
     Returns:
-        tokens [T] int32, and the counts.
+      tokens [T] int32, and the counts.
     """
     counts = PlacementCounts()
     if words is None:

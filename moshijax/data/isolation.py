@@ -26,13 +26,13 @@ class _Died(Exception):
 
 
 class Isolated:
-    """Child processes that call functions: ``isolated(function, *arguments)``, from any thread.
+    """Child processes that call functions: `isolated(function, *arguments)`, from any thread.
 
     A child starts when it is first needed, and after a loss another one takes its place. As a context, or when it is
     no longer referred to, it ends its children.
 
     Args:
-        processes: how many calls run at once; others wait.
+      processes: how many calls run at once; others wait.
     """
 
     def __init__(self, processes: int = 1):
@@ -43,15 +43,15 @@ class Isolated:
         self.close = weakref.finalize(self, _end, children)
 
     def __call__(self, function: Callable[..., Any], *arguments: Any, seconds: float = _SECONDS) -> Any:
-        """``function(*arguments)``; they and the result travel as pickles.
+        """`function(*arguments)`; they and the result travel as pickles.
 
         Args:
-            function: of an importable module.
-            seconds: that a call may take.
+          function: of an importable module.
+          seconds: that a call may take.
 
         Raises:
-            Lost: no answer in two attempts.
-            Exception: whatever the function raises.
+          Lost: no answer in two attempts.
+          Exception: whatever the function raises.
         """
         request = pickle.dumps((function, arguments))
         child = self._idle.get()

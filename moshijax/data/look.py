@@ -166,7 +166,7 @@ def write_page(
     tokenizer: Tokenizer | None = None,
     progress: Callable[[int], None] = lambda done: None,
 ) -> dict[str, Any]:
-    """Writes the summary as a self-contained HTML page and returns it."""
+    """Write the summary as a self-contained HTML page and return it."""
     from moshijax.report import page, plots
 
     summary = summarize(source, tokenizer, progress)

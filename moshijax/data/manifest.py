@@ -35,10 +35,10 @@ class Manifest:
 
 
 def read_manifest(path: str | Path) -> Manifest:
-    """Reads lines `{"path": relative to the manifest, "duration": seconds}`.
+    """Read lines `{"path": relative to the manifest, "duration": seconds}`.
 
     Raises:
-        DataError: the file is missing, empty, not UTF-8 or not JSON lines, or names a recording twice.
+      DataError: the file is missing, empty, not UTF-8 or not JSON lines, or names a recording twice.
     """
     path = Path(path)
     if path.is_dir():
@@ -74,7 +74,7 @@ def read_recordings(path: str | Path) -> Manifest:
     """A manifest, or the audio files in a folder without one and in the folders below it, by name.
 
     Raises:
-        DataError: as `read_manifest`; no audio in the folder, or two files that differ in their suffix alone.
+      DataError: as `read_manifest`; no audio in the folder, or two files that differ in their suffix alone.
     """
     folder = Path(path)
     if not folder.is_dir() or (folder / "manifest.jsonl").exists():

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from moshijax import files
 from moshijax.data import records
 from moshijax.data.batches import BatchSource, fold_seed, shuffled
 from moshijax.errors import ConfigError, DataError
@@ -26,8 +27,8 @@ class TextData:
     """Text-only batches.
 
     Attributes:
-        path: a text file (UTF-8, one document a line), or a folder made by `moshijax data prepare FILE.txt`.
-        batch_size, num_frames: of the grid [B, K, T].
+      path: a text file (UTF-8, one document a line), or a folder made by `moshijax data prepare FILE.txt`.
+      batch_size, num_frames: of the grid [B, K, T].
     """
 
     path: str
@@ -61,14 +62,13 @@ def pack(documents: Iterable[str], tokenizer: Tokenizer) -> np.ndarray:
 
 
 def prepare_text(path: str | Path, out_dir: str | Path, tokenizer: Tokenizer) -> dict[str, Any]:
-    """Packs a text file once, bound to the tokenizer's hash; returns the content of `dataset.json`."""
+    """Pack a text file once, bound to the tokenizer's hash; returns the content of `dataset.json`."""
     out_dir = Path(out_dir)
     out_dir.mkdir(parents=True, exist_ok=True)
     documents = read_documents(path)
     tokens = pack(documents, tokenizer)
-    temporary = out_dir / f".{_TOKENS}.part.npy"
-    np.save(temporary, tokens)
-    temporary.replace(out_dir / _TOKENS)
+    with files.staged(out_dir / _TOKENS) as partial, open(partial, "wb") as file:
+        np.save(file, tokens)
     index = {
         "format_version": records.FORMAT_VERSION,
         "kind": "text",
@@ -78,7 +78,7 @@ def prepare_text(path: str | Path, out_dir: str | Path, tokenizer: Tokenizer) ->
         "shards": [],
         "sha256": records.digest(tokenizer.sha256, records.tree_digest(tokens)),
     }
-    records.write_json(out_dir / records.INDEX, index)
+    files.write_json(out_dir / records.INDEX, index)
     return index
 
 
@@ -100,7 +100,7 @@ def text_batches(config: TextData, layout: StreamLayout, tokenizer: Tokenizer, s
     """Batches {"codes": int32 [B, K, T]} with text in the text row and ZERO in the audio rows.
 
     Raises:
-        DataError: no text, or it was packed with another tokenizer.
+      DataError: no text, or it was packed with another tokenizer.
     """
     path = Path(config.path)
     if path.is_dir():

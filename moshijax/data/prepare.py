@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,7 +18,7 @@ from moshijax.data.checks import CheckedItem, CheckRules, Report, SignalStatisti
 from moshijax.data.diarization import assign, draw_main, main_mask
 from moshijax.data.grids import CHANNELS, MIXED
 from moshijax.data.isolation import Isolated
-from moshijax.data.job import Progress, run_job
+from moshijax.data.job import Progress, Record, ShardPlan, run_job
 from moshijax.data.manifest import Item, Manifest, read_recordings
 from moshijax.data.transcript import Word
 from moshijax.errors import ConfigError
@@ -49,12 +49,12 @@ class PrepareConfig:
     """How recordings become records.
 
     Attributes:
-        rules: how items are judged, and which streams are made of them.
-        shard_items: items of one shard.
-        batch_seconds: audio (of all channels) encoded at once.
-        augmentation: of the user's channel; None: as recorded.
-        copies: records of every item, each with draws of its own (main speaker, augmentation).
-        seed: of these draws, which depend on it, the item's id and the number of the copy alone.
+      rules: how items are judged, and which streams are made of them.
+      shard_items: items of one shard.
+      batch_seconds: audio (of all channels) encoded at once.
+      augmentation: of the user's channel; None: as recorded.
+      copies: records of every item, each with draws of its own (main speaker, augmentation).
+      seed: of these draws, which depend on it, the item's id and the number of the copy alone.
     """
 
     rules: CheckRules = field(default_factory=CheckRules)
@@ -95,91 +95,106 @@ def prepare(
     config: PrepareConfig | None = None,
     progress: Progress | None = None,
 ) -> tuple[dict[str, Any], Report]:
-    """Writes `dataset.json` and shards of records {id, codes int16 [C, Q, T], words, duration, provenance}.
+    """Write `dataset.json` and shards of records {id, codes int16 [C, Q, T], words, duration, provenance}.
 
     Args:
-        progress: called after every item with (items done, items in all, report so far).
+      manifest: of the recordings.
+      out_dir: folder of the shards.
+      encoder: of the codec.
+      config: how recordings become records.
+      progress: called after every item with (items done, items in all, report so far).
 
     Returns:
-        the content of `dataset.json`, and the report of accepted and rejected items.
+      The content of `dataset.json`, and the report of accepted and rejected items.
 
     Raises:
-        DataError: nothing is usable, strict rules met a rejected item, or `out_dir` holds the start of another job.
+      DataError: nothing is usable, strict rules met a rejected item, or `out_dir` holds the start of another job.
     """
     config = config or PrepareConfig()
-    rules = config.rules
-    plan = {
-        "codec_sha256": encoder.sha256,
-        "num_codebooks": encoder.num_codebooks,
-        "shard_items": config.shard_items,
-        "channels": rules.channels,
-        "speakers": dict(rules.speakers),
-        "min_score": rules.min_score,
-        "strict": rules.strict,
-        **config.plan(),
-    }
-    about = {
-        "kind": "dialogue",
-        "channels": list(MIXED if rules.streams == "mixed" else CHANNELS),
-        "codec": {
-            "sha256": encoder.sha256,
-            "source": encoder.source,
-            "num_codebooks": encoder.num_codebooks,
-            "sample_rate": encoder.sample_rate,
-            "frame_size": encoder.frame_size,
-        },
-    }
-    frames = "frames", lambda record: record["codes"].shape[-1]
-
-    def make(items: Sequence[Item], found: Callable[[CheckedItem], None]) -> Iterator[dict[str, Any]]:
-        return _records(items, encoder, config, found)
-
-    return run_job(manifest, Path(out_dir), records.INDEX, plan, about, make, frames, progress)
+    return run_job(
+        manifest, Path(out_dir), GridPlan(config.shard_items, config.rules.strict, encoder, config), progress
+    )
 
 
-def _records(
-    items: Sequence[Item],
-    encoder: Encoder,
-    config: PrepareConfig,
-    found: Callable[[CheckedItem], None],
-) -> Iterator[dict[str, Any]]:
-    """Records of the usable items, in order."""
-    rules, rate = config.rules, encoder.sample_rate
-    maker, isolated = RecordMaker(config, rate), Isolated()
-    waiting: list[tuple[dict[str, Any], np.ndarray]] = []
-    seconds = 0.0
+@dataclass(frozen=True)
+class GridPlan(ShardPlan):
+    """Recordings to records of codes and words.
 
-    def flush() -> Iterator[dict[str, Any]]:
-        if not waiting:
-            return
-        codes = iter(encoder.encode([channel for _, signal in waiting for channel in signal.T]))
-        for record, signal in waiting:
-            yield {**record, "codes": np.stack([next(codes) for _ in signal.T]).astype(np.int16)}
-        waiting.clear()
+    Attributes:
+      encoder: of the codec; pickled, one that was read from a path is opened once in each process.
+      config: how recordings become records.
+    """
 
-    for item in items:
-        checked, statistics, signal = judge_apart(isolated, item, rules, rate, _LONG_SECONDS)
-        drawn = [maker.draw(checked, copy) for copy in range(config.copies)] if checked.rejected is None else []
-        if drawn and signal is None:
-            # A long recording is read again as it is encoded: its codes are never held beside its samples, nor beside
-            # those of others.
-            yield from flush()
-            seconds = 0.0
-        for draw in drawn:
-            checked.flags.update(draw.counts)
-        for draw in drawn:
-            blocks = signal_blocks(checked, rules, rate) if signal is None else iter([signal])
-            changed, record = maker.make(checked, draw, blocks, statistics)
-            if signal is None:
-                yield {**record, "codes": encoder.encode_blocks(changed).astype(np.int16)}
-                continue
-            waiting.append((record, np.concatenate(list(changed))))
-            seconds += waiting[-1][1].shape[1] * checked.info.duration
-            if seconds >= config.batch_seconds:
+    index_name = records.INDEX
+    noted = "frames"
+
+    encoder: Encoder
+    config: PrepareConfig
+
+    def deciding(self) -> dict[str, Any]:
+        """See `ShardPlan`."""
+        rules = self.config.rules
+        return {
+            "codec_sha256": self.encoder.sha256,
+            "num_codebooks": self.encoder.num_codebooks,
+            "channels": rules.channels,
+            "speakers": dict(rules.speakers),
+            "min_score": rules.min_score,
+            **self.config.plan(),
+        }
+
+    def about(self) -> dict[str, Any]:
+        """See `ShardPlan`."""
+        names = ("sha256", "source", "num_codebooks", "sample_rate", "frame_size")
+        return {
+            "kind": "dialogue",
+            "channels": list(MIXED if self.config.rules.streams == "mixed" else CHANNELS),
+            "codec": {name: getattr(self.encoder, name) for name in names},
+        }
+
+    def note(self, record: Record) -> int:
+        """Return the number of frames."""
+        return record["codes"].shape[-1]
+
+    def make(self, items: Sequence[Item]) -> Iterator[CheckedItem | Record]:
+        """See `ShardPlan`; recordings are encoded in batches, so records come later than findings."""
+        encoder, config = self.encoder, self.config
+        rules, rate = config.rules, encoder.sample_rate
+        maker, isolated = RecordMaker(config, rate), Isolated()
+        waiting: list[tuple[Record, np.ndarray]] = []
+        seconds = 0.0
+
+        def flush() -> Iterator[Record]:
+            if not waiting:
+                return
+            codes = iter(encoder.encode([channel for _, signal in waiting for channel in signal.T]))
+            for record, signal in waiting:
+                yield {**record, "codes": np.stack([next(codes) for _ in signal.T]).astype(np.int16)}
+            waiting.clear()
+
+        for item in items:
+            checked, statistics, signal = judge_apart(isolated, item, rules, rate, _LONG_SECONDS)
+            drawn = [maker.draw(checked, copy) for copy in range(config.copies)] if checked.rejected is None else []
+            if drawn and signal is None:
+                # A long recording is read again as it is encoded: its codes are never held beside its samples, nor
+                # beside those of others.
                 yield from flush()
                 seconds = 0.0
-        found(checked)
-    yield from flush()
+            for draw in drawn:
+                checked.flags.update(draw.counts)
+            for draw in drawn:
+                blocks = signal_blocks(checked, rules, rate) if signal is None else iter([signal])
+                changed, record = maker.make(checked, draw, blocks, statistics)
+                if signal is None:
+                    yield {**record, "codes": encoder.encode_blocks(changed).astype(np.int16)}
+                    continue
+                waiting.append((record, np.concatenate(list(changed))))
+                seconds += waiting[-1][1].shape[1] * checked.info.duration
+                if seconds >= config.batch_seconds:
+                    yield from flush()
+                    seconds = 0.0
+            yield checked
+        yield from flush()
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,14 +11,14 @@ from typing import Any
 
 import numpy as np
 
-from moshijax import optional
+from moshijax import files, optional
 from moshijax.errors import DataError, MoshijaxError
 
 FORMAT_VERSION = 1
 INDEX = "dataset.json"
 TEACHER = "teacher.json"  # the index of features
 COMMANDS = {INDEX: "data prepare", TEACHER: "data teacher"}
-BEGUN = "begun.json"  # while a job goes on, in place of its index
+BEGUN = "begun.json"  # while a job is unfinished, instead of its index
 
 
 def shard_name(index: int, count: int) -> str:
@@ -49,30 +48,11 @@ def unpack(data: bytes) -> dict[str, Any]:
     return optional.load("msgpack").unpackb(data, object_hook=hook)
 
 
-def write_atomic(path: Path, content: bytes | str) -> None:
-    """Writes a file that appears complete or not at all."""
-    temporary = path.with_name(f".{path.name}.part")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-def write_json(path: Path, content: Any) -> None:
-    write_atomic(path, json.dumps(content, indent=2, ensure_ascii=False, sort_keys=True) + "\n")
-
-
 def write_shard(path: Path, records: Iterable[dict[str, Any]]) -> int:
-    """Writes records to one shard, which appears only when complete. Returns their number."""
+    """Write records to one shard, which appears only when complete. Return their number."""
     writer_module = optional.load("array_record.python.array_record_module")
-    temporary = path.with_name(f".{path.name}.part")
     count = 0
-    try:
+    with files.staged(path) as temporary:
         with _full_disk(path):
             writer = writer_module.ArrayRecordWriter(str(temporary), "group_size:1")
         try:
@@ -85,10 +65,6 @@ def write_shard(path: Path, records: Iterable[dict[str, Any]]) -> int:
             with _full_disk(path):
                 writer.close()
         _check_complete(temporary, count)
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
     return count
 
 

@@ -7,6 +7,7 @@ that feature i is centred on the 20 ms from i / 50 s, as the codec's frames are.
 from __future__ import annotations
 
 import math
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -39,18 +40,19 @@ class SpeechTeacher:
     """Hidden states of one layer of a speech model, per channel; on a GPU where PyTorch finds one.
 
     Args:
-        model: folder or name that `transformers.AutoModel` takes.
-        layer: 0 is the input of the first layer, -1 the output of the last.
+      model: folder or name that `transformers.AutoModel` takes.
+      layer: 0 is the input of the first layer, -1 the output of the last.
 
     Raises:
-        MissingPackage: torch or transformers is not installed.
-        DataError: the model cannot be read.
-        ConfigError: the model does not give 50 features a second of 16 kHz, or has no such layer.
+      MissingPackage: torch or transformers is not installed.
+      DataError: the model cannot be read.
+      ConfigError: the model does not give 50 features a second of 16 kHz, or has no such layer.
     """
 
     transcribed = False
 
     def __init__(self, model: str, layer: int = -1):
+        self._source = model, layer
         self._torch, transformers = optional.load("torch"), optional.load("transformers")
         self._device = "cuda" if self._torch.cuda.is_available() else "cpu"
         try:
@@ -76,6 +78,10 @@ class SpeechTeacher:
         self._layer, self.dim = layer, config.hidden_size
         self.kind = f"{config.model_type} {model} layer {layer}"
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle as where the model was read from; each process opens it once."""
+        return _opened, self._source
+
     def features(self, item: Item, duration: float, speakers: dict[str, str]) -> Float[np.ndarray, "C T50 F"]:
         channels = audio.probe(item.audio).channels
         signal = audio.apart(self._isolated, audio.read, item.audio, item.audio, MODEL_RATE, tuple(range(channels)))
@@ -100,3 +106,6 @@ class SpeechTeacher:
             sound = torch.from_numpy(padded)[None].to(self._device)
             states = self._model(sound, output_hidden_states=True).hidden_states
         return states[self._layer][0].cpu().numpy()
+
+
+_opened = cache(SpeechTeacher)

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 import unicodedata
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,7 +17,7 @@ import numpy as np
 
 from moshijax.data import records
 from moshijax.data.checks import CheckedItem, CheckRules, Report, check_header, check_recording
-from moshijax.data.job import Progress, run_job
+from moshijax.data.job import Progress, Record, ShardPlan, run_job
 from moshijax.data.manifest import Item, Manifest
 from moshijax.data.transcript import read_sidecar
 from moshijax.errors import ConfigError, DataError
@@ -127,12 +128,12 @@ def make_teacher(kind: str = "phonemes", model: str | None = None, layer: int = 
     """A teacher by kind: `phonemes`, or `wavlm` for a speech model of Transformers.
 
     Args:
-        model: of `wavlm`: folder or name of the model.
-        layer: of `wavlm`: which hidden states; 0 is the input of the first layer, -1 the output of the last.
+      model: of `wavlm`: folder or name of the model.
+      layer: of `wavlm`: which hidden states; 0 is the input of the first layer, -1 the output of the last.
 
     Raises:
-        ConfigError: an unknown kind, or a model where none belongs or none where one does.
-        MissingPackage: torch or transformers is not installed.
+      ConfigError: an unknown kind, or a model where none belongs or none where one does.
+      MissingPackage: torch or transformers is not installed.
     """
     if kind not in ("phonemes", "wavlm"):
         raise ConfigError(f"teacher {kind!r} is not known: use phonemes or wavlm")
@@ -153,44 +154,69 @@ def compute_features(
     shard_items: int = 256,
     progress: Progress | None = None,
 ) -> tuple[dict[str, Any], Report]:
-    """Writes `teacher.json` and shards of {id, features float16 [channels, T50, F]}.
+    """Write `teacher.json` and shards of {id, features float16 [channels, T50, F]}.
 
     Args:
-        manifest: of the recordings.
-        out_dir: default is the folder `teacher` beside the manifest.
-        teacher: default is the phonetic one.
-        rules: for recordings with transcripts.
-        shard_items: recordings per shard.
-        progress: called after every item with items done, items in all, and the report so far.
+      manifest: of the recordings.
+      out_dir: default is the folder `teacher` beside the manifest.
+      teacher: default is the phonetic one.
+      rules: for recordings with transcripts.
+      shard_items: recordings per shard.
+      progress: called after every item with items done, items in all, and the report so far.
 
     Returns:
-        the content of `teacher.json`, and the report of accepted and rejected items.
+      the content of `teacher.json`, and the report of accepted and rejected items.
 
     Raises:
-        DataError: nothing is usable, strict rules met a rejected item, or `out_dir` holds other features.
+      DataError: nothing is usable, strict rules met a rejected item, or `out_dir` holds other features.
     """
     rules, teacher = rules or CheckRules(), teacher or PhonemeTeacher()
     out_dir = Path(out_dir) if out_dir is not None else manifest.path.parent / "teacher"
-    plan = {"kind": teacher.kind, "shard_items": shard_items, "strict": rules.strict}
-    if teacher.transcribed:
-        plan |= {"channels": rules.channels, "speakers": dict(rules.speakers), "min_score": rules.min_score}
+    return run_job(manifest, out_dir, FeaturePlan(shard_items, rules.strict, teacher, rules), progress)
 
-    def make(items: Sequence[Item], found: Callable[[CheckedItem], None]) -> Iterator[dict[str, Any]]:
+
+@dataclass(frozen=True)
+class FeaturePlan(ShardPlan):
+    """Recordings to the features of a teacher.
+
+    Attributes:
+      teacher: who computes them.
+      rules: for recordings with transcripts.
+    """
+
+    index_name = records.TEACHER
+    noted = "ids"
+
+    teacher: Teacher
+    rules: CheckRules
+
+    def deciding(self) -> dict[str, Any]:
+        """See `ShardPlan`."""
+        rules = self.rules
+        of_transcripts = {"channels": rules.channels, "speakers": dict(rules.speakers), "min_score": rules.min_score}
+        return {"kind": self.teacher.kind, **(of_transcripts if self.teacher.transcribed else {})}
+
+    def about(self) -> dict[str, Any]:
+        """See `ShardPlan`."""
+        return {"kind": self.teacher.kind, "dim": self.teacher.dim, "rate": RATE}
+
+    def note(self, record: Record) -> str:
+        """Return the item's id."""
+        return record["id"]
+
+    def make(self, items: Sequence[Item]) -> Iterator[CheckedItem | Record]:
+        """See `ShardPlan`."""
         for item in items:
-            checked = check_header(item, rules) if teacher.transcribed else check_recording(item)
+            checked = check_header(item, self.rules) if self.teacher.transcribed else check_recording(item)
             features = None
             if checked.rejected is None:
                 try:
-                    features = teacher.features(item, checked.info.duration, dict(rules.speakers))
+                    features = self.teacher.features(item, checked.info.duration, dict(self.rules.speakers))
                 except DataError as error:
                     checked.kind, checked.rejected = "teacher", str(error)
             if features is not None:
                 yield {"id": item.id, "features": features.astype(np.float16)}
-            found(checked)
-
-    about = {"kind": teacher.kind, "dim": teacher.dim, "rate": RATE}
-    ids = "ids", lambda record: record["id"]
-    return run_job(manifest, out_dir, records.TEACHER, plan, about, make, ids, progress)
+            yield checked
 
 
 class TeacherFeatures:

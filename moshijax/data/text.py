@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
 
-from moshijax import optional
+from moshijax import files, optional
 from moshijax.errors import ConfigError, DataError
 from moshijax.tokens import BOS, EOS, EPAD, PAD
 
@@ -18,9 +18,9 @@ class Tokenizer:
     """A SentencePiece model. Word texts are NFC-normalised; ids below 4 are special and never come from `encode`.
 
     Attributes:
-        model: the serialised model, bytes.
-        sha256: of `model`; binds prepared text to it.
-        pieces: the string of every id, in order ("▁" stands for a space).
+      model: the serialised model, bytes.
+      sha256: of `model`; binds prepared text to it.
+      pieces: the string of every id, in order ("▁" stands for a space).
     """
 
     def __init__(self, model: bytes):
@@ -54,10 +54,7 @@ class Tokenizer:
             ) from error
 
     def save(self, path: str | Path) -> None:
-        path = Path(path)
-        temporary = path.with_name(f".{path.name}.part")
-        temporary.write_bytes(self.model)
-        temporary.replace(path)
+        files.write(Path(path), self.model)
 
     def __getstate__(self) -> bytes:
         return self.model
@@ -87,13 +84,13 @@ class Tokenizer:
 def train_tokenizer(
     texts: Iterable[str], vocab_size: int, byte_fallback: bool = True, seed_sentencepiece_size: int = 1_000_000
 ) -> Tokenizer:
-    """Trains a unigram model on texts (any number of words each): digits split, NFC, nothing else changed.
+    """Train a unigram model on texts (any number of words each): digits split, NFC, nothing else changed.
 
     A small corpus may give fewer pieces than `vocab_size`; with `byte_fallback`, 256 of them are bytes, so that any
     text can be written. The same texts give the same model.
 
     Raises:
-        ConfigError: vocab_size is too small for the special ids, bytes and characters; DataError: no text.
+      ConfigError: vocab_size is too small for the special ids, bytes and characters; DataError: no text.
     """
     spm = optional.load("sentencepiece")
     lines = [unicodedata.normalize("NFC", " ".join(text.split())) for text in texts]

@@ -70,8 +70,8 @@ def parse_alignments(
     `clamped`, `low_score`, `repeated_words`. With `speakers=None` labels mean nothing and all words are the model's.
 
     Raises:
-        UnknownSpeaker: a label that `speakers` does not map.
-        DataError: an entry of another form, or a word more than half a second outside the recording.
+      UnknownSpeaker: a label that `speakers` does not map.
+      DataError: an entry of another form, or a word more than half a second outside the recording.
     """
     counts: Counter[str] = Counter()
     entries: list[list[Any]] = []

@@ -29,18 +29,18 @@ class AudioData:
     """Windows of recordings for codec training.
 
     Attributes:
-        manifest: of the recordings, or a folder of audio files; any sample rate and number of channels.
-        teacher: folder made by `moshijax data teacher`, or None for batches without features.
-        batch_size: rows of the global batch.
-        num_samples: length of a window at `sample_rate`.
-        speech_share: probability that a window without sound is drawn again, up to 8 times; then the one with most
-            sound is taken.
-        least_sound: a window counts as without sound unless this share of its 20 ms frames has sound (and one of them).
-        level_db: windows with sound are brought to this RMS of their 20 ms frames with sound, in dB of full scale, or
-            as near to it as their peak allows; None: levels stay as recorded.
-        gain_db: a window's level is changed by a number drawn from this range.
-        workers: processes that decode and resample the rows of a batch; a file that crashes or hangs one of them is
-            skipped too. 0: this process does it, for recordings known to be good.
+      manifest: of the recordings, or a folder of audio files; any sample rate and number of channels.
+      teacher: folder made by `moshijax data teacher`, or None for batches without features.
+      batch_size: rows of the global batch.
+      num_samples: length of a window at `sample_rate`.
+      speech_share: probability that a window without sound is drawn again, up to 8 times; then the one with most
+        sound is taken.
+      least_sound: a window counts as without sound unless this share of its 20 ms frames has sound (and one of them).
+      level_db: windows with sound are brought to this RMS of their 20 ms frames with sound, in dB of full scale, or
+        as near to it as their peak allows; None: levels stay as recorded.
+      gain_db: a window's level is changed by a number drawn from this range.
+      workers: processes that decode and resample the rows of a batch; a file that crashes or hangs one of them is
+        skipped too. 0: this process does it, for recordings known to be good.
     """
 
     manifest: str
@@ -72,7 +72,7 @@ class AudioData:
 
 
 class AudioWindows:
-    """Draws windows; elements are {"audio" [N] float32, "teacher" [T50, F] float32}.
+    """Draw windows; elements are {"audio" [N] float32, "teacher" [T50, F] float32}.
 
     A recording that cannot be decoded is named once, counted in `skipped` (id -> reason), and another one takes its
     place: which one is a function of the place in the data alone.
@@ -87,7 +87,7 @@ class AudioWindows:
         self._isolated = Isolated(config.workers) if config.workers else None
 
     def _decode(self, function: Callable[..., Any], path: Path, *arguments: Any) -> Any:
-        """``function(path, *arguments)`` of `moshijax.data.audio`, in a worker if there are any."""
+        """`function(path, *arguments)` of `moshijax.data.audio`, in a worker if there are any."""
         if self._isolated is None:
             return function(path, *arguments)
         return audio.apart(self._isolated, function, path, path, *arguments)
@@ -111,7 +111,7 @@ class AudioWindows:
         """A window of an item, or of another one if it is broken.
 
         Raises:
-            DataError: several recordings in a row are broken.
+          DataError: several recordings in a row are broken.
         """
         for _ in range(_TRIES):
             try:
@@ -143,7 +143,7 @@ class AudioWindows:
         element = {"audio": window * np.float32(10 ** (rng.uniform(*config.gain_db) / 20))}
         if self.teacher is not None:
             features = self.teacher[item.id][channel, step : step + self.features]
-            # Beyond the end the last frame, which is silence after speech, goes on.
+            # Beyond the end the last frame, which is silence after speech, is repeated.
             missing = self.features - len(features)
             element["teacher"] = np.pad(features.astype(np.float32), ((0, missing), (0, 0)), mode="edge")
         return element
@@ -173,7 +173,7 @@ def audio_batches(config: AudioData, seed: int) -> BatchSource:
     """Batches {"audio": float32 [B, N], "teacher": float32 [B, T50, F] (absent without a teacher)}.
 
     Raises:
-        DataError: no recordings, the teacher's features lack every item, or too many recordings are broken.
+      DataError: no recordings, the teacher's features lack every item, or too many recordings are broken.
     """
     manifest = read_recordings(config.manifest)
     teacher = None if config.teacher is None else TeacherFeatures(config.teacher, manifest.sha256)

@@ -28,7 +28,7 @@ class _Policy:
     """What a policy may say; nothing unless it says otherwise."""
 
     def check(self, config: LMConfig) -> None:
-        """Raises: ConfigError if the model cannot be used this way."""
+        """Refuse a model that cannot be used this way, with a `ConfigError`."""
 
     def input_specs(self, batch: int) -> Specs:
         """Inputs of every step beside those that all models have."""

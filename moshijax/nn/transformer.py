@@ -183,7 +183,7 @@ class TransformerLayer(nn.Module):
         source: Float[Array, "B S D"] | None = None,
         segments: Int[Array, "B T"] | None = None,
     ) -> tuple[Array, None]:
-        """Returns `(y, None)`, the carry form that `nn.scan` wants."""
+        """Return `(y, None)`, the carry form that `nn.scan` wants."""
         x = nn.with_logical_constraint(x, ("batch", "time", "embed_act"))
         x = x + self._scale("1", self.attention(self.norm1(x), segments))
         if source is not None:

@@ -93,7 +93,7 @@ def write_run_page(run_dir: str | Path) -> Path:
 
 
 class PageWriter:
-    """Writes the page of a run in a thread; a request while one is being written is dropped."""
+    """Write the page of a run in a thread; a request while one is being written is dropped."""
 
     def __init__(self, run_dir: str | Path, write: Callable[[Path], object] = write_run_page) -> None:
         self._run_dir = Path(run_dir)

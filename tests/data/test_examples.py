@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from moshijax import lm
+from moshijax import files, lm
 from moshijax.data import records
 from moshijax.data.grids import CHANNELS, MIXED, GridData, grid_batches
 from moshijax.data.interleave import TextPlacement
@@ -45,7 +45,7 @@ def prepared(tmp_path):
         codec = {"sha256": "0", "num_codebooks": 2, "sample_rate": 24_000, "frame_size": 1920}
         shards = [{"file": "shard", "records": 1, "frames": [FRAMES]}]
         index = {"format_version": 1, "kind": "dialogue", "codec": codec, "sha256": "0", "shards": shards}
-        records.write_json(tmp_path / records.INDEX, {**index, "channels": list(channels)})
+        files.write_json(tmp_path / records.INDEX, {**index, "channels": list(channels)})
         return str(tmp_path)
 
     return write

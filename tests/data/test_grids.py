@@ -7,6 +7,7 @@ import hashlib
 import numpy as np
 import pytest
 
+from moshijax import files
 from moshijax.data import records
 from moshijax.data.grids import GridData, grid_batches
 from moshijax.data.interleave import TextPlacement, place_text
@@ -46,7 +47,7 @@ def long_folder(tmp_path_factory):
         "format_version": records.FORMAT_VERSION, "kind": "dialogue", "codec": codec, "sha256": "long",
         "shards": [{"file": name, "records": 1, "frames": [300]}],
     }  # fmt: skip
-    records.write_json(folder / records.INDEX, index)
+    files.write_json(folder / records.INDEX, index)
     return folder
 
 

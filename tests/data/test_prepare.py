@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import pickle
 import subprocess
 import sys
 import textwrap
@@ -15,8 +16,9 @@ import soundfile
 from moshijax.data import checks, records
 from moshijax.data import prepare as prepare_module
 from moshijax.data.checks import CheckRules, judge
+from moshijax.data.job import finish, shards_of
 from moshijax.data.manifest import read_manifest
-from moshijax.data.prepare import PrepareConfig, prepare
+from moshijax.data.prepare import GridPlan, PrepareConfig, prepare
 from moshijax.errors import DataError, MoshijaxError
 from tests.data.sets import RATE, WORDS, LevelEncoder, endanger, tones, write_item, write_manifest, write_set
 
@@ -181,3 +183,18 @@ def test_failing_records_leave_no_shard(tmp_path):
 def test_empty_shards_and_empty_codes(tmp_path):
     records.write_shard(tmp_path / "x.arrayrecord", [])
     assert records.unpack(records.pack({"c": np.zeros((2, 3, 0), np.int16)}))["c"].shape == (2, 3, 0)
+
+
+def test_a_shard_made_in_another_process_has_the_same_bytes(tmp_path):
+    """A plan and some items travel by pickle; what comes back is all that the index needs."""
+    manifest = read_manifest(write_set(tmp_path / "in", 5))
+    index, report = prepare(manifest, tmp_path / "here", LevelEncoder(), SMALL)
+    plan = GridPlan(SMALL.shard_items, False, LevelEncoder(), SMALL)
+    (tmp_path / "there").mkdir()
+    calls = [(plan, items, tmp_path / "there" / name) for name, items in shards_of(manifest, plan)]
+    code = "import pickle, sys; from moshijax.data.job import make_shard; calls = pickle.load(sys.stdin.buffer); " \
+        "sys.stdout.buffer.write(pickle.dumps([make_shard(*call) for call in reversed(calls)]))"  # fmt: skip
+    made = subprocess.run([sys.executable, "-c", code], input=pickle.dumps(calls), capture_output=True, check=True)
+    results = pickle.loads(made.stdout)[::-1]
+    assert finish(manifest, tmp_path / "there", plan, results) == (index, report)
+    assert digests(tmp_path / "here") == digests(tmp_path / "there")

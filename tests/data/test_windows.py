@@ -267,7 +267,7 @@ def test_a_folder_of_nothing_usable_is_refused(tmp_path):
     with pytest.raises(DataError, match="8 recordings in a row cannot be used, 1 in all; the last: .*bad.wav"):
         audio_batches(AudioData(str(tmp_path)), 0).batch(0)
     write_tones(tmp_path, "bad.flac", RATE)
-    with pytest.raises(DataError, match="have one name"):
+    with pytest.raises(DataError, match="have the same name"):
         audio_batches(AudioData(str(tmp_path)), 0)
 
 

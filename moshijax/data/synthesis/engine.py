@@ -140,7 +140,7 @@ class Engine:
         self._voice = voice
 
     def speak(self, text: str, voice: Voice) -> Speech:
-        """Speaks one utterance. Raises DataError for an unknown voice or a text in which nothing is spoken."""
+        """Speak one utterance. Raises DataError for an unknown voice or a text in which nothing is spoken."""
         text = " ".join(text.split())
         self._set_voice(voice)
         self._chunks, self._events = [], []

@@ -35,7 +35,7 @@ class _Placed:
         return self.start + self.words[-1][2]
 
     def cut(self, time: float) -> None:
-        """Stops speaking at the end of the word that is being spoken at `time` (seconds of the recording)."""
+        """Stop speaking at the end of the word that is being spoken at `time` (seconds of the recording)."""
         kept = [word for word in self.words if self.start + word[1] < time] or self.words[:1]
         end = kept[-1][2]
         last = min(len(self.samples), round(end * SAMPLE_RATE) + _FADE)
@@ -117,16 +117,16 @@ def mix(dialogue: Dialogue, speak: Callable[[str, Voice], Any], seed: int) -> tu
     """Renders a dialogue.
 
     Args:
-        dialogue: the script.
-        speak: (text, voice) -> Speech, see `engine.Speech`.
-        seed: of the noise.
+      dialogue: the script.
+      speak: (text, voice) -> Speech, see `engine.Speech`.
+      seed: of the noise.
 
     Returns:
-        audio [N, 2] int16 at SAMPLE_RATE (left the model, right the user) and the sidecar: `alignments`, `phonemes`
-        (symbol, [start, end], speaker), `events` and `meta`; all times in seconds.
+      audio [N, 2] int16 at SAMPLE_RATE (left the model, right the user) and the sidecar: `alignments`, `phonemes`
+      (symbol, [start, end], speaker), `events` and `meta`; all times in seconds.
 
     Raises:
-        DataError: speech runs past the fixed duration.
+      DataError: speech runs past the fixed duration.
     """
     placed = _place(dialogue, speak)
     end = max((p.end for p in placed), default=0.0)

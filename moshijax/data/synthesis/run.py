@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from moshijax import optional
+from moshijax import files, optional
 from moshijax.data.isolation import Isolated, Lost
 from moshijax.data.synthesis.dialogue import Dialogue
 from moshijax.data.synthesis.render import render
@@ -55,17 +55,17 @@ def synthesize(
     workers: int = 2,
     progress: Callable[[int, int], None] | None = None,
 ) -> SynthesisResult:
-    """Speaks dialogues with espeak-ng and writes `manifest.jsonl` and `audio/<id>.wav` + `.json` under out_dir.
+    """Speak dialogues with espeak-ng and write `manifest.jsonl` and `audio/<id>.wav` + `.json` under out_dir.
 
     Stereo 24 kHz 16-bit, left the model, right the user. The bytes of an item depend on its dialogue and the seed
     alone. A second run with the same arguments keeps finished items; the manifest appears last.
 
     Args:
-        progress: called with (items done, items in all) from the calling thread.
+      progress: called with (items done, items in all) from the calling thread.
 
     Raises:
-        DataError: an id occurs twice, or no dialogue could be spoken.
-        MoshijaxError: espeak-ng is not installed, or a file could not be written.
+      DataError: an id occurs twice, or no dialogue could be spoken.
+      MoshijaxError: espeak-ng is not installed, or a file could not be written.
     """
     dialogues = list(dialogues)
     ids = [dialogue.id for dialogue in dialogues]
@@ -77,7 +77,7 @@ def synthesize(
         (out_dir / "audio").mkdir(parents=True, exist_ok=True)
         (out_dir / "manifest.jsonl").unlink(missing_ok=True)
     except OSError as error:
-        raise MoshijaxError(f"cannot write to {out_dir}: {error.strerror}: choose another folder") from error
+        raise files.cannot_write(out_dir, error) from error
     results: list[dict[str, Any] | None] = []
     waiting: dict[int, tuple[Dialogue, int, Path, str]] = {}  # place -> what `render` needs
     for place, dialogue in enumerate(dialogues):
@@ -120,9 +120,7 @@ def _write_manifest(out_dir: Path, ids: list[str], results: list[dict[str, Any] 
     good = [(name, reply) for name, reply in zip(ids, results, strict=True) if "error" not in reply]
     lines = [json.dumps({"path": f"audio/{name}.wav", "duration": reply["duration"]}) + "\n" for name, reply in good]
     manifest = out_dir / "manifest.jsonl"
-    temporary = out_dir / ".manifest.jsonl.part"
-    temporary.write_text("".join(lines), encoding="utf-8")
-    temporary.replace(manifest)
+    files.write(manifest, "".join(lines))
     return SynthesisResult(
         manifest, len(good), sum(r["duration"] for _, r in good), sum(r["words"] for _, r in good), rejected
     )

@@ -34,7 +34,7 @@ _FIELDS = {"gain": "gain_db", "snr": "snr_db"}
 
 
 def parse_voice(text: str) -> Voice:
-    """Reads `language[+variant] [rate=N] [pitch=N] [range=N]`."""
+    """Read `language[+variant] [rate=N] [pitch=N] [range=N]`."""
     name, *settings = text.split()
     language, _, variant = name.partition("+")
     values: dict[str, int] = {}
@@ -60,7 +60,7 @@ def parse(text: str, where: str = "text", seed: int = 0) -> list[Dialogue]:
     """Dialogues of a script; `where` names it in errors; `seed` draws the users' voices where none is written.
 
     Raises:
-        DataError: a line that is none of the forms above, with its number.
+      DataError: a line that is none of the forms above, with its number.
     """
     dialogues: list[Dialogue] = []
     block: dict | None = None

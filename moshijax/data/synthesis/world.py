@@ -45,7 +45,7 @@ class CallRanges:
 
 
 def parse_world(text: str, where: str = "text") -> World:
-    """Reads lines `question => answer`; a line without `=>` is unrelated speech; `#` begins a comment."""
+    """Read lines `question => answer`; a line without `=>` is unrelated speech; `#` begins a comment."""
     questions, unrelated = [], []
     for number, raw in enumerate(text.splitlines(), 1):
         line = raw.strip()

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from moshijax import files
 from moshijax.data import records
 from moshijax.data.text import Tokenizer, train_tokenizer
 
@@ -50,7 +51,7 @@ def write_dialogues(
         "shards": [{"file": name, "records": len(found), "frames": lengths}],
         "sha256": records.digest("made up", count, frames, codebooks, card),
     }
-    records.write_json(folder / records.INDEX, index)
+    files.write_json(folder / records.INDEX, index)
 
 
 def write_text(path: Path) -> None:
