@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+
 import jax
 import numpy as np
 import pytest
@@ -9,7 +11,8 @@ import pytest
 from moshijax import codec
 from moshijax.codec.configs import TINY
 from moshijax.data.encoder import CodecEncoder
-from moshijax.errors import ConfigError
+from moshijax.errors import ConfigError, DataError
+from tests.parity.weights_by_name import load_fixture, write_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +50,20 @@ def test_hash_binds_weights_and_config(model):
     assert CodecEncoder(config, params).sha256 == CodecEncoder(config, params).sha256
     other = codec.init(config, jax.random.key(1))
     assert CodecEncoder(config, other).sha256 != CodecEncoder(config, params).sha256
+
+
+def test_pickles_as_its_path(model, tmp_path):
+    """A plan that goes to another process carries where the codec lies, and notices another codec there."""
+    with pytest.raises(TypeError, match="not read from a path"):
+        pickle.dumps(CodecEncoder(*model))
+    description, _ = load_fixture("mimi_small")
+    encoder = CodecEncoder.load(write_checkpoint(tmp_path / "codec", description), num_codebooks=3)
+    sent = pickle.dumps(encoder)
+    assert len(sent) < 1000 and pickle.loads(sent).sha256 == encoder.sha256
+    np.testing.assert_array_equal(pickle.loads(sent).encode([waveform(1.0, 0)]), encoder.encode([waveform(1.0, 0)]))
+    encoder.sha256 = "0" * 64
+    with pytest.raises(DataError, match="the job was planned with 000000000000"):
+        pickle.loads(pickle.dumps(encoder))
 
 
 def test_too_many_codebooks(model):
