@@ -6,13 +6,8 @@ import math
 from dataclasses import dataclass, field
 from fractions import Fraction
 
-from moshijax.errors import ConfigError
+from moshijax.errors import require
 from moshijax.nn.transformer import TransformerConfig
-
-
-def _check(ok: bool, message: str) -> None:
-    if not ok:
-        raise ConfigError(message)
 
 
 @dataclass(frozen=True)
@@ -43,13 +38,13 @@ class SeanetConfig:
 
     def __post_init__(self):
         for name in ("dimension", "n_filters", "kernel_size", "residual_kernel_size", "last_kernel_size", "compress"):
-            _check(getattr(self, name) >= 1, f"seanet {name} {getattr(self, name)} must be at least 1")
-        _check(
+            require(getattr(self, name) >= 1, f"seanet {name} {getattr(self, name)} must be at least 1")
+        require(
             len(self.ratios) > 0 and all(r >= 1 for r in self.ratios),
             f"seanet ratios {self.ratios} must be one or more positive numbers",
         )
-        _check(self.n_residual_layers >= 0, f"seanet n_residual_layers {self.n_residual_layers} must not be negative")
-        _check(
+        require(self.n_residual_layers >= 0, f"seanet n_residual_layers {self.n_residual_layers} must not be negative")
+        require(
             self.n_filters % self.compress == 0,
             f"seanet n_filters {self.n_filters} must be a multiple of compress {self.compress}",
         )
@@ -77,10 +72,10 @@ class QuantizerConfig:
     semantic: int = 1
 
     def __post_init__(self):
-        _check(
+        require(
             self.dim >= 1 and self.bins >= 2, f"quantizer dim {self.dim} needs 1 or more, bins {self.bins} 2 or more"
         )
-        _check(
+        require(
             1 <= self.semantic < self.num_codebooks,
             f"quantizer semantic {self.semantic} must be 1 or more and less than num_codebooks {self.num_codebooks}",
         )
@@ -112,23 +107,23 @@ class MimiConfig:
     ring: str = "exact"
 
     def __post_init__(self):
-        _check(self.sample_rate > 0, f"sample_rate {self.sample_rate} must be positive")
-        _check(self.frame_rate > 0, f"frame_rate {self.frame_rate} must be positive")
+        require(self.sample_rate > 0, f"sample_rate {self.sample_rate} must be positive")
+        require(self.frame_rate > 0, f"frame_rate {self.frame_rate} must be positive")
         frame = Fraction(self.sample_rate) / Fraction(self.frame_rate)
-        _check(
+        require(
             frame.denominator == 1 and frame.numerator % self.seanet.hop == 0,
             f"a frame of {float(frame):g} samples (sample_rate {self.sample_rate} / frame_rate {self.frame_rate}) must "
             f"be a multiple of the product {self.seanet.hop} of seanet ratios {self.seanet.ratios}",
         )
-        _check(
+        require(
             self.transformer.dim == self.seanet.dimension,
             f"transformer dim {self.transformer.dim} must equal seanet dimension {self.seanet.dimension}",
         )
-        _check(
+        require(
             self.transformer.context is not None and self.transformer.causal,
             "the codec's transformer must be causal with a context, so that streaming has a bounded state",
         )
-        _check(self.ring in ("exact", "window"), f"ring {self.ring!r} must be 'exact' or 'window'")
+        require(self.ring in ("exact", "window"), f"ring {self.ring!r} must be 'exact' or 'window'")
 
     @property
     def frame_size(self) -> int:

@@ -22,7 +22,7 @@ from moshijax.codec.config import MimiConfig
 from moshijax.codec.losses import hertz_to_mel, mel_to_hertz
 from moshijax.errors import ConfigError
 
-LOWEST, HIGHEST = 120.0, 7000.0  # Hz, outer edges of the bands
+LOWEST_HZ, HIGHEST_HZ = 120.0, 7000.0  # outer edges of the bands
 PHASES = 3  # a third of a period apart: rectified and added, they give the envelope with a ripple of 1.2 dB
 GAIN, TILT = 300.0, 0.8  # a band at 300 Hz is amplified by GAIN, others in proportion to frequency ** TILT
 LEVELS = (0.25, 0.7, 2.0, 6.0, 18.0)  # amplified envelopes at which the exponentials saturate
@@ -71,7 +71,7 @@ def stages(config: MimiConfig) -> Stages:
 
 def band_filters(bands: int, length: int, sample_rate: int) -> tuple[np.ndarray, np.ndarray]:
     """Windowed cosines `[bands, PHASES, length]` of unit gain at their centre, and the centres in Hz (mel-spaced)."""
-    centres = mel_to_hertz(np.linspace(hertz_to_mel(LOWEST), hertz_to_mel(HIGHEST), bands + 2))[1:-1]
+    centres = mel_to_hertz(np.linspace(hertz_to_mel(LOWEST_HZ), hertz_to_mel(HIGHEST_HZ), bands + 2))[1:-1]
     time = (np.arange(length) - (length - 1) / 2) / sample_rate
     window = np.hanning(length + 2)[1:-1]
     phase = 2 * np.pi / PHASES * np.arange(PHASES)

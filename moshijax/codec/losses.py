@@ -19,9 +19,7 @@ HIGHEST = jax.lax.Precision.HIGHEST
 WINDOWS = (64, 128, 256, 512, 1024)
 #: Up to this window a product with the DFT matrix is as fast as an FFT on CPU, and faster on accelerators.
 MATRIX_WINDOW = 128
-#: Teacher features per second, and the average pooling that brings them to the frame rate (arXiv 2410.00037 section
-#: 3.3.2).
-TEACHER_RATE = 50
+#: Average pooling that brings the teacher's features, 50 a second, to the frame rate (arXiv 2410.00037 section 3.3.2).
 POOL_KERNEL, POOL_STRIDE = 8, 4
 
 

@@ -21,7 +21,7 @@ from moshijax.data.transcript import SPEAKERS, UnknownSpeaker, Word, parse_align
 from moshijax.errors import ConfigError, DataError
 
 _ENVELOPE_SECONDS = 0.02
-_SPEECH = 10 ** (-45 / 20)  # RMS of 20 ms above which a channel is not silent
+SPEECH_RMS = 10 ** (-45 / 20)  # of 20 ms, above which a channel is not silent
 _CLIPPED_SHARE = 1e-3
 _CLIP = 0.999
 _DC = 0.05
@@ -186,7 +186,7 @@ class SignalStatistics:
         if np.abs(self.total / count).max() > _DC:
             flags["dc_offset"] += 1
         levels = self.levels()
-        loud = (levels > _SPEECH).any(axis=0) if len(levels) else np.zeros(self.channels, bool)
+        loud = (levels > SPEECH_RMS).any(axis=0) if len(levels) else np.zeros(self.channels, bool)
         if words and not loud.any():
             return flags, "silent", "nothing is to be heard but the transcript has words: check the recording"
         flags["silent_channel"] += int((~loud).sum())
@@ -209,7 +209,7 @@ def _heard(levels: np.ndarray, words: list[Word]) -> list[Word]:
 
     def sounds(word: Word) -> bool:
         column = int(levels.shape[1] == 2 and word.speaker == "user")
-        return bool((_during(levels, word.start - _LATE, word.end + _LATE, column) > _SPEECH).any())
+        return bool((_during(levels, word.start - _LATE, word.end + _LATE, column) > SPEECH_RMS).any())
 
     return [word for word in words if sounds(word)]
 
@@ -227,7 +227,7 @@ def _swapped(levels: np.ndarray, words: list[Word]) -> bool:
         own = [word for word in words if word.speaker == speaker]
         if own and len(levels):
             right, wrong = _active(levels, own, column), _active(levels, own, 1 - column)
-            answers.append(wrong > _SPEECH and wrong > _SWAPPED * right)
+            answers.append(wrong > SPEECH_RMS and wrong > _SWAPPED * right)
     return bool(answers) and all(answers)
 
 
@@ -236,7 +236,7 @@ def _drift(levels: np.ndarray, words: list[Word]) -> int:
     drifts = 0
     for column, speaker in enumerate(("model", "user")):
         own = [word for word in words if word.speaker == speaker]
-        sounds = np.flatnonzero(levels[:, column] > _SPEECH) if len(levels) else []
+        sounds = np.flatnonzero(levels[:, column] > SPEECH_RMS) if len(levels) else []
         if own and len(sounds):
             drifts += sounds[0] * _ENVELOPE_SECONDS - own[0].start > _LATE
     return drifts

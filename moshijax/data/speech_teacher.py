@@ -16,12 +16,12 @@ from moshijax import optional
 from moshijax.data import audio
 from moshijax.data.isolation import Isolated
 from moshijax.data.manifest import Item
+from moshijax.data.teacher import RATE
 from moshijax.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from jaxtyping import Float
 
-RATE = 50
 MODEL_RATE = 16_000
 HOP = MODEL_RATE // RATE
 #: Longer recordings go through in pieces of so many features, with so many more on each side that are thrown away.

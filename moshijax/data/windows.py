@@ -13,6 +13,7 @@ import numpy as np
 
 from moshijax.data import audio
 from moshijax.data.batches import BatchSource, fold_seed, shuffled
+from moshijax.data.checks import SPEECH_RMS
 from moshijax.data.isolation import Isolated
 from moshijax.data.manifest import Item, read_recordings
 from moshijax.data.teacher import RATE, TeacherFeatures
@@ -20,7 +21,6 @@ from moshijax.errors import ConfigError, DataError
 
 log = logging.getLogger(__name__)
 
-_SPEECH = 10 ** (-45 / 20)
 _TRIES = 8
 
 
@@ -157,12 +157,12 @@ def _powers(window: np.ndarray) -> np.ndarray:
 def _sound(window: np.ndarray) -> float:
     """Share of its 20 ms frames that have sound; 0 if it is shorter than one."""
     powers = _powers(window)
-    return float((powers > _SPEECH**2).mean()) if len(powers) else 0.0
+    return float((powers > SPEECH_RMS**2).mean()) if len(powers) else 0.0
 
 
 def _levelled(window: np.ndarray, level_db: float) -> np.ndarray:
     powers = _powers(window)
-    loud = powers[powers > _SPEECH**2]
+    loud = powers[powers > SPEECH_RMS**2]
     if not len(loud):
         return window
     gain = min(10 ** (level_db / 20) / np.sqrt(loud.mean()), 1.0 / np.abs(window).max())

@@ -72,7 +72,6 @@ class LossConfig:
 class Term(NamedTuple):
     """One term of the loss: weights of the cross entropies of the text row or of the audio rows, and what divides."""
 
-    coefficient: float
     weights: Float[Array, "B R T"]
     denominator: Float[Array, ""]
 
@@ -91,11 +90,11 @@ def terms(
         valid = jnp.zeros_like(valid)
     if loss.normalisation == "split_padding":
         words, padding = valid * ~pad * jnp.where(epad, loss.weight_of_epad, 1.0), valid * pad
-        out["text"] = Term(loss.text_weight, words, jnp.sum(words))
-        out["text_padding"] = Term(loss.text_weight * loss.text_padding_weight, padding, jnp.sum(padding))
+        out["text"] = Term(words, jnp.sum(words))
+        out["text_padding"] = Term(padding, jnp.sum(padding))
     else:
         weights = valid * jnp.where(pad, loss.text_padding_weight, jnp.where(epad, loss.weight_of_epad, 1.0))
-        out["text"] = Term(loss.text_weight, weights, jnp.sum(valid if loss.normalisation == "paper" else weights))
+        out["text"] = Term(weights, jnp.sum(valid if loss.normalisation == "paper" else weights))
     dep_q = config.layout.dep_q
     if text_only or dep_q == 0:
         return out
@@ -104,9 +103,9 @@ def terms(
     if loss.normalisation == "paper":
         frame = jnp.sum(weights, axis=1, keepdims=True)
         weights = weights / jnp.where(frame > 0, frame, 1.0)
-        out["audio"] = Term(loss.audio_weight, weights, jnp.sum(frame > 0).astype(jnp.float32))
+        out["audio"] = Term(weights, jnp.sum(frame > 0).astype(jnp.float32))
     else:
-        out["audio"] = Term(loss.audio_weight, weights, jnp.sum(weights))
+        out["audio"] = Term(weights, jnp.sum(weights))
     return out
 
 

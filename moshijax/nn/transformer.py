@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from moshijax.errors import ConfigError
+from moshijax.errors import require
 from moshijax.nn import rope
 from moshijax.nn.attention import RINGS, Attention, CrossAttention, advance, counted
 from moshijax.nn.causal_attention import IMPLEMENTATIONS
@@ -37,12 +37,6 @@ REMAT_POLICIES: dict[str, Any] = {
 }
 
 PRECISIONS = ("default", "high", "highest")
-
-
-def require(ok: bool, message: str) -> None:
-    """Raise `ConfigError(message)` unless `ok`."""
-    if not ok:
-        raise ConfigError(message)
 
 
 @dataclass(frozen=True)

@@ -23,9 +23,9 @@ from moshijax.errors import DataError, MoshijaxError
 
 _SYNCHRONOUS = 2
 _PHONEME_EVENTS, _PHONEME_IPA, _DO_NOT_EXIT = 0x0001, 0x0002, 0x8000
-_WORD, _SAMPLE_RATE_EVENT, _PHONEME, _END_OF_LIST = 1, 8, 7, 0
+_WORD, _PHONEME, _END_OF_LIST = 1, 7, 0
 _RATE, _VOLUME, _PITCH, _RANGE = 1, 2, 3, 4
-_UTF8, _END_PAUSE = 1, 0x1000
+_UTF8 = 1
 
 
 class _EventId(ctypes.Union):
