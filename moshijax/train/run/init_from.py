@@ -45,7 +45,11 @@ def starting_point(
     path, names = experiment.init_from, experiment.init_transforms
     if path is None:
         return lambda state: state
-    family = FAMILIES[task.kind]
+    family = FAMILIES.get(task.kind)
+    if family is None:
+        raise DataError(
+            f"init_from {path}: no weights of kind {task.kind!r} can be read; this version knows {', '.join(FAMILIES)}"
+        )
     if not family.transforms:
         if names:
             raise ConfigError(f"init_transforms {names}: there are none for {family.title}; omit them in this recipe")
