@@ -338,7 +338,7 @@ def write(
     with files.staged_directory(out_dir) as staging:
         progress(manifests.WEIGHTS)
         _write_weights(parts.weights, staging / manifests.WEIGHTS)
-        _write_json(staging / manifests.TEXT_PIECES, list(parts.pieces))
+        files.write_json(staging / manifests.TEXT_PIECES, list(parts.pieces))
         if parts.conditions:
             _write_weights(parts.conditions, staging / manifests.CONDITIONS)
         if parts.tokenizer is not None:
@@ -381,7 +381,7 @@ def write(
             },
         }
         description["files"] = {path.name: manifests.file_record(path) for path in sorted(staging.iterdir())}
-        _write_json(staging / manifests.MANIFEST, description)
+        files.write_json(staging / manifests.MANIFEST, description)
     return out_dir
 
 
@@ -433,7 +433,3 @@ def _write_weights(weights: Mapping[str, np.ndarray], path: Path) -> None:
         save_file({name: np.asarray(value, order="C") for name, value in weights.items()}, path)
     except SafetensorError as error:
         raise MoshijaxError(f"cannot write {path.name}: {error}; free some space or choose another path") from None
-
-
-def _write_json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

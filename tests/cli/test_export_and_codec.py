@@ -71,7 +71,7 @@ def runs(models, tmp_path_factory):
     encoder = CodecEncoder.load(root / "codec")
     (root / "grids").mkdir()
     index = {"codec": {"sha256": encoder.sha256, "source": encoder.source}}
-    records.write_json(root / "grids" / records.INDEX, index)
+    write_json(root / "grids" / records.INDEX, index)
     write_run(root / "lm", "lm", lm_config, lm_params, {}, root / "grids")
     text = ["yes no the red blue green door train leaves soon late never at ten"]
     train_tokenizer(text, vocab_size=40, byte_fallback=False).save(root / "lm" / "tokenizer.model")
