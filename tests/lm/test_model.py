@@ -31,7 +31,8 @@ def test_both_layouts_are_one_function_and_round_trip():
     jax.tree.map(np.testing.assert_array_equal, stack_layers(flat), tree)
     grid = codes(CONFIG, 2, 9)
     a, b = compiled(CONFIG)(tree, grid), compiled(CONFIG)(flat, grid)
-    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5), a, b)
+    # Relative to the peak: how a sum of float32 rounds depends on the width of the processor's vectors.
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=0, atol=2e-6 * np.abs(y).max()), a, b)
 
 
 def test_training_without_a_scan_over_layers():
