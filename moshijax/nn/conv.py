@@ -15,6 +15,7 @@ Transposed convolutions are a matrix product and an overlap-add, never input dil
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
@@ -58,6 +59,24 @@ def correlate(
         feature_group_count=groups,
         precision=HIGHEST,
     )
+
+
+def correlate_rows(
+    padded: Float[Array, "B L I"], kernel: Float[Array, "k i O"], stride: int, dilation: int, groups: int
+) -> Float[Array, "B M O"]:
+    """`correlate`, with each row of the batch apart on CPU.
+
+    XLA's convolution on CPU sums the last rows of a batch in another order than the first where vectors are 8 floats
+    wide, and a call must not depend on its row.
+    """
+
+    def apart(rows, kernel):
+        return jax.lax.map(lambda row: correlate(row[None], kernel, stride, dilation, groups)[0], rows)
+
+    def together(rows, kernel):
+        return correlate(rows, kernel, stride, dilation, groups)
+
+    return jax.lax.platform_dependent(padded, kernel, cpu=apart, default=together)
 
 
 @jax.custom_vjp
@@ -162,7 +181,7 @@ class CausalConv(nn.Module):
             fan_in = self.kernel_size * self.in_features // self.groups
             self.bias = self.param("bias", uniform(fan_in), (self.features,), jnp.float32)
 
-    def _correlate(self, padded: Array) -> Array:
+    def _correlate(self, padded: Array, correlate: Callable[..., Array]) -> Array:
         """No padding: `padded` already has `left_padding` steps in front."""
         if self.kernel_rows is None and self._folds(padded.shape[1] - self.left_padding):
             y = correlate_folded(padded, self.kernel)
@@ -188,7 +207,7 @@ class CausalConv(nn.Module):
             before = jnp.repeat(x[:, :1], self.left_padding, axis=1)
         else:
             before = jnp.zeros((x.shape[0], self.left_padding, x.shape[2]), x.dtype)
-        return self._correlate(jnp.concatenate([before, x], axis=1))
+        return self._correlate(jnp.concatenate([before, x], axis=1), correlate)
 
     def step(
         self, state: State, x: Float[Array, "B L I"], active: Bool[Array, " B"] | None = None
@@ -201,7 +220,7 @@ class CausalConv(nn.Module):
         new = {"previous": padded[:, padded.shape[1] - self.left_padding :]}
         if self.padding == "replicate":
             new["first"] = jnp.zeros_like(state["first"])
-        return keep_frozen(active, new, state), self._correlate(padded)
+        return keep_frozen(active, new, state), self._correlate(padded, correlate_rows if len(x) > 1 else correlate)
 
     @nn.nowrap
     def init_state(self, batch_size: int) -> State:
