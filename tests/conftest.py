@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 # Before the first import of jax: the CPU alone, and compiled programs kept between runs.
@@ -35,6 +36,17 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
                 if name == "figures" and report.when == "call":
                     terminalreporter.section(f"figures of {report.nodeid}")
                     terminalreporter.write_line(str(text))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_programs():
+    """Drop the compiled programs of a test file when it ends.
+
+    Each takes several memory maps, of which Linux grants a process 65,530; when none is left, the compiler crashes.
+    """
+    yield
+    if "jax" in sys.modules:
+        sys.modules["jax"].clear_caches()
 
 
 @pytest.fixture
