@@ -8,7 +8,34 @@ import difflib
 import types
 import typing
 from collections.abc import Iterable, Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+
+@dataclass(frozen=True)
+class Between:
+    """The numbers that a field takes, both ends included, beside its type: `Annotated[int, Between(1, 10)]`."""
+
+    low: float
+    high: float
+
+
+#: Widths, vocabularies and other sizes: every array index fits int32.
+Size = Annotated[int, Between(1, 2**31 - 1)]
+#: A token id, or a number of things that may be none.
+Count = Annotated[int, Between(0, 2**31 - 1)]
+#: Layers, codebooks and other parts that each have parameters of their own.
+Parts = Annotated[int, Between(0, 4096)]
+#: Frames of a delay.
+Frames = Annotated[int, Between(0, 10_000)]
+#: A delay.
+Seconds = Annotated[float, Between(0, 800)]
+#: Positions that attention sees: a day of frames.
+Context = Annotated[int, Between(1, 2**20)]
+#: A factor, such as that of a branch or of an update.
+Factor = Annotated[float, Between(-1e6, 1e6)]
+#: A factor or a period that must not be zero.
+Positive = Annotated[float, Between(1e-6, 1e12)]
 
 
 class Mismatch(Exception):
@@ -66,6 +93,9 @@ def _is_literal(text: str, kind: type) -> bool:
 
 
 def name_of(hint: Any) -> str:
+    if typing.get_origin(hint) is Annotated:
+        kind, rule = typing.get_args(hint)
+        return f"{'a whole number' if kind is int else 'a number'} from {rule.low:.12g} to {rule.high:.12g}"
     if isinstance(hint, type) and not typing.get_args(hint):
         return "None" if hint is type(None) else hint.__name__
     if typing.get_origin(hint) is typing.Literal:
@@ -75,6 +105,12 @@ def name_of(hint: Any) -> str:
     if typing.get_origin(hint) is tuple:
         return f"tuple[{', '.join('...' if kind is Ellipsis else name_of(kind) for kind in typing.get_args(hint))}]"
     return str(hint).replace("typing.", "")
+
+
+def shown(value: Any) -> str:
+    """`value` as a message shows it: its beginning, if it is long."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

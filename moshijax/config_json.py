@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import math
 import types
 import typing
 from fractions import Fraction
-from typing import Any
+from typing import Annotated, Any
 
-from moshijax.annotations import name_of, nearest
+from moshijax.annotations import name_of, nearest, shown
 from moshijax.errors import ConfigError
 
 
@@ -32,15 +34,20 @@ def from_json(cls: Any, value: Any, where: str = "") -> Any:
     """The config of class (or type hint) `cls` that `to_json` wrote as `value`.
 
     Raises:
-      ConfigError: an unknown or missing field, or a value that is not of the field's type; `where` names the place.
+      ConfigError: an unknown or missing field, or a value that is not of the field's type or outside its range
+        (`Annotated[int, Between(1, 10)]`); `where` names the place.
     """
     if dataclasses.is_dataclass(cls):
         return _dataclass_from_json(cls, value, where)
     origin, arguments = typing.get_origin(cls), typing.get_args(cls)
     if origin in (typing.Union, types.UnionType):
         return _union_from_json(arguments, value, where)
-    if origin is typing.Literal:
-        if value in arguments:
+    if origin is Annotated:
+        kind, rule = arguments
+        if _is_number(value, kind) and rule.low <= value <= rule.high:
+            return kind(value)
+    elif origin is typing.Literal:
+        if any(type(value) is type(choice) and value == choice for choice in arguments):
             return value
     elif origin is tuple and isinstance(value, list):
         if len(arguments) == 2 and arguments[1] is Ellipsis:
@@ -52,20 +59,32 @@ def from_json(cls: Any, value: Any, where: str = "") -> Any:
         return {from_json(arguments[0], k): from_json(arguments[1], v, f"{where}.{k}") for k, v in value.items()}
     elif cls is Any or (cls is type(None) and value is None):
         return value
-    elif cls is float and isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
+    elif cls in (int, float):
+        if _is_number(value, cls):
+            return cls(value)
     elif cls is Fraction and isinstance(value, str | int):
-        return Fraction(value)
-    elif isinstance(cls, type) and isinstance(value, cls) and not (cls is int and isinstance(value, bool)):
+        with contextlib.suppress(ValueError, ZeroDivisionError):
+            return Fraction(value)
+    elif isinstance(cls, type) and isinstance(value, cls):
         return value
-    raise ConfigError(f"{where or 'config'} is {value!r}, which is not of type {name_of(cls)}")
+    raise ConfigError(f"{where or 'config'} is {shown(value)}: must be {name_of(cls)}")
+
+
+def _is_number(value: Any, kind: type) -> bool:
+    """Whether a value is a finite number of a kind, int or float; a whole number is of both, a boolean of neither."""
+    if isinstance(value, bool) or not isinstance(value, int if kind is int else int | float):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        return False
 
 
 def _dataclass_from_json(cls: type, value: Any, where: str) -> Any:
     if not isinstance(value, dict):
-        raise ConfigError(f"{where or 'config'} is {value!r}, which is not an object with the fields of {cls.__name__}")
+        raise ConfigError(f"{where or 'config'} is {shown(value)}: must be an object with the fields of {cls.__name__}")
     found = {key: item for key, item in value.items() if key != "type"}
-    hints = typing.get_type_hints(cls)
+    hints = typing.get_type_hints(cls, include_extras=True)
     known = [f.name for f in dataclasses.fields(cls) if f.init]
     for key in found:
         if key not in known:
@@ -91,7 +110,7 @@ def _union_from_json(choices: tuple[Any, ...], value: Any, where: str) -> Any:
             failures.append(error)
     if len(choices) == 2 and type(None) in choices:  # an optional value: report what is wrong with it
         raise failures[0] if choices[1] is type(None) else failures[1]
-    raise ConfigError(f"{where or 'config'} is {value!r}, which is none of {', '.join(name_of(c) for c in choices)}")
+    raise ConfigError(f"{where or 'config'} is {shown(value)}: must be {' or '.join(name_of(c) for c in choices)}")
 
 
 def differences(old: Any, new: Any, where: str = "") -> list[tuple[str, Any, Any]]:

@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from moshijax.errors import MoshijaxError
+from moshijax.annotations import shown
+from moshijax.errors import ConfigError, DataError, MoshijaxError
 
 # No space left, quota exceeded, file size limit.
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -30,6 +31,30 @@ def write(path: Path, content: str | bytes) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file, indented, as `write` does."""
     write(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file.
+
+    Raises:
+      DataError: it cannot be read, or is no JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}); check the path") from None
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path} is not JSON ({error}); fetch or write it again") from None
+
+
+def check_file_name(name: str | None, where: str) -> None:
+    """Refuse the name of a file in a config that no file can have; `where` names the place.
+
+    Raises:
+      ConfigError: it is empty, longer than 255 bytes, or has a NUL in it.
+    """
+    if name is not None and (not 0 < len(Path(name).name.encode(errors="replace")) <= 255 or "\0" in name):
+        raise ConfigError(f"{where} is {shown(name)}: must be the name of a file, of 255 bytes at most")
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, field
 from fractions import Fraction
 
+from moshijax.annotations import Parts, Positive, Size
 from moshijax.errors import require
 from moshijax.nn.transformer import TransformerConfig
 
@@ -26,15 +27,15 @@ class SeanetConfig:
       compress: residual blocks work with so many times fewer channels.
     """
 
-    dimension: int = 512
-    n_filters: int = 64
-    ratios: tuple[int, ...] = (8, 6, 5, 4)
-    kernel_size: int = 7
-    residual_kernel_size: int = 3
-    last_kernel_size: int = 3
-    n_residual_layers: int = 1
-    dilation_base: int = 2
-    compress: int = 2
+    dimension: Size = 512
+    n_filters: Size = 64
+    ratios: tuple[Size, ...] = (8, 6, 5, 4)
+    kernel_size: Size = 7
+    residual_kernel_size: Size = 3
+    last_kernel_size: Size = 3
+    n_residual_layers: Parts = 1
+    dilation_base: Size = 2
+    compress: Size = 2
 
     def __post_init__(self):
         for name in ("dimension", "n_filters", "kernel_size", "residual_kernel_size", "last_kernel_size", "compress"):
@@ -66,10 +67,10 @@ class QuantizerConfig:
       semantic: how many are semantic; a teacher is heard by the first. Published codecs have one.
     """
 
-    dim: int = 256
-    bins: int = 2048
-    num_codebooks: int = 32
-    semantic: int = 1
+    dim: Size = 256
+    bins: Size = 2048
+    num_codebooks: Parts = 32
+    semantic: Parts = 1
 
     def __post_init__(self):
         require(
@@ -95,8 +96,8 @@ class MimiConfig:
         `window` (one position less, as the PyTorch streaming codec has it; for parity tests).
     """
 
-    sample_rate: int = 24_000
-    frame_rate: float = 12.5
+    sample_rate: Size = 24_000
+    frame_rate: Positive = 12.5
     seanet: SeanetConfig = field(default_factory=SeanetConfig)
     transformer: TransformerConfig = field(
         default_factory=lambda: TransformerConfig(

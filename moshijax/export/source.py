@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from moshijax import weights
+from moshijax import files, weights
+from moshijax.config_json import from_json
 from moshijax.data.encoder import CodecEncoder
 from moshijax.data.records import INDEX
 from moshijax.data.text import Tokenizer
@@ -18,6 +18,7 @@ from moshijax.lm import Guidance, TensorConditioner, policies
 from moshijax.runtime.conditions import parse, read_vectors
 from moshijax.weights.formats import huggingface_config
 from moshijax.weights.formats.lm_config import completed, loader_fields
+from moshijax.weights.formats.lm_config import unused_fields as _unused
 from moshijax.weights.imported import CODEC as IMPORTED_CODEC
 from moshijax.weights.imported import PROVENANCE
 from moshijax.weights.published import PREPROCESSOR
@@ -125,18 +126,23 @@ def _published(path: Path) -> dict[str, Any]:
     return loader_fields(config)
 
 
+def unused_fields(path: str | Path) -> list[str]:
+    """Return what a published config says about generation that an artifact has no place for."""
+    return _unused(_published(Path(path)))
+
+
 def _policy(name: str | None, config: LMConfig, published: dict[str, Any], frame_rate: float) -> policies.Policy:
     name = name or PUBLISHED_USES[published.get("model_type", "moshi")]
     if name == "recognition" and "stt_config" in published:
         said = published["stt_config"]
         return policies.Recognition(
-            float(said.get("audio_delay_seconds", 0.0)), float(said.get("audio_silence_prefix_seconds", 0.0))
+            said.get("audio_delay_seconds") or 0.0, said.get("audio_silence_prefix_seconds") or 0.0
         )
     if name == "synthesis":
         said = published.get("tts_config", {})
         return policies.Synthesis(
-            audio_delay=int(said.get("audio_delay", 0.0) * frame_rate),
-            look_ahead=int(said.get("second_stream_ahead", 0)),
+            audio_delay=int((said.get("audio_delay") or 0.0) * frame_rate),
+            look_ahead=said.get("second_stream_ahead") or 0,
             turn_tokens=any(c.fuse == "cross" for c in config.conditioners),
         )
     return POLICIES[name]()
@@ -144,14 +150,19 @@ def _policy(name: str | None, config: LMConfig, published: dict[str, Any], frame
 
 def _sampling(published: dict[str, Any]) -> dict[str, float]:
     """Return the sampling defaults of a published model; those of speech synthesis are cooler than the others."""
-    names = {"temp": "temperature", "temp_text": "text_temperature", "top_k": "top_k", "top_k_text": "text_top_k"}
+    names = {
+        **{"temp": "temperature", "temp_text": "text_temperature", "text_temp": "text_temperature"},
+        **{"top_k": "top_k", "top_k_text": "text_top_k"},
+    }
     cooler = {"temp": 0.6, "temp_text": 0.6} if published.get("model_type") == "tts" else {}
-    return {names[name]: value for name, value in {**cooler, **published.get("lm_gen_config", {})}.items()}
+    said = {**cooler, **published.get("lm_gen_config", {})}
+    sampling = {names[name]: value for name, value in said.items() if name in names and value is not None}
+    return sampling | ({"temperature": 0.0, "text_temperature": 0.0} if said.get("use_sampling") is False else {})
 
 
 def _fixed_lengths(config: LMConfig, published: dict[str, Any], conditions: Sequence[str]) -> LMConfig:
     """Fix the room for voices: they are published one by one, and the model sees several, missing ones absent."""
-    speakers = int(published.get("tts_config", {}).get("max_speakers", 5))
+    speakers = published.get("tts_config", {}).get("max_speakers") or 5
     given = dict(item.partition("=")[::2] for item in conditions)
 
     def fixed(c: Any) -> Any:
@@ -163,12 +174,7 @@ def _fixed_lengths(config: LMConfig, published: dict[str, Any], conditions: Sequ
 
 
 def _json(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except ValueError as error:
-        raise DataError(f"{path} is not JSON ({error}); write it again") from None
+    return from_json(dict[str, Any], files.read_json(path), str(path)) if path.exists() else {}
 
 
 def _recorded_codecs(path: Path) -> list[tuple[str, str | None]]:

@@ -6,6 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
+from moshijax.annotations import Count, Factor, Parts, Size
 from moshijax.errors import ConfigError
 from moshijax.lm.layouts import StreamLayout
 from moshijax.nn.lora import LoRA
@@ -28,9 +29,9 @@ class DepthConfig:
     transformer: TransformerConfig
     weights_per_step: bool = True
     multi_linear: bool = True
-    schedule: tuple[int, ...] | None = None
-    hidden_dims: tuple[int, ...] | None = None
-    low_rank: int | None = None
+    schedule: tuple[Parts, ...] | None = None
+    hidden_dims: tuple[Size, ...] | None = None
+    low_rank: Size | None = None
     output_norm: str | None = None
 
     def __post_init__(self) -> None:
@@ -52,9 +53,9 @@ class DepthConfig:
             raise ConfigError(
                 "depth gating='none' with weights_per_step: plain blocks share weights; name an activation"
             )
-        if self.schedule is not None and sorted(set(self.schedule)) != list(range(max(self.schedule) + 1)):
+        if self.schedule is not None and sorted(set(self.schedule)) != list(range(max(self.schedule, default=-1) + 1)):
             raise ConfigError(f"schedule={self.schedule}: must use every weight from 0 to its largest entry")
-        if self.hidden_dims is not None and max(self.hidden_dims) != stack.hidden_dim:
+        if self.hidden_dims is not None and max(self.hidden_dims, default=0) != stack.hidden_dim:
             raise ConfigError(f"hidden_dim={stack.hidden_dim}: must be the largest of hidden_dims={self.hidden_dims}")
         if self.low_rank is not None and self.low_rank < 1:
             raise ConfigError(f"low_rank={self.low_rank}: must be None or positive")
@@ -82,8 +83,8 @@ class LookupConditioner:
     """
 
     name: str
-    bins: int
-    dim: int
+    bins: Size
+    dim: Size
     values: tuple[str, ...] | None = None
     fuse: str = "sum"
 
@@ -104,8 +105,8 @@ class TensorConditioner:
     """
 
     name: str
-    dim: int
-    length: int | None = None
+    dim: Size
+    length: Size | None = None
     fuse: str = "cross"
 
     def __post_init__(self) -> None:
@@ -140,20 +141,20 @@ class LMConfig:
     """
 
     layout: StreamLayout
-    card: int
-    text_card: int
+    card: Size
+    text_card: Size
     temporal: TransformerConfig
     depth: DepthConfig | None = None
-    text_card_out: int | None = None
+    text_card_out: Size | None = None
     demux_text: bool = False
     norm_emb: bool = False
     bias_proj: bool = False
-    extra_heads: int = 0
-    extra_heads_dim: int = 6
+    extra_heads: Parts = 0
+    extra_heads_dim: Size = 6
     conditioners: tuple[LookupConditioner | TensorConditioner, ...] = ()
-    cross_positions: float | None = None
-    pad_id: int = PAD
-    epad_id: int = EPAD
+    cross_positions: Factor | None = None
+    pad_id: Count = PAD
+    epad_id: Count = EPAD
     lora: LoRA | None = None
     scan_layers: bool = True
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from moshijax.annotations import Frames, Parts
 from moshijax.errors import ConfigError
 
 
@@ -23,8 +24,8 @@ class Stream:
 
     kind: str
     speaker: str
-    codebook: int | None = None
-    delay: int = 0
+    codebook: Parts | None = None
+    delay: Frames = 0
     given: bool = False
     generated: bool = True
     scored: bool = True

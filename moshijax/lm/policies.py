@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import jax.numpy as jnp
 import numpy as np
 
+from moshijax.annotations import Frames, Seconds
 from moshijax.errors import ConfigError
 from moshijax.lm.config import LMConfig
 from moshijax.tokens import EOS, UNGENERATED, ZERO
@@ -71,8 +72,8 @@ class Recognition(_Policy):
     `silence`: seconds of silence that the model wants to hear first.
     """
 
-    text_delay: float = 0.5
-    silence: float = 0.0
+    text_delay: Seconds = 0.5
+    silence: Seconds = 0.0
 
     def check(self, config: LMConfig) -> None:
         if config.layout.dep_q:
@@ -119,13 +120,13 @@ class Synthesis(_Policy):
     `turn_tokens`: a speaker's turn begins with a token for the speaker, BOS or EOS.
     """
 
-    audio_delay: int = 16
-    look_ahead: int = 0
-    initial_padding: int = 2
-    max_padding: int = 8
-    final_padding: int = 4
-    max_pieces: int = 32
-    queue: int = 128
+    audio_delay: Frames = 16
+    look_ahead: Frames = 0
+    initial_padding: Frames = 2
+    max_padding: Frames = 8
+    final_padding: Frames = 4
+    max_pieces: Frames = 32
+    queue: Frames = 128
     turn_tokens: bool = False
 
     def __post_init__(self) -> None:

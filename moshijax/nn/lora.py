@@ -14,6 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from moshijax.annotations import Factor, Size
 from moshijax.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -32,8 +33,8 @@ class LoRA:
     `param_dtype`: type of the pairs, None: that of the weights.
     """
 
-    rank: int = 128
-    scaling: float = 2.0
+    rank: Size = 128
+    scaling: Factor = 2.0
     modules: tuple[str, ...] = ("*",)
     param_dtype: str | None = None
 

@@ -10,6 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from moshijax.annotations import Context, Factor, Parts, Positive, Size
 from moshijax.errors import require
 from moshijax.nn import rope
 from moshijax.nn.attention import RINGS, Attention, CrossAttention, advance, counted
@@ -49,18 +50,18 @@ class TransformerConfig:
     `attention_implementation`: of causal attention over whole sequences, one of `causal_attention.IMPLEMENTATIONS`.
     """
 
-    dim: int
-    num_layers: int
-    num_heads: int
-    hidden_dim: int
+    dim: Size
+    num_layers: Parts
+    num_heads: Size
+    hidden_dim: Size
     gating: str = "none"
     norm: str = "layer_norm"
     positional_embedding: str = "rope"
-    max_period: float = 10000.0
-    positional_scale: float = 1.0
-    context: int | None = None
-    kv_repeat: int = 1
-    layer_scale: float | None = None
+    max_period: Positive = 10000.0
+    positional_scale: Factor = 1.0
+    context: Context | None = None
+    kv_repeat: Size = 1
+    layer_scale: Factor | None = None
     causal: bool = True
     cross_attention: bool = False
     dtype: str = "float32"
@@ -80,7 +81,7 @@ class TransformerConfig:
         require(
             self.dim % heads == 0,
             f"num_heads={heads} does not divide dim={self.dim}; use a divisor of {self.dim}, such as "
-            f"{max(d for d in range(1, heads + 1) if self.dim % d == 0)}",
+            f"{max(d for d in range(1, min(heads, self.dim) + 1) if self.dim % d == 0)}",
         )
         require(
             heads % self.kv_repeat == 0, f"kv_repeat={self.kv_repeat} does not divide num_heads={heads}; use a divisor"

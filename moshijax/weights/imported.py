@@ -14,6 +14,7 @@ from moshijax.config_json import from_json, to_json
 from moshijax.errors import DataError
 from moshijax.weights import writer
 from moshijax.weights.families import family_of
+from moshijax.weights.formats.fields import checked
 from moshijax.weights.model import OpenedModel, Provenance
 from moshijax.weights.published import ADAPTER, TOKENIZER, has_tensors, read_json
 from moshijax.weights.run import MODEL
@@ -43,14 +44,16 @@ def open_imported(path: Path) -> OpenedModel:
     try:
         kind, fields = description["kind"], description["config"]
         extra = dict(open_tensors(path / EXTRA)) if (path / EXTRA).exists() else {}
-        provenance = Provenance(
-            published["format"], published["config"], published["dtypes"], extra, published.get("preprocessor", {})
-        )
+        stated = {name: published[name] for name in ("format", "config", "dtypes")}
     except KeyError as error:
         raise DataError(f"{path} lacks {error} in {MODEL} or {PROVENANCE}; import it again") from None
+    hints = {"format": str, "config": dict, "dtypes": dict[str, str], "preprocessor": dict}
+    stated = checked({"preprocessor": published.get("preprocessor", {}), **stated}, hints, str(path / PROVENANCE))
+    provenance = Provenance(extra=extra, **stated)
     family = family_of(kind, path / MODEL)
     config = from_json(family.config_class, fields, MODEL)
     file = open_tensors(path / PARAMETERS)
+    family.check_parts(config, file, file.path)
     check_names_and_shapes(file.path, file.shapes, ShapesOnly(family.abstract(config)).shapes)
     model = dataclasses.replace(
         family.of_parameters(config, file, provenance, path),

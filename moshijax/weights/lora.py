@@ -15,6 +15,7 @@ import numpy as np
 from moshijax.errors import ConfigError, DataError
 from moshijax.lm.config import LMConfig
 from moshijax.nn.lora import LoRA
+from moshijax.weights.formats.fields import ADAPTER_FIELDS, checked
 from moshijax.weights.formats.kyutai import linear_maps, stem_of
 from moshijax.weights.formats.lm_table import depth_weights, lm_table, module_of
 from moshijax.weights.model import OpenedModel
@@ -191,7 +192,8 @@ def with_adapter(model: OpenedModel, path: Path) -> OpenedModel:
     """
     beside = path.parent / CONFIG_FILE
     fields = {**model.provenance.config, **(read_json(beside) if beside.is_file() else {})}
-    adapter = open_adapter(path, float(fields.get("lora_scaling", 2.0)), fields.get("lora_rank"))
+    fields = checked(fields, ADAPTER_FIELDS, str(beside))
+    adapter = open_adapter(path, fields.get("lora_scaling", 2.0), fields.get("lora_rank"))
     stated = {"lora": True, "lora_scaling": adapter.scaling, "lora_name": path.name}
     stated |= {} if adapter.rank is None else {"lora_rank": adapter.rank}
     config = {**model.provenance.config, **stated}

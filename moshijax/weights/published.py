@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from moshijax import files
 from moshijax.errors import DataError
 from moshijax.weights.formats import huggingface_config
 from moshijax.weights.formats.lm_config import completed
@@ -35,9 +35,14 @@ class PublishedFiles:
 
         Raises:
           DataError: it is not the config of a model.
+          ConfigError: it names a file as no file can be called.
         """
         file = (path if path.is_dir() else path.parent) / CONFIG_FILE
-        return cls(path, completed(read_json(file)) if file.is_file() else {})
+        fields = completed(read_json(file)) if file.is_file() else {}
+        for name, value in fields.items():
+            if name.endswith("_name") and isinstance(value, str):
+                files.check_file_name(value, f"{file}: {name}")
+        return cls(path, fields)
 
     @property
     def is_directory(self) -> bool:
@@ -100,14 +105,7 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
       DataError: it cannot be read, or is something else.
     """
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}); check the path") from None
-    except ValueError as error:
-        raise DataError(
-            f"{path} is not JSON ({error}); a config is needed there, not weights: fetch it again"
-        ) from None
+    found = files.read_json(path)
     if not isinstance(found, dict):
         raise DataError(f"{path} is not the config of a model (a JSON object); fetch it again")
     return found

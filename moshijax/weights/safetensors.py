@@ -8,6 +8,7 @@ does not fit a model at once.
 from __future__ import annotations
 
 import json
+import math
 import struct
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -16,7 +17,10 @@ from typing import TYPE_CHECKING
 import ml_dtypes
 import numpy as np
 
-from moshijax.errors import DataError
+from moshijax.annotations import shown
+from moshijax.config_json import from_json
+from moshijax.errors import ConfigError, DataError
+from moshijax.files import check_file_name, read_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -60,7 +64,8 @@ class TensorFile(Mapping):
     def __init__(self, path: str | Path):
         self.path = Path(path)
         header, start, size = self._read_header()
-        self.metadata: dict[str, str] = header.pop("__metadata__", {})
+        metadata = header.pop("__metadata__", None)
+        self.metadata: dict[str, str] = dict(metadata) if isinstance(metadata, dict) else {}
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.dtypes: dict[str, np.dtype] = {}
         self._offsets: dict[str, int] = {}
@@ -68,11 +73,14 @@ class TensorFile(Mapping):
         for name, entry in header.items():
             try:
                 dtype, shape, (begin, end) = DTYPES[entry["dtype"]], tuple(entry["shape"]), entry["data_offsets"]
-                length = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+                usable = all(type(number) is int and 0 <= number < 2**63 for number in (*shape, begin, end))
             except (KeyError, TypeError, ValueError):
+                usable = False
+            if not usable or not isinstance(entry["shape"], list):
                 raise DataError(
-                    f"{path}: tensor {name!r} has an unusable entry {entry}; fetch the file again"
-                ) from None
+                    f"{path}: tensor {shown(name)} has an unusable entry {shown(entry)}; fetch the file again"
+                )
+            length = math.prod(shape) * dtype.itemsize
             if end - begin != length:
                 raise DataError(
                     f"{path}: tensor {name!r} {entry['dtype']} {list(shape)} needs {length} bytes, the header gives it "
@@ -124,7 +132,7 @@ class TensorFile(Mapping):
             raise DataError(f"{path}: cannot be read ({error.strerror}); check the path") from None
         try:
             header = json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             header = None
         if not isinstance(header, dict):
             raise DataError(f"{path} is not a safetensors file (its header is not JSON); check the path")
@@ -134,7 +142,7 @@ class TensorFile(Mapping):
         shape, dtype = self.shapes[name], self.dtypes[name]
         with open(self.path, "rb") as file:
             file.seek(self._offsets[name])
-            return np.fromfile(file, dtype, int(np.prod(shape, dtype=np.int64))).reshape(shape)
+            return np.fromfile(file, dtype, math.prod(shape)).reshape(shape)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.shapes)
@@ -153,12 +161,12 @@ class ShardedFile(Mapping):
     def __init__(self, index: str | Path):
         self.path = Path(index)
         try:
-            names: dict[str, str] = json.loads(self.path.read_text(encoding="utf-8"))["weight_map"]
-            files = {file: TensorFile(self.path.parent / Path(file).name) for file in sorted(set(names.values()))}
-        except OSError as error:
-            raise DataError(f"{index}: cannot be read ({error.strerror}); check the path") from None
-        except (ValueError, KeyError, TypeError, AttributeError):
+            names = from_json(dict[str, str], read_json(self.path)["weight_map"])
+            for file in names.values():
+                check_file_name(file, "weight_map")
+        except (KeyError, TypeError, ConfigError):
             raise DataError(f"{index} is not an index of safetensors files; fetch it again") from None
+        files = {file: TensorFile(self.path.parent / Path(file).name) for file in sorted(set(names.values()))}
         problems = [f"{name} is not in {file}" for name, file in names.items() if name not in files[file]]
         problems += [f"{n} of {f} is not in the index" for f, held in files.items() for n in held if names.get(n) != f]
         if problems:

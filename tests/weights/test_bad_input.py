@@ -65,7 +65,46 @@ def test_a_config_of_another_model(given, tmp_path, cli):
 def test_weights_where_a_config_is_expected(given, tmp_path, cli):
     (given / "model.safetensors").rename(given / "config.json")
     err = rejected(cli, tmp_path, given)
-    assert "config.json is not JSON" in err and "a config is needed there, not weights" in err
+    assert "config.json is not JSON" in err
+    (given / "config.json").write_text("[" * 100_000)
+    assert "config.json is not JSON" in rejected(cli, tmp_path, given)
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"dtype": "F32", "shape": [10**30], "data_offsets": [0, 16]},
+        {"dtype": "F32", "shape": [[4]], "data_offsets": [0, 16]},
+        {"dtype": "F32", "shape": [4.0], "data_offsets": [0, 16]},
+        {"dtype": "F32", "shape": [4], "data_offsets": ["0", "16"]},
+        {"dtype": ["F32"], "shape": [4], "data_offsets": [0, 16]},
+        [],
+    ],
+    ids=["huge", "nested", "float", "text offsets", "list as type", "no table"],
+)
+def test_headers_with_unusable_entries(given, tmp_path, cli, entry):
+    text = json.dumps({"a": entry}).encode()
+    (given / "model.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + b"\0" * 16)
+    assert "tensor 'a' has an unusable entry" in rejected(cli, tmp_path, given)
+
+
+def test_a_header_of_deeply_nested_json(given, tmp_path, cli):
+    text = b'{"a":' + b"[" * 100_000 + b"]" * 100_000 + b"}"
+    (given / "model.safetensors").write_bytes(len(text).to_bytes(8, "little") + text)
+    assert "its header is not JSON" in rejected(cli, tmp_path, given)
+
+
+@pytest.mark.parametrize("index", [{"weight_map": {"a": 1}}, {"weight_map": []}, [], {"weight_map": {"a": "\0"}}])
+def test_an_index_of_another_form(given, tmp_path, cli, index):
+    (given / "model.safetensors").unlink()
+    (given / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert "is not an index of safetensors files" in rejected(cli, tmp_path, given)
+
+
+@pytest.mark.parametrize("name", ["n" * 300, "a\0b", ""])
+def test_names_that_no_file_can_have(given, tmp_path, cli, name):
+    (given / "config.json").write_text(json.dumps({**PUBLISHED, "mimi_name": name}))
+    assert "must be the name of a file" in rejected(cli, tmp_path, given, 2)
 
 
 @pytest.mark.parametrize(

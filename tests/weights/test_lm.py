@@ -11,8 +11,9 @@ from safetensors.numpy import save_file
 
 from moshijax import lm, weights
 from moshijax.errors import ConfigError, DataError
+from moshijax.export.source import _sampling
 from moshijax.nn.layout import is_stacked, stack_layers, unpack_in_proj, unstack_layers
-from moshijax.weights.formats.lm_config import LEGACY_7B, lm_config, published_config
+from moshijax.weights.formats.lm_config import LEGACY_7B, lm_config, published_config, unused_fields
 from moshijax.weights.formats.lm_table import lm_table
 from moshijax.weights.table import AsParameters, AsPublished
 from moshijax.weights.tensors import InMemory
@@ -188,20 +189,44 @@ def test_translation_models_do_not_end(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"num_head": 4}, "unknown field 'num_head'; nearest is 'num_heads'"),
+        ({"num_head": 4}, "unknown field 'num_head'; did you mean 'num_heads'"),
         ({"num_layers": None}, "lacks num_layers"),
         ({"delays": [0, 1]}, "2 delays for n_q=4"),
         ({"cross_attention": True}, "kv_repeat=2 with cross_attention"),
         ({"conditioners": {"a": {"type": "lut"}}}, "conditioner 'a' is not in the fuser"),
         ({"fuser": {"sum": ["a"]}}, "conditioner 'a' has type=None: must be lut or tensor"),
         ({"fuser": {"prepend": ["a"]}}, "prepends"),
-        ({"hidden_scale": "4"}, "hidden_scale='4': must be a number"),
+        ({"hidden_scale": "4"}, "hidden_scale is '4': must be a number from 1e-06"),
         ({"num_heads": 3}, "num_heads=3 does not divide dim=16"),
+        ({"num_heads": 2**31 - 1}, "does not divide dim=16"),
+        ({"max_period": 0}, "max_period is 0: must be a number from 1e-06"),
+        ({"hidden_scale": float("inf")}, "hidden_scale is inf: must be a number"),
+        ({"context": 10**30}, "context is 1000000000000000000000000000000: must be a whole number from 1 to 1048576"),
+        ({"delays": [None] * 5}, r"delays\[0\] is None: must be a whole number from 0 to 10000"),
+        ({"depformer_max_period": None}, "depformer_max_period is None: must be a number"),
+        ({"depformer_dim_feedforward": "x"}, "depformer_dim_feedforward is 'x': must be"),
+        ({"lora_scaling": None}, "lora_scaling is None: must be a number"),
+        ({"lm_gen_config": {"temp": -1}}, "lm_gen_config: temp is -1: must be a number from 0"),
     ],
 )
 def test_bad_configs(change, message):
     with pytest.raises(ConfigError, match=message):
         lm_config({**PUBLISHED, **change})
+
+
+def test_what_releases_say_of_generation_is_read_or_named():
+    said = {"temp": 0.6, "text_temp": None, "use_sampling": False, "cfg_coef": 3.0, "check": True}
+    published = {**PUBLISHED, "lm_gen_config": said, "tts_config": {"audio_delay": 1.28, "new": 1}}
+    lm_config(published)
+    assert unused_fields(published) == ["lm_gen_config.cfg_coef", "lm_gen_config.check", "tts_config.new"]
+    assert _sampling({"lm_gen_config": said}) == {"temperature": 0.0, "text_temperature": 0.0}
+    assert _sampling({"lm_gen_config": {"text_temp": 0.5, "temp": None}}) == {"text_temperature": 0.5}
+
+
+def test_more_layers_than_tensors_are_refused_at_once(tmp_path):
+    folder = write(tmp_path / "model", {**PUBLISHED, "num_layers": 4096}, published_tensors(PUBLISHED))
+    with pytest.raises(DataError, match="tensors, its config declares 4096 layers"):
+        weights.load_lm(folder)
 
 
 def test_config_round_trip():

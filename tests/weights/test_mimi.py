@@ -118,7 +118,7 @@ def test_configs_that_are_not_supported():
     fields = description["config"]
     with pytest.raises(ConfigError, match="seanet activation is 'ReLU', only 'ELU' is supported"):
         mimi_config({**fields, "seanet": {**fields["seanet"], "activation": "ReLU"}})
-    with pytest.raises(ConfigError, match="'ratios' is missing"):
+    with pytest.raises(ConfigError, match="lacks ratios"):
         mimi_config({**fields, "seanet": {k: v for k, v in fields["seanet"].items() if k != "ratios"}})
     with pytest.raises(ConfigError, match="must all equal seanet dimension 32"):
         mimi_config({**fields, "quantizer": {**fields["quantizer"], "input_dimension": 33}})

@@ -44,6 +44,14 @@ class CodecFamily(Family):
     def table(self, config: codec.MimiConfig) -> Table:
         return mimi_table(config)
 
+    def parts(self, config: codec.MimiConfig) -> dict[str, int]:
+        return {
+            "layers": config.transformer.num_layers,
+            "codebooks": config.num_codebooks,
+            "ratios": len(config.seanet.ratios),
+            "residual layers": config.seanet.n_residual_layers,
+        }
+
     # Runs
 
     def from_training(self, params: Any, model_state: Any) -> dict[str, Any]:
@@ -94,6 +102,7 @@ class CodecFamily(Family):
         file, preprocessor = published.tensors(), published.preprocessor
         config = huggingface_config.mimi_config(fields)
         huggingface_config.check_preprocessor(preprocessor, config)
+        self.check_parts(config, file, published.file)
         groups = huggingface.mimi_groups(config)
         check_names_and_shapes(published.file, file.shapes, theirs(groups))
         provenance = Provenance("huggingface", fields, preprocessor=preprocessor)

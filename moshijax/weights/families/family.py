@@ -58,6 +58,23 @@ class Family(ABC):
     def table(self, config: Any) -> Table:
         """Return where the published tensors of a model lie among its parameters."""
 
+    @abstractmethod
+    def parts(self, config: Any) -> dict[str, int]:
+        """Return the declared numbers of layers and the like, each of which has tensors of its own."""
+
+    def check_parts(self, config: Any, tensors: Tensors, where: Path) -> None:
+        """Refuse a config that declares more parts than there are tensors, before anything is made for each part.
+
+        Raises:
+          DataError: the config is of another model.
+        """
+        for name, count in self.parts(config).items():
+            if count > len(tensors.shapes):
+                raise DataError(
+                    f"{where} holds {len(tensors.shapes)} tensors, its config declares {count} {name}; use the file "
+                    "and config of one model"
+                )
+
     def with_dtype(self, config: Any, dtype: str) -> Any:
         """Return the config with another dtype of parameters and computation, where the family has a choice."""
         return config
@@ -142,6 +159,7 @@ class Family(ABC):
           DataError: tensors are missing, unexpected, of other shapes (all are listed), or of a dtype that no
             parameter has.
         """
+        self.check_parts(config, tensors, where)
         table = self.table(config)
         shapes = {name: entry.shape for name, entry in table.items()}
         check_names_and_shapes(where, tensors.shapes, shapes, provenance.extra)

@@ -58,6 +58,14 @@ class LanguageModelFamily(Family):
     def table(self, config: lm.LMConfig) -> Table:
         return lm_table(config)
 
+    def parts(self, config: lm.LMConfig) -> dict[str, int]:
+        return {
+            "layers": config.temporal.num_layers,
+            "depth layers": 0 if config.depth is None else config.depth.transformer.num_layers,
+            "audio rows": config.layout.n_q,
+            "extra heads": config.extra_heads,
+        }
+
     def with_dtype(self, config: lm.LMConfig, dtype: str) -> lm.LMConfig:
         config = config.with_dtype(dtype, dtype)
         return replace(config, lora=config.lora and replace(config.lora, param_dtype=None))
@@ -113,6 +121,7 @@ class LanguageModelFamily(Family):
 
     def _file(self, path: Path, fields: Mapping[str, Any]) -> OpenedModel:
         config, file = lm_config(fields), open_tensors(path)
+        self.check_parts(config, file, path)
         if mlx.is_file(file):
             groups = mlx.lm_groups(config)
             file = mlx.dequantised(file, theirs(groups), str(path))
@@ -144,6 +153,8 @@ class LanguageModelFamily(Family):
         inner, prefix = huggingface_config.CODECS[fields["model_type"]]
         codec_config = huggingface_config.mimi_config(fields.get(inner, {}))
         huggingface_config.check_preprocessor(preprocessor, codec_config)
+        self.check_parts(config, file, path)
+        CODEC.check_parts(codec_config, file, path)
         groups, codec_groups = huggingface.lm_groups(config), huggingface.mimi_groups(codec_config, prefix)
         check_names_and_shapes(path, file.shapes, {**theirs(groups), **theirs(codec_groups)})
         codec_provenance = Provenance("huggingface", fields.get(inner, {}))

@@ -10,12 +10,14 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from moshijax.annotations import Context, Count, Factor, Parts, Positive, Seconds, Size, shown
 from moshijax.codec import MimiConfig, QuantizerConfig, SeanetConfig
 from moshijax.errors import ConfigError
 from moshijax.lm import layouts
 from moshijax.lm.config import DepthConfig, LMConfig
 from moshijax.nn.transformer import TransformerConfig
 from moshijax.tokens import EPAD, PAD
+from moshijax.weights.formats.fields import checked
 
 ARCHITECTURES = {
     "mimi": "MimiModel",
@@ -58,27 +60,48 @@ _SPEECH_TO_TEXT = {
 }
 
 
+# What the fields of these classes hold.
+_HINTS: dict[str, Any] = {
+    **dict.fromkeys(("sampling_rate", "audio_channels", "hidden_size", "num_filters", "kernel_size"), Size),
+    **dict.fromkeys(("last_kernel_size", "residual_kernel_size", "dilation_growth_rate", "compress"), Size),
+    **dict.fromkeys(("codebook_size", "codebook_dim", "vector_quantization_hidden_dimension", "upsample_groups"), Size),
+    **dict.fromkeys(("intermediate_size", "num_attention_heads", "ffn_dim", "vocab_size", "codebook_vocab_size"), Size),
+    **dict.fromkeys(("num_residual_layers", "num_quantizers", "num_semantic_quantizers", "num_hidden_layers"), Parts),
+    **{"num_codebooks": Parts, "sliding_window": Context, "upsampling_ratios": tuple[Size, ...]},
+    **{"layer_scale_initial_scale": Factor, "frame_rate": Positive | None, "trim_right_ratio": float},
+    **{"norm_eps": float, "rms_norm_eps": float, "head_dim": Size | None, "num_key_value_heads": Size | None},
+    **{"pad_token_id": Count | None, "audio_vocab_size": Size | None, "rope_theta": Positive},
+    **dict.fromkeys(("rope_parameters", "rope_scaling"), dict | None),
+    **dict.fromkeys(("audio_encoder_config", "depth_decoder_config", "codec_config"), dict),
+}
+
+
 #: Fields of the feature extractor of recognition: text behind audio, silence before it.
 DELAYS = ("audio_delay_seconds", "audio_silence_prefix_seconds")
 
 
 def is_config(fields: Mapping[str, Any]) -> bool:
     """Whether a config.json is of one of these classes; the published package has `model_type` too."""
-    return fields.get("model_type") in ARCHITECTURES and not {"delays", "seanet", "num_heads"} & set(fields)
+    model_type = fields.get("model_type")
+    return (
+        isinstance(model_type, str)
+        and model_type in ARCHITECTURES
+        and not {"delays", "seanet", "num_heads"} & set(fields)
+    )
 
 
 def _require(fields: Mapping[str, Any], name: str, value: Any, *allowed: Any) -> None:
     if value not in allowed:
         raise ConfigError(
-            f"config.json of {fields.get('model_type')} has {name}={value!r}: only {allowed[0]!r} is supported; use "
-            "another checkpoint"
+            f"config.json of {fields.get('model_type')} has {name}={shown(value)}: only {allowed[0]!r} is supported; "
+            "use another checkpoint"
         )
 
 
 def _period(fields: Mapping[str, Any]) -> float:
     rope = fields.get("rope_parameters") or fields.get("rope_scaling") or {}
     _require(fields, "rope_type", rope.get("rope_type", "default"), "default")
-    return float(rope.get("rope_theta", fields.get("rope_theta", 10000.0)))
+    return checked({"rope_theta": fields.get("rope_theta", 10000.0), **rope}, _HINTS, "config.json")["rope_theta"]
 
 
 def mimi_config(fields: Mapping[str, Any]) -> MimiConfig:
@@ -87,7 +110,7 @@ def mimi_config(fields: Mapping[str, Any]) -> MimiConfig:
     Raises:
       ConfigError: a value that this codec does not do.
     """
-    f = {**_MIMI, **fields}
+    f = checked({**_MIMI, **fields}, _HINTS, "config.json")
     dim, heads = f["hidden_size"], f["num_attention_heads"]
     for name, allowed in (
         *(("audio_channels", (1,)), ("use_causal_conv", (True,)), ("pad_mode", ("constant",))),
@@ -100,7 +123,7 @@ def mimi_config(fields: Mapping[str, Any]) -> MimiConfig:
     seanet = SeanetConfig(
         dimension=dim,
         n_filters=f["num_filters"],
-        ratios=tuple(f["upsampling_ratios"]),
+        ratios=f["upsampling_ratios"],
         kernel_size=f["kernel_size"],
         residual_kernel_size=f["residual_kernel_size"],
         last_kernel_size=f["last_kernel_size"],
@@ -108,7 +131,7 @@ def mimi_config(fields: Mapping[str, Any]) -> MimiConfig:
         dilation_base=f["dilation_growth_rate"],
         compress=f["compress"],
     )
-    frame_rate = fields.get("frame_rate") or f["sampling_rate"] / (2 * seanet.hop)
+    frame_rate = f.get("frame_rate") or f["sampling_rate"] / (2 * seanet.hop)
     return MimiConfig(
         sample_rate=f["sampling_rate"],
         frame_rate=frame_rate,
@@ -209,11 +232,12 @@ def check_preprocessor(fields: Mapping[str, Any], config: MimiConfig) -> None:
     Raises:
       ConfigError: another sample rate, or more than one channel.
     """
+    checked(fields, dict.fromkeys(DELAYS, Seconds | None), "preprocessor_config.json")
     for name, want in (("sampling_rate", config.sample_rate), ("feature_size", 1)):
         if fields.get(name, want) != want:
             raise ConfigError(
-                f"preprocessor_config.json has {name}={fields[name]!r} where the codec has {want}; use the files of "
-                "one model"
+                f"preprocessor_config.json has {name}={shown(fields[name])} where the codec has {want}; use the "
+                "files of one model"
             )
 
 
@@ -239,7 +263,7 @@ def loader_fields(fields: Mapping[str, Any], preprocessor: Mapping[str, Any]) ->
     """What `moshijax.weights.formats.lm_config.loader_fields` gives of a published config, for a class."""
     if fields.get("model_type") != "kyutai_speech_to_text":
         return {}
-    return {"model_type": "stt", "stt_config": {name: float(preprocessor.get(name) or 0.0) for name in DELAYS}}
+    return {"model_type": "stt", "stt_config": {name: preprocessor.get(name) or 0.0 for name in DELAYS}}
 
 
 def lm_config(fields: Mapping[str, Any]) -> LMConfig:
@@ -249,7 +273,7 @@ def lm_config(fields: Mapping[str, Any]) -> LMConfig:
       ConfigError: a value that this model does not do.
     """
     if fields["model_type"] == "kyutai_speech_to_text":
-        f = {**_SPEECH_TO_TEXT, **fields}
+        f = checked({**_SPEECH_TO_TEXT, **fields}, _HINTS, "config.json")
         return LMConfig(
             layout=layouts.from_delays([0] * (1 + f["num_codebooks"]), 0),
             card=f["codebook_vocab_size"] - 1,
@@ -258,9 +282,9 @@ def lm_config(fields: Mapping[str, Any]) -> LMConfig:
             pad_id=PAD if f["pad_token_id"] is None else f["pad_token_id"],
             epad_id=EPAD,
         )
-    f = {**_MOSHI, **fields}
-    depth = {**_DEPTH, **f.get("depth_decoder_config", {})}
-    codec = {**_MIMI, **f.get("audio_encoder_config", {})}
+    f = checked({**_MOSHI, **fields}, _HINTS, "config.json")
+    depth = checked({**_DEPTH, **f.get("depth_decoder_config", {})}, _HINTS, "config.json: depth_decoder_config")
+    codec = checked({**_MIMI, **f.get("audio_encoder_config", {})}, _HINTS, "config.json: audio_encoder_config")
     # The class delays the acoustic codebooks by one frame (its `build_delay_pattern_mask`).
     return LMConfig(
         layout=layouts.dialogue(f["num_codebooks"], acoustic_delay=1),

@@ -5,15 +5,17 @@ Fields and defaults are those of `models/loaders.py` and `models/lm.py` of `mosh
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from typing import Any
 
+from moshijax.annotations import Context, Count, Factor, Frames, Parts, Positive, Seconds, Size, nearest, shown
+from moshijax.config_json import from_json
 from moshijax.errors import ConfigError
 from moshijax.lm import layouts
 from moshijax.lm.config import Conditioner, DepthConfig, LMConfig, LookupConditioner, TensorConditioner
 from moshijax.nn.mlp import hidden_width
 from moshijax.nn.transformer import TransformerConfig
+from moshijax.weights.formats.fields import ADAPTER_FIELDS, Temperature, checked
 
 #: Fields that describe the other files, the tokenizer or the generation, not the parameters.
 LOADER_FIELDS = (
@@ -32,57 +34,76 @@ LOADER_FIELDS = (
     "lora_scaling",
 )
 
-TABLES = ("lm_gen_config", "tts_config", "stt_config", "model_id")
-#: Fields of `lm_gen_config`: the arguments of the published generator.
-GENERATION_FIELDS = (
-    *("temp", "temp_text", "top_k", "top_k_text", "use_sampling", "cfg_coef", "check"),
-    *("cfg_is_masked_until", "cfg_is_no_text", "support_out_of_sync"),
-)
+#: Fields of `lm_gen_config`, the arguments of the published generator, that an artifact has a place for.
+GENERATION: dict[str, Any] = {
+    "temp": Temperature | None,
+    "temp_text": Temperature | None,
+    "text_temp": Temperature | None,
+    "top_k": Count | None,
+    "top_k_text": Count | None,
+    "use_sampling": bool | None,
+}
+#: Fields of `tts_config` that the use of the model is made from.
+SYNTHESIS: dict[str, Any] = {
+    "audio_delay": Seconds | None,
+    "second_stream_ahead": Frames | None,
+    "max_speakers": Parts | None,
+}
+#: Fields of `stt_config`.
+RECOGNITION: dict[str, Any] = {"audio_delay_seconds": Seconds | None, "audio_silence_prefix_seconds": Seconds | None}
+#: Tables among the fields of the loader, and the fields in them that count.
+TABLES: dict[str, dict[str, Any]] = {
+    "lm_gen_config": GENERATION,
+    "tts_config": SYNTHESIS,
+    "stt_config": RECOGNITION,
+    "model_id": {},
+}
 MODEL_TYPES = ("moshi", "hibiki", "stt", "tts", "personaplex")
 
-#: Fields of the language model with the defaults of the published library.
-DEFAULTS: dict[str, Any] = {
-    "delays": [0],
-    "n_q": 8,
-    "dep_q": 8,
-    "card": 1024,
-    "text_card": 32000,
-    "text_card_out": None,
-    "dim": 128,
-    "num_heads": 8,
-    "num_layers": None,
-    "hidden_scale": 4,
-    "norm": "layer_norm",
-    "norm_emb": False,
-    "bias_proj": False,
-    "causal": True,
-    "context": None,
-    "layer_scale": None,
-    "gating": "none",
-    "kv_repeat": 1,
-    "max_period": 10000.0,
-    "positional_embedding": "sin",
-    "positional_scale": 1.0,
-    "cross_attention": False,
-    "depformer_dim": 256,
-    "depformer_dim_feedforward": None,
-    "depformer_multi_linear": False,
-    "depformer_weights_per_step": False,
-    "depformer_weights_per_step_schedule": None,
-    "depformer_low_rank_embeddings": None,
-    "depformer_pos_emb": "sin",
-    "depformer_norm": None,
-    "existing_text_padding_id": 3,
-    "existing_text_end_padding_id": 0,
-    "extra_heads_num_heads": 0,
-    "extra_heads_dim": 6,
-    "conditioners": None,
-    "fuser": None,
-    "quantize": False,
-    "lora": False,
-    "demux_second_stream": False,
-    "demux_second_text_stream": False,
+#: Fields of the language model: what they hold, and the default of the published library.
+FIELDS: dict[str, tuple[Any, Any]] = {
+    "delays": (tuple[Frames, ...], [0]),
+    "n_q": (Parts, 8),
+    "dep_q": (Parts, 8),
+    "card": (Size, 1024),
+    "text_card": (Size, 32000),
+    "text_card_out": (Size | None, None),
+    "dim": (Size, 128),
+    "num_heads": (Size, 8),
+    "num_layers": (Parts, None),
+    "hidden_scale": (Positive, 4),
+    "norm": (str, "layer_norm"),
+    "norm_emb": (bool, False),
+    "bias_proj": (bool, False),
+    "causal": (bool, True),
+    "context": (Context | None, None),
+    "layer_scale": (Factor | None, None),
+    "gating": (str | None, "none"),
+    "kv_repeat": (Size, 1),
+    "max_period": (Positive, 10000.0),
+    "positional_embedding": (str, "sin"),
+    "positional_scale": (Factor, 1.0),
+    "cross_attention": (bool, False),
+    "depformer_dim": (Size, 256),
+    "depformer_dim_feedforward": (Size | tuple[Size, ...] | None, None),
+    "depformer_multi_linear": (bool, False),
+    "depformer_weights_per_step": (bool, False),
+    "depformer_weights_per_step_schedule": (tuple[Parts, ...] | None, None),
+    "depformer_low_rank_embeddings": (Size | None, None),
+    "depformer_pos_emb": (str, "sin"),
+    "depformer_norm": (str | None, None),
+    "existing_text_padding_id": (Count, 3),
+    "existing_text_end_padding_id": (Count, 0),
+    "extra_heads_num_heads": (Parts, 0),
+    "extra_heads_dim": (Size, 6),
+    "conditioners": (dict[str, dict] | None, None),
+    "fuser": (dict[str, Any] | None, None),
+    "quantize": (bool, False),
+    "lora": (bool, False),
+    "demux_second_stream": (bool, False),
+    "demux_second_text_stream": (bool, False),
 }
+DEFAULTS = {name: default for name, (_, default) in FIELDS.items()}
 
 #: Fields of a stack that the depth transformer takes from the temporal one unless it has its own.
 INHERITED = ("num_layers", "layer_scale", "gating", "kv_repeat", "max_period", "positional_scale")
@@ -146,19 +167,23 @@ def loader_fields(published: Mapping[str, Any]) -> dict[str, Any]:
       ConfigError: a value of the wrong type, or an unknown field in a table.
     """
     found = {name: published[name] for name in LOADER_FIELDS if name in published}
-    if found.get("model_type", "moshi") not in MODEL_TYPES:
-        raise ConfigError(
-            f"config.json has model_type={found['model_type']!r}: must be one of {', '.join(MODEL_TYPES)}"
-        )
+    model_type = found.get("model_type", "moshi")
+    if model_type not in MODEL_TYPES:
+        raise ConfigError(f"config.json: model_type is {shown(model_type)}: must be one of {', '.join(MODEL_TYPES)}")
     for name, value in found.items():
-        if name in TABLES and not isinstance(value, Mapping):
-            raise ConfigError(f"config.json has {name}={value!r}: must be a table")
-        if name.endswith("_name") and not (value is None or isinstance(value, str)):
-            raise ConfigError(f"config.json has {name}={value!r}: must be the name of a file")
-    for name in found.get("lm_gen_config", {}):
-        if name not in GENERATION_FIELDS:
-            raise ConfigError(f"config.json has lm_gen_config.{name}: must be one of {', '.join(GENERATION_FIELDS)}")
+        if name in TABLES:
+            from_json(dict[str, Any], value, f"config.json: {name}")
+            checked(value, TABLES[name], f"config.json: {name}")
+        elif name.endswith("_name"):
+            from_json(str | None, value, f"config.json: {name}")
+    checked(found, ADAPTER_FIELDS, "config.json")
     return found
+
+
+def unused_fields(published: Mapping[str, Any]) -> list[str]:
+    """Fields of `lm_gen_config` and `tts_config` that are kept and have no effect, such as `lm_gen_config.check`."""
+    tables = ((name, published.get(name)) for name in ("lm_gen_config", "tts_config"))
+    return [f"{name}.{key}" for name, table in tables for key in table or () if key not in TABLES[name]]
 
 
 def lm_config(published: Mapping[str, Any]) -> LMConfig:
@@ -170,18 +195,16 @@ def lm_config(published: Mapping[str, Any]) -> LMConfig:
     known = (*DEFAULTS, *LOADER_FIELDS, *IGNORED, "depformer_num_heads", *(f"depformer_{n}" for n in INHERITED))
     for name in published:
         if name not in known:
-            near = difflib.get_close_matches(name, known, 1)
-            remedy = f"nearest is {near[0]!r}" if near else "remove it"
-            raise ConfigError(f"config.json has an unknown field {name!r}; {remedy}")
+            raise ConfigError(
+                f"config.json has an unknown field {name!r}; {nearest(name, known)}remove it, or check it"
+            )
     loader_fields(published)
     field = {**DEFAULTS, **{k: v for k, v in published.items() if k in DEFAULTS}}
     for name in ("num_layers",) + (("depformer_num_heads",) if field["dep_q"] else ()):
         if published.get(name) is None:
             raise ConfigError(f"config.json lacks {name}: it has no default; add it")
-    for name in ("dim", "n_q", "dep_q", "hidden_scale", "max_period", "positional_scale", "depformer_dim"):
-        if not isinstance(field[name], int | float) or isinstance(field[name], bool):
-            raise ConfigError(f"config.json has {name}={field[name]!r}: must be a number")
-    delays, n_q = list(field["delays"]), field["n_q"]
+    field = checked(field, {name: hint for name, (hint, _) in FIELDS.items()}, "config.json")
+    delays, n_q = field["delays"], field["n_q"]
     if len(delays) != n_q + 1:
         raise ConfigError(f"config.json has {len(delays)} delays for n_q={n_q}: one per row is needed, text first")
     gating = field["gating"] or "none"
@@ -194,8 +217,8 @@ def lm_config(published: Mapping[str, Any]) -> LMConfig:
         gating=gating,
         norm=field["norm"],
         positional_embedding=field["positional_embedding"],
-        max_period=float(field["max_period"]),
-        positional_scale=float(field["positional_scale"]),
+        max_period=field["max_period"],
+        positional_scale=field["positional_scale"],
         context=field["context"],
         kv_repeat=field["kv_repeat"],
         layer_scale=field["layer_scale"],
@@ -207,7 +230,7 @@ def lm_config(published: Mapping[str, Any]) -> LMConfig:
         card=field["card"],
         text_card=field["text_card"],
         text_card_out=field["text_card_out"],
-        demux_text=bool(field["demux_second_stream"] or field["demux_second_text_stream"]),
+        demux_text=field["demux_second_stream"] or field["demux_second_text_stream"],
         temporal=temporal,
         depth=_depth_config(field, published) if field["dep_q"] else None,
         norm_emb=field["norm_emb"],
@@ -223,30 +246,31 @@ def lm_config(published: Mapping[str, Any]) -> LMConfig:
 
 def _depth_config(field: Mapping[str, Any], published: Mapping[str, Any]) -> DepthConfig:
     own = {name: published.get(f"depformer_{name}", field[name]) for name in INHERITED}
+    hints = {f"depformer_{name}": FIELDS[name][0] for name in INHERITED} | {"depformer_num_heads": Size}
+    checked(published, hints, "config.json")
     dim, gating = field["depformer_dim"], own["gating"] or "none"
     feedforward = field["depformer_dim_feedforward"]
     if feedforward is None:
         feedforward = int(field["hidden_scale"] * dim)
-    widths = [hidden_width(f, dim, gating) for f in (feedforward if isinstance(feedforward, list) else [feedforward])]
-    schedule = field["depformer_weights_per_step_schedule"]
+    widths = [hidden_width(f, dim, gating) for f in (feedforward if isinstance(feedforward, tuple) else [feedforward])]
     stack = TransformerConfig(
         dim=dim,
         num_layers=own["num_layers"],
         num_heads=published["depformer_num_heads"],
-        hidden_dim=max(widths),
+        hidden_dim=max(widths, default=0),
         gating=gating,
         norm=field["norm"],
         positional_embedding=field["depformer_pos_emb"],
-        max_period=float(own["max_period"]),
-        positional_scale=float(own["positional_scale"]),
+        max_period=own["max_period"],
+        positional_scale=own["positional_scale"],
         kv_repeat=own["kv_repeat"],
         layer_scale=own["layer_scale"],
     )
     return DepthConfig(
         stack,
-        weights_per_step=bool(field["depformer_weights_per_step"]),
+        weights_per_step=field["depformer_weights_per_step"],
         multi_linear=field["depformer_multi_linear"],
-        schedule=None if schedule is None else tuple(schedule),
+        schedule=field["depformer_weights_per_step_schedule"],
         hidden_dims=tuple(widths) if len(set(widths)) > 1 else None,
         low_rank=field["depformer_low_rank_embeddings"],
         output_norm=field["depformer_norm"],
@@ -257,28 +281,34 @@ def _conditioners(field: Mapping[str, Any]) -> tuple[Conditioner, ...]:
     """Conditioners in the order in which they are fused: the summed ones, then those for cross-attention."""
     entries, fuser = dict(field["conditioners"] or {}), field["fuser"] or {}
     if fuser.get("prepend"):
-        raise ConfigError(f"config.json prepends {fuser['prepend']}: conditions are only summed or cross-attended")
+        raise ConfigError(
+            f"config.json prepends {shown(fuser['prepend'])}: conditions are only summed or cross-attended"
+        )
     found: list[Conditioner] = []
     for fuse in ("sum", "cross"):
-        for name in fuser.get(fuse, ()):
-            entry = entries.pop(name, {})
+        for name in from_json(tuple[str, ...], fuser.get(fuse, []), f"config.json: fuser.{fuse}"):
+            entry, where = entries.pop(name, {}), f"config.json: conditioners.{name}"
             kind = entry.get("type")
             if kind not in ("lut", "tensor"):
-                raise ConfigError(f"conditioner {name!r} has type={kind!r}: must be lut or tensor")
-            fields = entry[kind]
+                raise ConfigError(f"conditioner {name!r} has type={shown(kind)}: must be lut or tensor")
+            fields = from_json(dict[str, Any], entry.get(kind), f"{where}.{kind}")
+            hints = {"dim": Size} if kind == "tensor" else {"n_bins": Size, "dim": Size}
+            for missing in sorted(hints.keys() - fields.keys()):
+                raise ConfigError(f"{where}.{kind} lacks {missing}: it has no default; add it")
+            fields = checked(fields, hints | {"possible_values": tuple[str, ...] | None}, f"{where}.{kind}")
             if kind == "tensor":
                 found.append(TensorConditioner(name, fields["dim"], 1 if fuse == "sum" else None, fuse))
                 continue
-            values = fields.get("possible_values")
-            values = None if values is None else tuple(values)
-            found.append(LookupConditioner(name, fields["n_bins"], fields["dim"], values, fuse))
+            found.append(LookupConditioner(name, fields["n_bins"], fields["dim"], fields.get("possible_values"), fuse))
     if entries:
         raise ConfigError(f"conditioner {sorted(entries)[0]!r} is not in the fuser: name it under sum or cross")
     return tuple(found)
 
 
 def _cross_positions(fuser: Mapping[str, Any]) -> float | None:
-    return float(fuser.get("cross_attention_pos_emb_scale", 1.0)) if fuser.get("cross_attention_pos_emb") else None
+    hints = {"cross_attention_pos_emb": bool, "cross_attention_pos_emb_scale": Factor}
+    fields = checked(fuser, hints, "config.json: fuser")
+    return fields.get("cross_attention_pos_emb_scale", 1.0) if fields.get("cross_attention_pos_emb") else None
 
 
 def _published_conditioner(conditioner: Conditioner) -> dict[str, Any]:

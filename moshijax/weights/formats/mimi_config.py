@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from moshijax.annotations import Context, Factor, Parts, Positive, Size, nearest, shown
 from moshijax.codec import MimiConfig, QuantizerConfig, SeanetConfig
 from moshijax.errors import ConfigError
 from moshijax.nn.transformer import TransformerConfig
+from moshijax.weights.formats.fields import checked
 
 # Fields of the published config that must have one value here, with that value.
 _FIXED: dict[str, dict[str, Any]] = {
@@ -34,19 +36,21 @@ _FIXED: dict[str, dict[str, Any]] = {
 _DEFAULTS: dict[str, dict[str, Any]] = {
     "seanet": {"activation_params": {"alpha": 1.0}, "final_activation": None, "trim_right_ratio": 1.0},
 }
-_READ = {
-    "": ("sample_rate", "frame_rate", "seanet", "transformer", "quantizer"),
-    "seanet": ("dimension", "ratios", "dilation_base"),
-    "transformer": (
-        *("d_model", "num_heads", "num_layers", "dim_feedforward", "context", "max_period", "layer_scale"),
-        *("input_dimension", "output_dimensions"),
-    ),
-    "quantizer": ("dimension", "n_q", "bins", "input_dimension", "output_dimension"),
+# Fields that are read, and what they hold.
+_SEANET: dict[str, Any] = {
+    **dict.fromkeys(("n_filters", "kernel_size", "residual_kernel_size", "last_kernel_size", "compress"), Size),
+    "n_residual_layers": Parts,
 }
-_SEANET = (
-    *("n_filters", "kernel_size", "residual_kernel_size", "last_kernel_size"),
-    *("n_residual_layers", "compress"),
-)
+_READ: dict[str, dict[str, Any]] = {
+    "": {"sample_rate": Size, "frame_rate": Positive, "seanet": dict, "transformer": dict, "quantizer": dict},
+    "seanet": {"dimension": Size, "ratios": tuple[Size, ...], "dilation_base": Size, **_SEANET},
+    "transformer": {
+        **{"d_model": Size, "num_heads": Size, "num_layers": Parts, "dim_feedforward": Size, "context": Context},
+        **{"max_period": Positive, "layer_scale": Factor | None},
+        **{"input_dimension": Size, "output_dimensions": tuple[Size, ...]},
+    },
+    "quantizer": {"dimension": Size, "n_q": Parts, "bins": Size, "input_dimension": Size, "output_dimension": Size},
+}
 
 
 def mimi_config(fields: Mapping[str, Any], source: str = "config.json") -> MimiConfig:
@@ -55,50 +59,49 @@ def mimi_config(fields: Mapping[str, Any], source: str = "config.json") -> MimiC
     Raises:
       ConfigError: a table or field is missing, or has a value that this codec does not do.
     """
-    try:
-        s, t, q = dict(fields["seanet"]), dict(fields["transformer"]), dict(fields["quantizer"])
-        for table, values in (("", fields), ("seanet", s), ("transformer", t), ("quantizer", q)):
-            fixed = _FIXED[table] | _DEFAULTS.get(table, {})
-            for name, only in fixed.items():
-                if values.get(name, only) != only:
-                    raise ConfigError(
-                        f"{source}: {table} {name} is {values[name]!r}, only {only!r} is supported; "
-                        f"use another checkpoint"
-                    )
-            known = (*fixed, *_READ[table], *(_SEANET if table == "seanet" else ()))
-            for name in values:
-                if name not in known:
-                    raise ConfigError(f"{source}: {table} has an unknown field {name!r}; remove it")
-        config = MimiConfig(
-            sample_rate=fields["sample_rate"],
-            frame_rate=fields["frame_rate"],
-            seanet=SeanetConfig(
-                dimension=s["dimension"],
-                ratios=tuple(s["ratios"]),
-                dilation_base=s["dilation_base"],
-                **{name: s[name] for name in _SEANET},
-            ),
-            transformer=TransformerConfig(
-                dim=t["d_model"],
-                num_layers=t["num_layers"],
-                num_heads=t["num_heads"],
-                hidden_dim=t["dim_feedforward"],
-                context=t["context"],
-                max_period=float(t["max_period"]),
-                layer_scale=t.get("layer_scale"),
-            ),
-            quantizer=QuantizerConfig(dim=q["dimension"], bins=q["bins"], num_codebooks=q["n_q"]),
-        )
-        widths = (t["input_dimension"], *t["output_dimensions"], q["input_dimension"], q["output_dimension"])
-    except (TypeError, ValueError) as error:
-        if isinstance(error, ConfigError):
-            raise
-        raise ConfigError(f"{source} is not the config of a codec ({error}); fetch it again") from None
-    except KeyError as error:
-        raise ConfigError(f"{source}: field {error} is missing; a codec's config needs it") from None
+    top = _table("", fields, source)
+    s, t, q = (_table(name, top[name], source) for name in ("seanet", "transformer", "quantizer"))
+    config = MimiConfig(
+        sample_rate=top["sample_rate"],
+        frame_rate=top["frame_rate"],
+        seanet=SeanetConfig(
+            dimension=s["dimension"],
+            ratios=s["ratios"],
+            dilation_base=s["dilation_base"],
+            **{name: s[name] for name in _SEANET},
+        ),
+        transformer=TransformerConfig(
+            dim=t["d_model"],
+            num_layers=t["num_layers"],
+            num_heads=t["num_heads"],
+            hidden_dim=t["dim_feedforward"],
+            context=t["context"],
+            max_period=t["max_period"],
+            layer_scale=t.get("layer_scale"),
+        ),
+        quantizer=QuantizerConfig(dim=q["dimension"], bins=q["bins"], num_codebooks=q["n_q"]),
+    )
+    widths = (t["input_dimension"], *t["output_dimensions"], q["input_dimension"], q["output_dimension"])
     if set(widths) != {config.seanet.dimension}:
         raise ConfigError(f"{source}: widths {widths} must all equal seanet dimension {config.seanet.dimension}")
     return config
+
+
+def _table(name: str, fields: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """The fields of one table ("": of the config itself), all of them known, present and in range."""
+    where = f"{source}: {name}" if name else source
+    fixed, read = _FIXED[name] | _DEFAULTS.get(name, {}), _READ[name]
+    for key, value in fields.items():
+        if key in fixed and value != fixed[key]:
+            raise ConfigError(
+                f"{where} {key} is {shown(value)}, only {fixed[key]!r} is supported; use another checkpoint"
+            )
+        if key not in fixed and key not in read:
+            raise ConfigError(f"{where} has an unknown field {key!r}; {nearest(key, read)}remove it, or check it")
+    for key in read:
+        if key not in fields and key != "layer_scale":
+            raise ConfigError(f"{where} lacks {key}: a codec's config needs it; fetch it again")
+    return checked(fields, read, where)
 
 
 def published_mimi_config(config: MimiConfig) -> dict[str, Any]:
