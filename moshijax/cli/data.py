@@ -209,14 +209,22 @@ def prepare(
     config = PrepareConfig(rules, shard_items, augmentation=augmentation, copies=copies, seed=seed)
     try:
         with ProgressBar("encoding", len(content.items)) as update:
-            index, report = run(
+            index, report, written = run(
                 content, out, encoder, config,
                 lambda done, total, found: update(done, total, f"{found.seconds / 60:.1f} min"),
             )  # fmt: skip
     except KeyboardInterrupt:
         raise Stopped(f"stopped; complete shards are in {out}: run the same command again to continue") from None
     _tell(report)
-    click.echo(f"wrote {out}: {len(index['shards'])} shards, {index['codec']['num_codebooks']} codebooks")
+    click.echo(f"{_done(out, index, written)}, {index['codec']['num_codebooks']} codebooks")
+
+
+def _done(out: Path, index: dict, written: int) -> str:
+    """What a job did to a folder: `kept` if all shards were there and nothing that they were made of has changed."""
+    shards = len(index["shards"])
+    if not written:
+        return f"kept {out}, whose recordings have not changed: {shards} shards"
+    return f"wrote {out}: {shards} shards" + (f" ({shards - written} kept)" if written < shards else "")
 
 
 @command.command()
@@ -378,8 +386,9 @@ def teacher(manifest, out, kind, model, layer, strict, speaker, channels, min_sc
     rules = _rules(strict, speaker, channels, min_score)
     maker = make_teacher(kind, model, layer)
     with ProgressBar("features", len(content.items)) as update:
-        index, found = compute_features(content, out, maker, rules, progress=lambda done, total, _: update(done, total))
+        index, found, written = compute_features(
+            content, out, maker, rules, progress=lambda done, total, _: update(done, total)
+        )
     _tell(found)
-    click.echo(
-        f"wrote {out or content.path.parent / 'teacher'}: {index['kind']}, {index['dim']} numbers, {index['rate']} Hz"
-    )
+    where = out or content.path.parent / "teacher"
+    click.echo(f"{_done(where, index, written)}, {index['kind']}, {index['dim']} numbers, {index['rate']} Hz")

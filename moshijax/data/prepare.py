@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
-from moshijax.data import records
+from moshijax.data import records, sources
 from moshijax.data.augmentation import Augmenter, UserAugmentation
 from moshijax.data.batches import fold_seed
-from moshijax.data.checks import CheckedItem, CheckRules, Report, SignalStatistics, judge_apart, signal_blocks
+from moshijax.data.checks import CheckedItem, CheckRules, SignalStatistics, judge_apart, signal_blocks
 from moshijax.data.diarization import assign, draw_main, main_mask
 from moshijax.data.grids import CHANNELS, MIXED
 from moshijax.data.isolation import Isolated
-from moshijax.data.job import Progress, Record, ShardPlan, run_job
+from moshijax.data.job import Job, Progress, Record, ShardPlan, run_job, unmade
 from moshijax.data.manifest import Item, Manifest, read_recordings
 from moshijax.data.transcript import Word
 from moshijax.errors import ConfigError
@@ -83,9 +83,15 @@ class PrepareConfig:
         found: dict[str, Any] = {} if self.rules.streams == "two" else {"streams": self.rules.streams}
         if self.draws:
             changed = self.augmentation and dataclasses.asdict(self.augmentation)
-            clips = self.augmentation and self.augmentation.clips and read_recordings(self.augmentation.clips).sha256
+            clips = self.augmentation and self.augmentation.clips and _content_sha256(self.augmentation.clips)
             found["draws"] = {"augmentation": changed, "clips": clips, "copies": self.copies, "seed": self.seed}
         return found
+
+
+def _content_sha256(clips: str) -> str:
+    return records.digest(
+        [[item.id, (sources.look(item.audio) or [None])[-1]] for item in read_recordings(clips).items]
+    )
 
 
 def prepare(
@@ -94,7 +100,7 @@ def prepare(
     encoder: Encoder,
     config: PrepareConfig | None = None,
     progress: Progress | None = None,
-) -> tuple[dict[str, Any], Report]:
+) -> Job:
     """Write `dataset.json` and shards of records {id, codes int16 [C, Q, T], words, duration, provenance}.
 
     Args:
@@ -105,7 +111,7 @@ def prepare(
       progress: called after every item with (items done, items in all, report so far).
 
     Returns:
-      The content of `dataset.json`, and the report of accepted and rejected items.
+      The content of `dataset.json`, the report of accepted and rejected items, and the number of shards written.
 
     Raises:
       DataError: nothing is usable, strict rules met a rejected item, or `out_dir` holds the start of another job.
@@ -156,7 +162,12 @@ class GridPlan(ShardPlan):
         """Return the number of frames."""
         return record["codes"].shape[-1]
 
-    def make(self, items: Sequence[Item]) -> Iterator[CheckedItem | Record]:
+    def reads(self, item: Item) -> Sequence[Path]:
+        """See `ShardPlan`."""
+        segments = (item.audio.with_suffix(".rttm"),) if self.config.rules.streams == "diarized" else ()
+        return item.audio, item.sidecar, *segments
+
+    def make(self, items: Iterable[Item]) -> Iterator[CheckedItem | Record]:
         """See `ShardPlan`; recordings are encoded in batches, so records come later than findings."""
         encoder, config = self.encoder, self.config
         rules, rate = config.rules, encoder.sample_rate
@@ -174,27 +185,47 @@ class GridPlan(ShardPlan):
 
         for item in items:
             checked, statistics, signal = judge_apart(isolated, item, rules, rate, _LONG_SECONDS)
-            drawn = [maker.draw(checked, copy) for copy in range(config.copies)] if checked.rejected is None else []
-            if drawn and signal is None:
+            if checked.rejected is not None:
+                yield checked
+                continue
+            if signal is None:
                 # A long recording is read again as it is encoded: its codes are never held beside its samples, nor
                 # beside those of others.
                 yield from flush()
                 seconds = 0.0
-            for draw in drawn:
-                checked.flags.update(draw.counts)
-            for draw in drawn:
-                blocks = signal_blocks(checked, rules, rate) if signal is None else iter([signal])
-                changed, record = maker.make(checked, draw, blocks, statistics)
+            try:
+                made = list(self._records(checked, maker, signal, statistics))
+            except Exception as error:
+                checked.kind, checked.rejected = unmade(item, error)
+            else:
                 if signal is None:
-                    yield {**record, "codes": encoder.encode_blocks(changed).astype(np.int16)}
-                    continue
-                waiting.append((record, np.concatenate(list(changed))))
-                seconds += waiting[-1][1].shape[1] * checked.info.duration
+                    yield from (record for record, _ in made)
+                else:
+                    waiting += made
+                    seconds += sum(changed.shape[1] for _, changed in made) * checked.info.duration
                 if seconds >= config.batch_seconds:
                     yield from flush()
                     seconds = 0.0
             yield checked
         yield from flush()
+
+    def _records(
+        self, checked: CheckedItem, maker: RecordMaker, signal: np.ndarray | None, statistics: SignalStatistics
+    ) -> Iterator[tuple[Record, np.ndarray]]:
+        """Every copy of an item: the record without codes and its streams [n, C]; with codes if there is no signal."""
+        rules, rate = self.config.rules, self.encoder.sample_rate
+        draws = [maker.draw(checked, copy) for copy in range(self.config.copies)]
+        for draw in draws:
+            checked.flags.update(draw.counts)
+        for draw in draws:
+            blocks = signal_blocks(checked, rules, rate) if signal is None else iter([signal])
+            changed, record = maker.make(checked, draw, blocks, statistics)
+            records.pack(record)  # what cannot be stored is this item's fault, which writing the shard does not tell
+            if signal is None:
+                codes = self.encoder.encode_blocks(changed).astype(np.int16)
+                yield {**record, "codes": codes}, np.zeros((0, codes.shape[0]), np.float32)
+            else:
+                yield record, np.concatenate(list(changed))
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,12 @@ import numpy as np
 from moshijax import files, optional
 from moshijax.errors import DataError, MoshijaxError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 INDEX = "dataset.json"
 TEACHER = "teacher.json"  # the index of features
 COMMANDS = {INDEX: "data prepare", TEACHER: "data teacher"}
 BEGUN = "begun.json"  # while a job is unfinished, instead of its index
+SOURCES = "sources.json"  # what every shard was made of
 
 
 def shard_name(index: int, count: int) -> str:
@@ -48,10 +49,10 @@ def unpack(data: bytes) -> dict[str, Any]:
     return optional.load("msgpack").unpackb(data, object_hook=hook)
 
 
-def write_shard(path: Path, records: Iterable[dict[str, Any]]) -> int:
-    """Write records to one shard, which appears only when complete. Return their number."""
+def write_shard(path: Path, records: Iterable[dict[str, Any]]) -> str:
+    """Write records to one shard, which appears only when complete. Return the sha256 of all of them."""
     writer_module = optional.load("array_record.python.array_record_module")
-    count = 0
+    count, state = 0, hashlib.sha256()
     with files.staged(path) as temporary:
         with _full_disk(path):
             writer = writer_module.ArrayRecordWriter(str(temporary), "group_size:1")
@@ -61,11 +62,12 @@ def write_shard(path: Path, records: Iterable[dict[str, Any]]) -> int:
                 with _full_disk(path):
                     writer.write(data)
                 count += 1
+                state.update(len(data).to_bytes(8, "little") + data)
         finally:
             with _full_disk(path):
                 writer.close()
         _check_complete(temporary, count)
-    return count
+    return state.hexdigest()
 
 
 @contextmanager
@@ -164,7 +166,7 @@ class RecordSource(Sequence):
 
 def digest(*parts: Any) -> str:
     """sha256 over a JSON form of values: the same for equal values in any process."""
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 def tree_digest(tree: Any) -> str:

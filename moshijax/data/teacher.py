@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,8 +16,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from moshijax.data import records
-from moshijax.data.checks import CheckedItem, CheckRules, Report, check_header, check_recording
-from moshijax.data.job import Progress, Record, ShardPlan, run_job
+from moshijax.data.checks import CheckedItem, CheckRules, check_header, check_recording
+from moshijax.data.job import RECORDINGS, Job, Progress, Record, ShardPlan, recordings_sha256, run_job, unmade
 from moshijax.data.manifest import Item, Manifest
 from moshijax.data.transcript import read_sidecar
 from moshijax.errors import ConfigError, DataError
@@ -153,7 +153,7 @@ def compute_features(
     rules: CheckRules | None = None,
     shard_items: int = 256,
     progress: Progress | None = None,
-) -> tuple[dict[str, Any], Report]:
+) -> Job:
     """Write `teacher.json` and shards of {id, features float16 [channels, T50, F]}.
 
     Args:
@@ -165,7 +165,7 @@ def compute_features(
       progress: called after every item with items done, items in all, and the report so far.
 
     Returns:
-      the content of `teacher.json`, and the report of accepted and rejected items.
+      The content of `teacher.json`, the report of accepted and rejected items, and the number of shards written.
 
     Raises:
       DataError: nothing is usable, strict rules met a rejected item, or `out_dir` holds other features.
@@ -204,30 +204,36 @@ class FeaturePlan(ShardPlan):
         """Return the item's id."""
         return record["id"]
 
-    def make(self, items: Sequence[Item]) -> Iterator[CheckedItem | Record]:
+    def reads(self, item: Item) -> Sequence[Path]:
+        """See `ShardPlan`."""
+        return (item.audio, item.sidecar) if self.teacher.transcribed else (item.audio,)
+
+    def make(self, items: Iterable[Item]) -> Iterator[CheckedItem | Record]:
         """See `ShardPlan`."""
         for item in items:
             checked = check_header(item, self.rules) if self.teacher.transcribed else check_recording(item)
-            features = None
             if checked.rejected is None:
                 try:
                     features = self.teacher.features(item, checked.info.duration, dict(self.rules.speakers))
-                except DataError as error:
-                    checked.kind, checked.rejected = "teacher", str(error)
-            if features is not None:
-                yield {"id": item.id, "features": features.astype(np.float16)}
+                    record = {"id": item.id, "features": features.astype(np.float16)}
+                    records.pack({"id": item.id})
+                except Exception as error:
+                    checked.kind, checked.rejected = unmade(item, error, "teacher")
+                else:
+                    yield record
             yield checked
 
 
 class TeacherFeatures:
-    """Features by item id. DataError when they are unfinished or belong to another manifest."""
+    """Features by item id. DataError when they are unfinished or of other recordings."""
 
-    def __init__(self, folder: str | Path, manifest_sha256: str | None = None):
+    def __init__(self, folder: str | Path, manifest: Manifest | None = None):
         self._source = records.RecordSource(folder, records.TEACHER)
         index = self._source.index
-        if manifest_sha256 is not None and index["plan"]["manifest_sha256"] != manifest_sha256:
+        if manifest is not None and index["plan"][RECORDINGS] != recordings_sha256(manifest):
             raise DataError(
-                f"teacher features {folder} belong to another manifest: delete them, run `moshijax data teacher` again"
+                f"teacher features {folder} are of other recordings than {manifest.path}: delete them and run "
+                "`moshijax data teacher` again"
             )
         self.kind, self.dim, self.rate, self.sha256 = (index[name] for name in ("kind", "dim", "rate", "sha256"))
         ids = [name for shard in index["shards"] for name in shard["ids"]]

@@ -176,7 +176,7 @@ def audio_batches(config: AudioData, seed: int) -> BatchSource:
       DataError: no recordings, the teacher's features lack every item, or too many recordings are broken.
     """
     manifest = read_recordings(config.manifest)
-    teacher = None if config.teacher is None else TeacherFeatures(config.teacher, manifest.sha256)
+    teacher = None if config.teacher is None else TeacherFeatures(config.teacher, manifest)
     items = [item for item in manifest.items if teacher is None or item.id in teacher]
     if not items:
         raise DataError(f"no item of {config.manifest} has features in {config.teacher}: run `moshijax data teacher`")

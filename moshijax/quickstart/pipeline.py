@@ -71,7 +71,7 @@ def teacher(settings: Settings, folder: Folder, tell: ProgressFn) -> Mapping[str
     from moshijax.data.manifest import read_manifest
     from moshijax.data.teacher import compute_features
 
-    index, report = compute_features(
+    index, report, _ = compute_features(
         read_manifest(folder.speech),
         folder.speech / "teacher",
         progress=lambda done, total, _: tell(done, total, "recordings"),
@@ -142,7 +142,7 @@ def prepare(settings: Settings, folder: Folder, tell: ProgressFn) -> Mapping[str
     from moshijax.data.prepare import prepare
 
     encoder = CodecEncoder.load(folder.codec)
-    _, report = prepare(
+    _, report, _ = prepare(
         read_manifest(folder.training_calls),
         folder.grids,
         encoder,

@@ -44,7 +44,13 @@ def prepared(tmp_path):
         records.write_shard(tmp_path / "shard", [record])
         codec = {"sha256": "0", "num_codebooks": 2, "sample_rate": 24_000, "frame_size": 1920}
         shards = [{"file": "shard", "records": 1, "frames": [FRAMES]}]
-        index = {"format_version": 1, "kind": "dialogue", "codec": codec, "sha256": "0", "shards": shards}
+        index = {
+            "format_version": records.FORMAT_VERSION,
+            "kind": "dialogue",
+            "codec": codec,
+            "sha256": "0",
+            "shards": shards,
+        }
         files.write_json(tmp_path / records.INDEX, {**index, "channels": list(channels)})
         return str(tmp_path)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import pickle
 import subprocess
 import sys
@@ -13,13 +14,14 @@ import numpy as np
 import pytest
 import soundfile
 
+from moshijax import lock
 from moshijax.data import checks, records
 from moshijax.data import prepare as prepare_module
 from moshijax.data.checks import CheckRules, judge
 from moshijax.data.job import finish, shards_of
 from moshijax.data.manifest import read_manifest
 from moshijax.data.prepare import GridPlan, PrepareConfig, prepare
-from moshijax.errors import DataError, MoshijaxError
+from moshijax.errors import ConfigError, DataError, MoshijaxError
 from tests.data.sets import RATE, WORDS, LevelEncoder, endanger, tones, write_item, write_manifest, write_set
 
 SMALL = PrepareConfig(shard_items=2)
@@ -32,9 +34,9 @@ def digests(folder):
 def test_records(tmp_path):
     manifest = read_manifest(write_set(tmp_path / "in", 5))
     seen = []
-    index, report = prepare(manifest, tmp_path / "out", LevelEncoder(), SMALL, lambda d, t, r: seen.append((d, t)))
+    index, report, _ = prepare(manifest, tmp_path / "out", LevelEncoder(), SMALL, lambda d, t, r: seen.append((d, t)))
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
-        "dataset.json", *(f"shard-0000{i}-of-00003.arrayrecord" for i in range(3))
+        "dataset.json", *(f"shard-0000{i}-of-00003.arrayrecord" for i in range(3)), "sources.json"
     ]  # fmt: skip
     source = records.RecordSource(tmp_path / "out")
     assert len(source) == report.usable == 5 and seen[-1] == (5, 5)
@@ -83,7 +85,7 @@ def test_interrupted_and_continued_equals_never_interrupted(tmp_path):
     assert second.calls == 2  # two of four shards were there already
     assert digests(tmp_path / "whole") == digests(tmp_path / "parts")
     third = LevelEncoder()
-    index, report = prepare(manifest, tmp_path / "parts", third, SMALL)
+    index, report, _ = prepare(manifest, tmp_path / "parts", third, SMALL)
     assert third.calls == 0 and report.usable == 7 and len(index["shards"]) == 4
 
 
@@ -92,7 +94,7 @@ def test_rejected_items_are_in_the_index(tmp_path):
     folder.mkdir()
     lines = [write_item(folder, "good"), write_item(folder, "mono", audio=tones(WORDS)[:, 0])]
     manifest = read_manifest(write_manifest(folder, lines))
-    index, report = prepare(manifest, tmp_path / "out", LevelEncoder())
+    index, report, _ = prepare(manifest, tmp_path / "out", LevelEncoder())
     assert index["report"]["rejected"][0][0] == "mono" and report.kinds == {"channels": 1}
     assert len(records.RecordSource(tmp_path / "out")) == 1
     with pytest.raises(DataError, match="1 of 2 items"):
@@ -112,7 +114,7 @@ def risky_judge(item, *more):
 def test_a_crash_of_the_decoder_rejects_its_item(tmp_path, monkeypatch):
     monkeypatch.setattr(checks, "judge", risky_judge)
     lines = [write_item(tmp_path, name) for name in ("first", "segfault", "last")]
-    index, report = prepare(read_manifest(write_manifest(tmp_path, lines)), tmp_path / "out", LevelEncoder())
+    index, report, _ = prepare(read_manifest(write_manifest(tmp_path, lines)), tmp_path / "out", LevelEncoder())
     assert [record["id"] for record in records.RecordSource(tmp_path / "out")] == ["first", "last"]
     assert dict(report.kinds) == {"decoder": 1} == index["report"]["kinds"]
     assert "segfault.wav ended its process (exit code -11), tried 2 times" in report.rejected[0][1]
@@ -126,8 +128,99 @@ def test_another_codec_or_manifest_is_refused(tmp_path):
     with pytest.raises(DataError, match=r"made with codec_sha256 = 'level-encoder', now it is 'another'"):
         prepare(manifest, tmp_path / "out", other)
     more = read_manifest(write_set(tmp_path / "in", 3))
-    with pytest.raises(DataError, match="made with manifest_sha256"):
+    with pytest.raises(DataError, match=r"made of other recordings: 1 \(call-2\) added; choose another"):
         prepare(more, tmp_path / "out", LevelEncoder())
+
+
+def write_half_a_character(folder, name):
+    (folder / f"{name}.json").write_text('{"alignments": [["\\ud83d", [0.3, 0.6], "SPEAKER_USER"]]}')
+
+
+def test_a_word_that_cannot_be_stored_rejects_its_item_alone(tmp_path):
+    manifest = read_manifest(write_set(tmp_path, 3))
+    write_half_a_character(tmp_path, "call-1")
+    index, report, _ = prepare(manifest, tmp_path / "out", LevelEncoder())
+    assert [record["id"] for record in records.RecordSource(tmp_path / "out")] == ["call-0", "call-2"]
+    assert dict(report.kinds) == {"unreadable": 1} and "UnicodeEncodeError" in index["report"]["rejected"][0][1]
+
+
+def test_no_memory_is_no_fault_of_an_item(tmp_path, monkeypatch):
+    def full(*_):
+        raise MemoryError
+
+    monkeypatch.setattr(prepare_module.RecordMaker, "make", full)
+    with pytest.raises(MemoryError):
+        prepare(read_manifest(write_set(tmp_path, 1)), tmp_path / "out", LevelEncoder())
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_changed_recordings_are_made_again_and_only_theirs(tmp_path, finished):
+    manifest = read_manifest(write_set(tmp_path / "in", 6))
+    (tmp_path / "in" / "call-0.json").write_text("no JSON")
+    (tmp_path / "in" / "call-1.json").unlink()
+    if finished:
+        before = prepare(manifest, tmp_path / "out", LevelEncoder(), SMALL)
+        assert before.written == 3 and before.report.usable == 4
+        again = prepare(manifest, tmp_path / "out", LevelEncoder(), SMALL)
+        assert again[1:] == (before.report, 0) and again.index["sha256"] == before.index["sha256"]
+    else:
+        with pytest.raises(KeyboardInterrupt):
+            prepare(manifest, tmp_path / "out", LevelEncoder(fail_after=1), SMALL)
+    kept = [records.shard_name(n, 3) for n in range(1, 3 if finished else 2)]
+    times = {name: (tmp_path / "out" / name).stat().st_mtime_ns for name in kept}
+    write_set(tmp_path / "in", 2)
+    write_manifest(tmp_path / "in", [{"path": item.audio.name, "duration": item.duration} for item in manifest.items])
+    after = prepare(manifest, tmp_path / "out", LevelEncoder(), SMALL)
+    assert after.report.usable == 6 and after.written == 3 - len(kept)
+    assert {name: (tmp_path / "out" / name).stat().st_mtime_ns for name in kept} == times
+    prepare(manifest, tmp_path / "fresh", LevelEncoder(), SMALL)
+    assert digests(tmp_path / "out") == digests(tmp_path / "fresh")
+    if finished:
+        assert after.index["sha256"] != before.index["sha256"]
+
+
+def test_a_corrected_word_is_in_the_data(tmp_path):
+    manifest = read_manifest(write_set(tmp_path / "in", 1))
+    first = prepare(manifest, tmp_path / "out", LevelEncoder())
+    sidecar = tmp_path / "in" / "call-0.json"
+    sidecar.write_text(sidecar.read_text().replace("hello", "hallo"))
+    assert prepare(manifest, tmp_path / "out", LevelEncoder()).index["sha256"] != first.index["sha256"]
+    assert records.RecordSource(tmp_path / "out")[0]["words"][0][0] == "hallo"
+
+
+def test_files_of_another_time_with_the_same_bytes_are_the_same(tmp_path):
+    manifest = read_manifest(write_set(tmp_path / "in", 2))
+    prepare(manifest, tmp_path / "out", LevelEncoder())
+    write_set(tmp_path / "in", 2)
+    for item in manifest.items:
+        os.utime(item.audio, ns=(1, 1))
+    assert prepare(manifest, tmp_path / "out", LevelEncoder()).written == 0
+
+
+def test_recordings_that_are_gone_are_listed_and_the_data_is_kept(tmp_path):
+    manifest = read_manifest(write_set(tmp_path / "in", 3))
+    prepare(manifest, tmp_path / "out", LevelEncoder())
+    before = digests(tmp_path / "out")
+    (tmp_path / "in" / "call-1.wav").unlink()
+    with pytest.raises(DataError, match=r"no longer there: 1 \(.*call-1.wav\); put them back"):
+        prepare(manifest, tmp_path / "out", LevelEncoder())
+    assert digests(tmp_path / "out") == before
+
+
+def test_a_folder_with_other_files_is_refused_and_stays_as_it_is(tmp_path):
+    manifest = read_manifest(write_set(tmp_path / "in", 1))
+    before = digests(tmp_path / "in")
+    with pytest.raises(ConfigError, match="in holds other files, such as call-0.json: choose a new or empty folder"):
+        prepare(manifest, tmp_path / "in", LevelEncoder())
+    assert digests(tmp_path / "in") == before
+
+
+def test_a_second_process_in_a_folder_is_refused(tmp_path):
+    manifest = read_manifest(write_set(tmp_path / "in", 1))
+    (tmp_path / "out").mkdir()
+    with lock.inside(tmp_path / "out"), pytest.raises(MoshijaxError, match=f"written by process {os.getpid()} on"):
+        prepare(manifest, tmp_path / "out", LevelEncoder())
+    assert prepare(manifest, tmp_path / "out", LevelEncoder()).written == 1
 
 
 def test_damaged_data_sets_are_refused(tmp_path):
@@ -188,7 +281,7 @@ def test_empty_shards_and_empty_codes(tmp_path):
 def test_a_shard_made_in_another_process_has_the_same_bytes(tmp_path):
     """A plan and some items travel by pickle; what comes back is all that the index needs."""
     manifest = read_manifest(write_set(tmp_path / "in", 5))
-    index, report = prepare(manifest, tmp_path / "here", LevelEncoder(), SMALL)
+    index, report, _ = prepare(manifest, tmp_path / "here", LevelEncoder(), SMALL)
     plan = GridPlan(SMALL.shard_items, False, LevelEncoder(), SMALL)
     (tmp_path / "there").mkdir()
     calls = [(plan, items, tmp_path / "there" / name) for name, items in shards_of(manifest, plan)]

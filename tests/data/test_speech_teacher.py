@@ -102,7 +102,7 @@ def test_features_of_any_folder_train_a_codec(tmp_path):
     many[4_000:, 2] = 0.3 * np.sin(np.arange(4_000))
     soundfile.write(tmp_path / "many.wav", many, 8_000)
     (tmp_path / "bad.wav").write_text("this is no audio, however long it may be made to look by more words")
-    index, report = compute_features(read_recordings(tmp_path), tmp_path / "teacher", Levels())
+    index, report, _ = compute_features(read_recordings(tmp_path), tmp_path / "teacher", Levels())
     ids = [name for shard in index["shards"] for name in shard["ids"]]
     assert (index["kind"], ids) == ("levels", ["many", "mono"]) and report.rejected[0][0] == "bad"
     assert TeacherFeatures(tmp_path / "teacher")["many"].shape == (3, 50, 1)

@@ -34,7 +34,7 @@ def write_mono(folder, name="talk", **extra):
 
 
 def made(folder, out, config, encoder=None):
-    index, report = prepare(read_manifest(folder / "manifest.jsonl"), out, encoder or LevelEncoder(), config)
+    index, report, _ = prepare(read_manifest(folder / "manifest.jsonl"), out, encoder or LevelEncoder(), config)
     return index, report, list(records.RecordSource(out))
 
 
