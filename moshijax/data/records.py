@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import os
+import threading
+from bisect import bisect_right
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +118,9 @@ def read_index(folder: str | Path, name: str = INDEX) -> dict[str, Any]:
     try:
         index = json.loads(path.read_text(encoding="utf-8"))
         version = index["format_version"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path} cannot be read ({error}): delete {folder} and run `{command}` again") from error
     if version != FORMAT_VERSION:
         raise DataError(
@@ -135,33 +143,60 @@ class RecordSource(Sequence):
         for path, _ in self.shards:
             if not path.exists():
                 raise DataError(f"shard {path} is missing: copy it again, or run `{COMMANDS[index_name]}` again")
-        self._length = sum(count for _, count in self.shards)
-        self._source: Any = None
+        self._firsts = list(accumulate((count for _, count in self.shards), initial=0))
+        self._open = _Open()
 
     def __len__(self) -> int:
-        return self._length
+        return self._firsts[-1]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_source": None}
+        return {**vars(self), "_open": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _open=_Open())
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        if not 0 <= index < self._length:
+        if not 0 <= index < len(self):
             raise IndexError(index)
-        if self._source is None:
-            module = optional.load("array_record.python.array_record_data_source")
-            full = [str(path) for path, count in self.shards if count]
-            try:
-                source = module.ArrayRecordDataSource(full)
-                found = len(source)
-            except (RuntimeError, ValueError, OSError) as error:
-                raise DataError(f"a shard of {self.folder} cannot be read ({error}): copy it again") from error
-            if found != self._length:
-                raise DataError(f"{self.folder} holds {found} records, {self.name} says {self._length}: copy it again")
-            self._source = source
+        number = bisect_right(self._firsts, index) - 1
+        path, count = self.shards[number]
         try:
-            return unpack(self._source[index])
-        except (RuntimeError, ValueError) as error:
-            raise DataError(f"record {index} of {self.folder} cannot be read ({error}): copy it again") from error
+            data = self._open.read(path, count, index - self._firsts[number])
+        except (RuntimeError, ValueError, IndexError, OSError) as error:
+            if os.strerror(errno.EMFILE).lower() in str(error).lower():
+                raise MoshijaxError(
+                    f"{path} cannot be opened (too many open files): raise the limit with `ulimit -n 4096`"
+                ) from error
+            raise DataError(
+                f"record {index} of {self.folder} cannot be read ({path.name}: {error}): copy it again"
+            ) from error
+        return unpack(data)
+
+
+class _Open:
+    """Readers of shards; the least recently used one is closed when there are too many, as open files are limited."""
+
+    MOST = 256
+
+    def __init__(self) -> None:
+        self._readers: OrderedDict[Path, Any] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def read(self, path: Path, count: int, number: int) -> bytes:
+        """Return record `number` of a shard that has to hold `count`."""
+        with self._lock:
+            reader = self._readers.pop(path, None)
+            if reader is None:
+                while len(self._readers) >= self.MOST:
+                    self._readers.popitem(last=False)[1].close()
+                module = optional.load("array_record.python.array_record_module")
+                reader = module.ArrayRecordReader(str(path), "readahead_buffer_size:0,max_parallelism:0")
+                if reader.num_records() != count:
+                    found = reader.num_records()
+                    reader.close()
+                    raise ValueError(f"it holds {found} records, not {count}")
+            self._readers[path] = reader
+            return reader.read([number])[0]
 
 
 def digest(*parts: Any) -> str:

@@ -291,3 +291,21 @@ def test_a_shard_made_in_another_process_has_the_same_bytes(tmp_path):
     results = pickle.loads(made.stdout)[::-1]
     assert finish(manifest, tmp_path / "there", plan, results) == (index, report)
     assert digests(tmp_path / "here") == digests(tmp_path / "there")
+
+
+def test_few_shards_are_open_at_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(records._Open, "MOST", 2)
+    prepare(
+        read_manifest(write_set(tmp_path / "in", 5)), tmp_path / "out", LevelEncoder(), PrepareConfig(shard_items=1)
+    )
+    source = pickle.loads(pickle.dumps(records.RecordSource(tmp_path / "out")))
+
+    def opened():
+        files = [os.path.realpath(f"/proc/self/fd/{name}") for name in os.listdir("/proc/self/fd")]
+        return [name for name in files if name.endswith(".arrayrecord")]
+
+    before = len(opened())
+    for number in (0, 1, 2, 3, 4, 0, 4, 2):
+        assert source[number]["id"] == f"call-{number}"
+        assert len(opened()) - before <= 2
+    assert len(opened()) - before == 2
