@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import jax
 
 from moshijax.config_json import to_json
-from moshijax.errors import Stopped
+from moshijax.errors import ConfigError, Stopped
 from moshijax.train import sharding
 from moshijax.train.evaluate import Evaluator, HeldOutLoss, Interrupted, Snapshot
 from moshijax.train.experiment import ExperimentConfig
@@ -26,7 +26,7 @@ from moshijax.train.plan.flops import peak_flops
 from moshijax.train.plan.footprint import explain_out_of_memory
 from moshijax.train.run import hosts
 from moshijax.train.run import run_dir as files
-from moshijax.train.run.checkpoint import Checkpointer, quiet_orbax
+from moshijax.train.run.checkpoint import Checkpointer, check_path, quiet_orbax
 from moshijax.train.run.compilations import Compilations
 from moshijax.train.run.init_from import starting_point
 from moshijax.train.run.metrics import (
@@ -47,6 +47,7 @@ from moshijax.train.run.weights_and_biases import WandbLog
 from moshijax.train.state import StatePlan, TrainState, plan_state
 from moshijax.train.steps import NONFINITE, CompiledStep, batch_shardings, compile_step
 from moshijax.train.task import Batches
+from moshijax.weights.run import DamagedCheckpoint
 
 log = logging.getLogger(__name__)
 
@@ -264,14 +265,13 @@ def train(
         identity = _identity(experiment, batches, recipe)
         changes = _claim(run, identity, allow_change)
         checkpointer = stack.enter_context(contextlib.closing(Checkpointer(run, experiment.keep_checkpoints)))
-        latest = hosts.agreed(checkpointer.latest() or 0)
-        if latest >= experiment.steps and checkpointer.meta(latest)["evaluated"] == latest:
+        if _is_complete(checkpointer, experiment.steps):
             log.info("%s is complete: %d steps done", run.path, experiment.steps)
             return
         with explain_out_of_memory(experiment, mesh):
             kinds = experiment.step_kinds
             steps = {k.name: compile_step(experiment.task, experiment, plan, k, first[k.name], mesh) for k in kinds}
-            state, meta = _first_state(experiment, plan, checkpointer, latest, start_from)
+            latest, state, meta = _first_state(experiment, plan, checkpointer, start_from)
         for change in changes:
             log.warning("changed at step %d: %s", latest, change)
         if changes:
@@ -338,24 +338,48 @@ def _claim(run: RunDir, identity: RunIdentity, allow_change: bool) -> list[str]:
     """Claim the run directory, on the first process; return what changed, once the directory is there for all."""
     changes: list[str] = []
     if jax.process_index() == 0:
+        run.create()
+    hosts.agreed(0)
+    check_path(run.path)
+    if jax.process_index() == 0:
         changes = run.claim(identity, allow_change)
         identity.experiment.task.save_assets(run.path)
     hosts.agreed(0)
     return changes
 
 
+def _is_complete(checkpointer: Checkpointer, steps: int) -> bool:
+    """Whether the run has its last step and that step's evaluation.
+
+    Raises:
+      ConfigError: it has more steps than that.
+    """
+    latest = checkpointer.latest() or 0
+    if latest > steps:
+        raise ConfigError(
+            f"steps is {steps}, but {checkpointer.path.parent} has done {latest}; give at least {latest} steps, or "
+            "another run directory"
+        )
+    with contextlib.suppress(DamagedCheckpoint):  # reading the state falls back to the one before
+        return latest == steps and checkpointer.verify(latest)["evaluated"] == latest
+    return False
+
+
 def _first_state(
     experiment: ExperimentConfig,
     plan: StatePlan,
     checkpointer: Checkpointer,
-    latest: int,
     start_from: Callable[[TrainState], TrainState] | None,
-) -> tuple[TrainState, dict[str, Any]]:
-    """Return the state, and what was saved beside it: of the last checkpoint, else a new one through `start_from`."""
-    if latest:
-        return checkpointer.restore(latest, plan.abstract)
+) -> tuple[int, TrainState, dict[str, Any]]:
+    """Return the steps done, the state, and what was saved beside it: of the last checkpoint that can be read.
+
+    Without any it is a new state, through `start_from`.
+    """
+    found = checkpointer.restore_newest(plan.abstract)
+    if found is not None:
+        return found
     state = plan.create(experiment.seed)
-    return state if start_from is None else start_from(state), {"interval": None, "evaluated": 0, "lines": 0}
+    return 0, state if start_from is None else start_from(state), {"interval": None, "evaluated": 0, "lines": 0}
 
 
 def _other_logs(experiment: ExperimentConfig, run: RunDir) -> list[MetricsLog]:

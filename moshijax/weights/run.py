@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +18,7 @@ import orbax.checkpoint as ocp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from moshijax.config_json import from_json
-from moshijax.errors import DataError
+from moshijax.errors import DataError, MoshijaxError
 from moshijax.weights.families import family_of
 from moshijax.weights.families.family import Family
 from moshijax.weights.model import OpenedModel
@@ -30,6 +30,7 @@ MODEL, CHECKPOINTS = "model.json", "checkpoints"
 CONFIG, RECIPE, METRICS = "config.json", "config.gin", "metrics.jsonl"
 #: Item of a checkpoint that holds the model.
 MODEL_ITEM = "model"
+_SHOWN_FAULT = 240  # characters of a library's error
 
 
 class RunModel(NamedTuple):
@@ -64,6 +65,59 @@ class TrainedModel(NamedTuple):
     config: Any
     variables: dict[str, Any]
     step: int
+
+
+class DamagedCheckpoint(DataError):
+    """A checkpoint that cannot be read.
+
+    Attributes:
+      path: folder of the checkpoint.
+      fault: which one it is and what is wrong with it, without the remedy.
+    """
+
+    def __init__(self, path: Path, fault: str, remedy: str) -> None:
+        super().__init__(f"{fault}; {remedy}")
+        self.path, self.fault = path, fault
+
+
+@contextlib.contextmanager
+def reading(checkpoint: Path, steps: Sequence[int]) -> Iterator[None]:
+    """Say which checkpoint is damaged, and what is wrong, where the block fails to read it.
+
+    Args:
+      checkpoint: folder of the checkpoint, named by its step.
+      steps: all complete checkpoints beside it.
+
+    Raises:
+      DamagedCheckpoint: in place of the error of the library.
+    """
+    try:
+        yield
+    except (MoshijaxError, MemoryError, PermissionError, jax.errors.JaxRuntimeError):
+        raise
+    except Exception as error:
+        step = int(checkpoint.name)
+        what = " ".join((str(error) or type(error).__name__).split(" [tensorstore_spec=")[0].split())
+        shown = what if len(what) <= _SHOWN_FAULT else f"{what[:_SHOWN_FAULT]} ..."
+        others = [other for other in steps if other < step]
+        remedy = (
+            f"move {checkpoint} away, then checkpoint {max(others)} is used"
+            if others
+            else "there is none before it: train again in another run directory"
+        )
+        fault = f"checkpoint {step} of {checkpoint.parent.parent} is damaged ({shown})"
+        raise DamagedCheckpoint(checkpoint, fault, remedy) from error
+
+
+def tree_of(metadata: Any, item: str) -> Any:
+    """Return the tree of the leaves' metadata of an item of a checkpoint.
+
+    Raises:
+      ValueError: the checkpoint has no such item.
+    """
+    if metadata.get(item) is None:
+        raise ValueError(f"its {item} is missing")
+    return metadata[item].tree
 
 
 def is_run(path: str | Path) -> bool:
@@ -164,15 +218,16 @@ def _opened(run_dir: str | Path, step: int | None) -> Iterator[tuple[Family, Any
         if found is None or found not in manager.all_steps():
             wanted = "complete checkpoint" if step is None else f"checkpoint of step {step}"
             raise DataError(f"{path} has no {wanted}; {remedy}")
-        yield family, config, manager, found
+        with reading((path / CHECKPOINTS / str(found)), manager.all_steps()):
+            yield family, config, manager, found
     finally:
         manager.close()
 
 
 def _shapes(manager: ocp.CheckpointManager, step: int) -> dict[str, Any]:
     """Shapes and types of params, model_state and ema of a checkpoint (those that it has)."""
-    metadata = manager.item_metadata(step)[MODEL_ITEM].tree
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), metadata)
+    found = tree_of(manager.item_metadata(step), MODEL_ITEM)
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), found)
 
 
 def _laid_out(shapes: dict[str, Any], shardings: Any) -> dict[str, Any]:

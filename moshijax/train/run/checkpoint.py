@@ -10,20 +10,26 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 
-from moshijax.errors import DataError, MoshijaxError
+from moshijax.errors import ConfigError, DataError, MoshijaxError
 from moshijax.files import is_out_of_space
+from moshijax.train.run import hosts
 from moshijax.train.run.run_dir import RunDir
 from moshijax.train.sharding import path_of
 from moshijax.train.state import TrainState
-from moshijax.weights.run import MODEL_ITEM
+from moshijax.weights.run import MODEL_ITEM, DamagedCheckpoint, reading, tree_of
+
+log = logging.getLogger(__name__)
 
 TENSORSTORE_FULL = "RESOURCE_EXHAUSTED"  # how TensorStore names a full disk
 #: Item of a checkpoint that only the run itself needs; the model is an item of its own (`moshijax.weights.run`).
 OPTIMIZER_ITEM = "optimizer"
 AFTER_FREEING = "free some and run the same command again: the run continues from its last complete checkpoint"
 SHOWN_MISMATCHES = 12
+PROBE = ".probe"
+META_ITEM = "meta"
 
 
 @contextlib.contextmanager
@@ -49,6 +55,36 @@ def check_space(path: Path, needed: int) -> None:
             f"no space left for a checkpoint in {path}: it needs {needed / 1e6:.1f} MB, {free / 1e6:.1f} MB are free; "
             f"{AFTER_FREEING}"
         )
+
+
+def check_path(run_dir: Path) -> None:
+    """Check that a checkpoint written below a directory can be read back, by a tiny one.
+
+    Orbax looks for its files by patterns and takes a backslash for a slash: below such a folder it writes checkpoints
+    that nobody can read.
+
+    Raises:
+      ConfigError: it cannot.
+    """
+    path = run_dir.absolute()
+    remedy = "use a run directory whose whole path has no [, ] and no backslash"
+    if "\\" in str(path):  # what Orbax writes would go to another folder
+        raise ConfigError(f"checkpoints in {path} could not be read back: its path has a backslash; {remedy}")
+    probe, written = path / PROBE, {"x": np.arange(3)}
+    try:
+        with _space_errors(path), contextlib.closing(ocp.StandardCheckpointer()) as checkpointer:
+            checkpointer.save(probe, written, force=True)
+            checkpointer.wait_until_finished()
+            found = checkpointer.restore(probe, written)
+            hosts.agreed(0)  # all have read it before it is removed
+        readable = np.array_equal(found["x"], written["x"])
+    except ValueError:  # as TensorStore reports what is missing
+        readable = False
+    finally:
+        if jax.process_index() == 0:
+            shutil.rmtree(probe, ignore_errors=True)
+    if not readable:
+        raise ConfigError(f"checkpoints in {path} could not be read back, as a small one shows; {remedy}")
 
 
 @contextlib.contextmanager
@@ -99,16 +135,17 @@ class Checkpointer:
 
     def __init__(self, run: RunDir, keep: int = 2) -> None:
         self.path = run.checkpoints.absolute()
+        self._unverified: int | None = None
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, enable_async_checkpointing=True)
         items = {name: ocp.StandardCheckpointHandler() for name in (MODEL_ITEM, OPTIMIZER_ITEM)}
         with _space_errors(self.path):
             self._manager = ocp.CheckpointManager(
-                self.path, options=options, item_handlers={**items, "meta": ocp.JsonCheckpointHandler()}
+                self.path, options=options, item_handlers={**items, META_ITEM: ocp.JsonCheckpointHandler()}
             )
 
     def latest(self) -> int | None:
-        """Steps done at the newest complete checkpoint, or None."""
-        return self._manager.latest_step()
+        """Steps done at the newest complete checkpoint that process 0 sees, or None."""
+        return hosts.agreed(self._manager.latest_step() or 0) or None
 
     def steps(self) -> list[int]:
         """Steps done at every complete checkpoint."""
@@ -118,27 +155,34 @@ class Checkpointer:
         """Start saving; the state may be donated right after. A step that is there already is left as it is.
 
         Raises:
-          MoshijaxError: the disk is full, now or when the previous checkpoint was written.
+          MoshijaxError: the disk is full, now or when the previous checkpoint was written, or that one cannot be read
+            back.
         """
         if step in self.steps():
             return
+        self.wait()
         check_space(self.path, sum(leaf.nbytes for leaf in jax.tree.leaves(state)))
         items = {name: ocp.args.StandardSave(tree) for name, tree in _parts(state).items()}
+        items[META_ITEM] = ocp.args.JsonSave(dict(meta))
         with _space_errors(self.path):
-            self._manager.save(step, args=ocp.args.Composite(**items, meta=ocp.args.JsonSave(dict(meta))), force=True)
+            self._manager.save(step, args=ocp.args.Composite(**items), force=True)
+        self._unverified = step
 
     def restore(self, step: int, abstract: TrainState) -> tuple[TrainState, dict[str, Any]]:
         """State and meta of a checkpoint, laid out as `abstract` (shapes with shardings) says, on any topology.
 
         Raises:
           DataError: leaves are missing, unexpected or of other shapes; all are listed.
+          DamagedCheckpoint: it cannot be read.
         """
         wanted = _parts(abstract)
-        metadata = self._manager.item_metadata(step)
-        for name, tree in wanted.items():
-            raise_on_mismatch(self.path / str(step) / name, tree, metadata[name].tree)
-        items = {name: ocp.args.StandardRestore(tree) for name, tree in wanted.items()}
-        found = self._manager.restore(step, args=ocp.args.Composite(**items, meta=ocp.args.JsonRestore()))
+        with self._reading(step):
+            metadata = self._manager.item_metadata(step)
+            for name, tree in wanted.items():
+                raise_on_mismatch(self.path / str(step) / name, tree, tree_of(metadata, name))
+            items = {name: ocp.args.StandardRestore(tree) for name, tree in wanted.items()}
+            items[META_ITEM] = ocp.args.JsonRestore()
+            found = self._manager.restore(step, args=ocp.args.Composite(**items))
         model, rest = found[MODEL_ITEM], found[OPTIMIZER_ITEM]
         state = TrainState(
             step=rest["step"],
@@ -148,20 +192,84 @@ class Checkpointer:
             ema=model.get("ema", {}),
             nonfinite=rest["nonfinite"],
         )
-        return state, found["meta"]
+        return state, found[META_ITEM]
 
-    def meta(self, step: int) -> dict[str, Any]:
-        """Read what was saved beside the state."""
-        return self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
+    def restore_newest(self, abstract: TrainState) -> tuple[int, TrainState, dict[str, Any]] | None:
+        """Return step, state and meta of the newest checkpoint that can be read, or None if there is no checkpoint.
 
-    def wait(self) -> None:
-        """Return when the last checkpoint is complete.
+        A damaged one is named in the log and moved aside, so that the step can be saved again. A run of several
+        processes stops instead: some of them may have read their part.
 
         Raises:
-          MoshijaxError: the disk is full.
+          DamagedCheckpoint: none can be read.
+          DataError: see `restore`.
+        """
+        damaged: list[DamagedCheckpoint] = []
+        newest = self.latest()
+        for step in sorted((step for step in self.steps() if step <= (newest or 0)), reverse=True):
+            try:
+                state, meta = self.restore(step, abstract)
+            except DamagedCheckpoint as error:
+                if jax.process_count() > 1:
+                    raise
+                damaged.append(error)
+                continue
+            for error in damaged:
+                self._set_aside(error, step)
+            return step, state, meta
+        if damaged:
+            raise damaged[0]
+        return None
+
+    def _set_aside(self, error: DamagedCheckpoint, used: int) -> None:
+        aside = error.path.with_name(f"{error.path.name}.damaged")
+        shutil.rmtree(aside, ignore_errors=True)
+        error.path.rename(aside)
+        self._manager.reload()
+        log.warning("%s; moved to %s, resuming from checkpoint %d", error.fault, aside.name, used)
+
+    def wait(self) -> None:
+        """Return when the last checkpoint is complete and has been read back: its metadata and a leaf of each item.
+
+        Raises:
+          MoshijaxError: the disk is full, or the checkpoint cannot be read.
         """
         with _space_errors(self.path):
             self._manager.wait_until_finished()
+        step, self._unverified = self._unverified, None
+        if step is not None:
+            try:
+                self.verify(step)
+            except DamagedCheckpoint as error:
+                raise MoshijaxError(
+                    f"{error.fault} right after it was written; check the disk, then run the same command again: the "
+                    "run continues from the last checkpoint that can be read"
+                ) from error
+
+    def verify(self, step: int) -> dict[str, Any]:
+        """Read the metadata of a checkpoint and the smallest leaf of each item; return what was saved beside the state.
+
+        Raises:
+          DamagedCheckpoint: it cannot be read.
+        """
+        with self._reading(step), jax.transfer_guard("allow"):
+            metadata = self._manager.item_metadata(step)
+            for name in (MODEL_ITEM, OPTIMIZER_ITEM):
+                leaves = _leaves(tree_of(metadata, name))
+                path, smallest = min(leaves.items(), key=lambda pair: np.prod(pair[1].shape))
+                where = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+                leaf: Any = jax.ShapeDtypeStruct(smallest.shape, smallest.dtype, sharding=where)
+                for key in reversed(path.split("/")):
+                    leaf = {key: leaf}
+                args = ocp.args.PyTreeRestore(
+                    item=leaf, restore_args=ocp.checkpoint_utils.construct_restore_args(leaf), partial_restore=True
+                )
+                with contextlib.closing(ocp.Checkpointer(ocp.PyTreeCheckpointHandler())) as reader:
+                    reader.restore(self.path / str(step) / name, args=args)
+            return self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))[META_ITEM]
+
+    def _reading(self, step: int) -> contextlib.AbstractContextManager[None]:
+        return reading(self.path / str(step), self.steps())
 
     def close(self) -> None:
         with _space_errors(self.path):

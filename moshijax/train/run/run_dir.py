@@ -53,6 +53,16 @@ class RunDir:
         """Whether the run has begun and can resume; only complete checkpoints have a number."""
         return self.checkpoints.is_dir() and any(path.name.isdecimal() for path in self.checkpoints.iterdir())
 
+    def create(self) -> None:
+        """Make the directory.
+
+        Raises:
+          ConfigError: a file has its name.
+        """
+        if self.path.exists() and not self.path.is_dir():
+            raise ConfigError(f"{self.path} is a file; give a directory for the run")
+        self.path.mkdir(parents=True, exist_ok=True)
+
     def claim(self, identity: RunIdentity, allow_change: bool = False) -> list[str]:
         """Record what is run here, or check that it is the same run.
 
@@ -64,8 +74,6 @@ class RunDir:
           ConfigError: the directory holds a run of another recipe or of other data (the differences are listed), or
             other files.
         """
-        if self.path.exists() and not self.path.is_dir():
-            raise ConfigError(f"{self.path} is a file; give a directory for the run")
         if not (self.path / CONFIG).exists():
             if self.checkpoints.exists():
                 raise ConfigError(
@@ -92,7 +100,6 @@ class RunDir:
         self._write(identity)
 
     def _write(self, identity: RunIdentity) -> None:
-        self.path.mkdir(parents=True, exist_ok=True)
         write_json(self.path / MODEL, {"kind": identity.model_kind, "config": to_json(identity.model_config)})
         if identity.recipe is not None:
             write(self.path / RECIPE, identity.recipe)
