@@ -82,3 +82,10 @@ class HeldOutLoss:
         if self._kind.perplexity:
             found[f"{name}/perplexity"] = float(np.exp(found.get(f"{name}/{LOSS}", np.nan)))
         return found
+
+
+def held_out_losses(
+    experiment: ExperimentConfig, plan: StatePlan, batches: Mapping[str, Batches], mesh: Mesh, stop: StopVote
+) -> list[HeldOutLoss]:
+    """Compile the losses on the held-out batches of every kind that has any, out of those that a run has opened."""
+    return [HeldOutLoss(experiment, plan, k, batches[k.eval_name], mesh, stop) for k in experiment.held_out]

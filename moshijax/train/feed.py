@@ -5,17 +5,41 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from fractions import Fraction
 from typing import NamedTuple
 
 import jax
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from moshijax.train.experiment import place_of_step
-from moshijax.train.task import Batches
+from moshijax.train.experiment import ExperimentConfig, place_of_step
+from moshijax.train.steps import batch_shardings
+from moshijax.train.task import Batch, Batches
 
 AHEAD = 2
+
+
+def open_batches(experiment: ExperimentConfig, mesh: Mesh) -> dict[str, Batches]:
+    """Open the batches of every kind of step of a run by its name, and the held-out ones by theirs.
+
+    Raises:
+      ConfigError: their rows do not divide by the microbatches or the devices, or the task cannot use the data.
+      DataError: the data cannot be read.
+    """
+    task, seed = experiment.task, experiment.seed
+    found: dict[str, Batches] = {}
+    for kind in experiment.step_kinds:
+        batch_shardings(task.batch_shapes(kind, kind.data), mesh, experiment.microbatches)
+        found[kind.name] = task.batches(kind, kind.data, seed)
+    for kind in experiment.held_out:
+        batch_shardings(task.batch_shapes(kind, kind.eval_data), mesh, 1)
+        found[kind.eval_name] = task.batches(kind, kind.eval_data, seed)
+    return found
+
+
+def skipped_recordings(batches: Mapping[str, Batches]) -> dict[str, float]:
+    """Count recordings that this process could not use since it began; their names and reasons are in the log."""
+    skipped = sum(len(found.skipped) for found in batches.values())
+    return {"data/skipped_recordings": float(skipped)} if skipped else {}
 
 
 def own_rows(rows: int, where: NamedSharding) -> slice:
@@ -71,25 +95,30 @@ class StepBatch(NamedTuple):
 
 
 class Feed:
-    """Batches of steps start, start + 1, ..., steps - 1, to be asked for in this order.
-
-    The dicts are by kind of step.
-    """
+    """Batches of steps start, start + 1, ... of a run, to be asked for in this order."""
 
     def __init__(
         self,
+        experiment: ExperimentConfig,
         batches: Mapping[str, Batches],
-        shardings: Mapping[str, Mapping[str, NamedSharding]],
-        rows: Mapping[str, int],
-        shares: Mapping[str, Fraction],
+        first: Mapping[str, Batch],
+        mesh: Mesh,
         start: int,
-        steps: int,
     ) -> None:
-        self._batches, self._shardings, self._rows = batches, shardings, rows
-        self._shares, self._steps = shares, steps
+        """Begin to make the first ones.
+
+        Args:
+          batches: of every kind of step.
+          first: batch 0 of each, for the shapes.
+          start: step of the first batch.
+        """
+        self._batches, self._steps = batches, experiment.steps
+        self._shardings = {name: batch_shardings(b, mesh, experiment.microbatches) for name, b in first.items()}
+        self._rows = {name: len(next(iter(batch.values()))) for name, batch in first.items()}
+        self._shares = {kind.name: kind.share for kind in experiment.step_kinds}
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="batches")
         self._made: dict[int, Future] = {}
-        for step in range(start, min(start + AHEAD, steps)):
+        for step in range(start, min(start + AHEAD, self._steps)):
             self._submit(step)
 
     def _submit(self, step: int) -> None:

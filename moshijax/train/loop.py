@@ -12,42 +12,29 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 
-from moshijax.config_json import to_json
-from moshijax.errors import ConfigError, Stopped
+from moshijax.errors import Stopped
 from moshijax.train import sharding
-from moshijax.train.evaluate import Evaluator, HeldOutLoss, Interrupted, Snapshot
+from moshijax.train.evaluate import Evaluator, Interrupted, Snapshot, held_out_losses
 from moshijax.train.experiment import ExperimentConfig
-from moshijax.train.feed import Feed, StepBatch
+from moshijax.train.feed import Feed, StepBatch, open_batches, skipped_recordings
 from moshijax.train.plan.flops import peak_flops
 from moshijax.train.plan.footprint import explain_out_of_memory
-from moshijax.train.run import hosts
-from moshijax.train.run import run_dir as files
+from moshijax.train.run import hosts, metrics
 from moshijax.train.run.checkpoint import Checkpointer, check_path, quiet_orbax
 from moshijax.train.run.compilations import Compilations
-from moshijax.train.run.init_from import starting_point
-from moshijax.train.run.metrics import (
-    Clock,
-    MetricsLog,
-    MetricSums,
-    MetricsWriter,
-    PackedSums,
-    peak_memory,
-    readable,
-    readable_evaluation,
-)
+from moshijax.train.run.init_from import first_state, starting_point
 from moshijax.train.run.nonfinite import NonFiniteSteps, TooManyNonFinite
 from moshijax.train.run.profile import Profiler
 from moshijax.train.run.run_dir import RunDir, RunIdentity
 from moshijax.train.run.signals import StopSignal, StopVote
-from moshijax.train.run.weights_and_biases import WandbLog
-from moshijax.train.state import StatePlan, TrainState, plan_state
-from moshijax.train.steps import NONFINITE, CompiledStep, batch_shardings, compile_step
+from moshijax.train.run.weights_and_biases import wandb_logs
+from moshijax.train.state import TrainState, plan_state
+from moshijax.train.steps import NONFINITE, CompiledStep, compile_steps
 from moshijax.train.task import Batches
-from moshijax.weights.run import DamagedCheckpoint
 
 log = logging.getLogger(__name__)
 
@@ -55,21 +42,9 @@ log = logging.getLogger(__name__)
 Progress = Callable[[int, int, Mapping[str, float]], None]
 
 
-class Reporter(Protocol):
-    """What writes a page about the run from the files in its directory."""
-
-    def write(self) -> None:
-        """Write it soon; the run does not wait."""
-        ...
-
-    def close(self) -> None:
-        """Write the last version, with everything."""
-        ...
-
-
 def _loop(run: _Run, state: TrainState, start: int, feed: Feed) -> None:
     experiment = run.experiment
-    pending: tuple[int, StepBatch, PackedSums] | None = None
+    pending: tuple[int, StepBatch, metrics.PackedSums] | None = None
     question: jax.Array | None = None
 
     def settle() -> None:
@@ -109,9 +84,10 @@ def _loop(run: _Run, state: TrainState, start: int, feed: Feed) -> None:
     except Interrupted:
         _stop(run, state, step, start)
     except TooManyNonFinite:
-        _stop_non_finite(run, state)
-    run.save(state, experiment.steps)
-    run.checkpointer.wait()
+        error = run.nonfinite.report(run.files.path)
+        run.finish(state, int(jax.device_get(state.step)))
+        raise error from None
+    run.finish(state, experiment.steps)
 
 
 @dataclass
@@ -120,7 +96,6 @@ class _Run:
 
     Attributes:
       steps, batches: by kind of step; `batches` by name of the held-out ones too.
-      peak: FLOP/s of all devices.
       evaluated: step of the last complete evaluation.
     """
 
@@ -129,23 +104,27 @@ class _Run:
     steps: dict[str, CompiledStep]
     batches: dict[str, Batches]
     checkpointer: Checkpointer
-    writer: MetricsWriter
+    writer: metrics.MetricsWriter
     evaluators: Sequence[Evaluator]
     progress: Progress
-    sums: MetricSums
-    peak: float
+    sums: metrics.MetricSums
+    clock: metrics.Clock
     compilations: Compilations
     profiler: Profiler
-    reporter: Reporter | None
+    reporter: metrics.Reporter | None
     stop: StopVote
     evaluated: int
-    clock: Clock = field(default_factory=Clock)
     nonfinite: NonFiniteSteps = field(default_factory=NonFiniteSteps)
 
     def save(self, state: TrainState, step: int) -> None:
         with jax.transfer_guard("allow"), self.clock.hold("save"):
             meta = {"step": step, "interval": self.sums.save(), "evaluated": self.evaluated}
             self.checkpointer.save(state, step, {**meta, "lines": self.writer.lines})
+
+    def finish(self, state: TrainState, step: int) -> None:
+        """Save, and return when the checkpoint is complete."""
+        self.save(state, step)
+        self.checkpointer.wait()
 
     def evaluate(self, state: TrainState, step: int) -> None:
         """Run the evaluators on the state after `step` steps, unless that was done before the run was stopped.
@@ -166,9 +145,9 @@ class _Run:
         self.evaluated = step
         if values:
             self.writer.write(step, values)
-            log.info("%s", readable_evaluation(step, values))
+            log.info("%s", metrics.readable_evaluation(step, values))
 
-    def log(self, step: int, batch: StepBatch, packed: PackedSums) -> None:
+    def log(self, step: int, batch: StepBatch, packed: metrics.PackedSums) -> None:
         """Take in the metrics of a step (this waits for it).
 
         Raises:
@@ -186,36 +165,21 @@ class _Run:
             self.sums.add(compiled.kind.train_name, sums)
         values: dict[str, float] = {}
         if done % experiment.log_every == 0 or done == experiment.steps:
-            values = self.sums.means() | self.clock.values(experiment.steps - done, self.peak)
-            values |= self.compilations.values(done) | peak_memory() | self._skipped()
+            values = self.sums.means() | self.clock.values(experiment.steps - done)
+            values |= self.compilations.values(done) | metrics.peak_memory() | skipped_recordings(self.batches)
             self.sums.clear()
             self.writer.write(done, values)
-            log.info("%s", readable(done, experiment.steps, values))
+            log.info("%s", metrics.readable(done, experiment.steps, values))
         if done % experiment.report_every == 0 and self.reporter is not None:
             self.reporter.write()
         self.progress(done, experiment.steps, values)
-
-    def _skipped(self) -> dict[str, float]:
-        """Count recordings that this process could not use since it began; their names and reasons are in the log."""
-        skipped = sum(len(batches.skipped) for batches in self.batches.values())
-        return {"data/skipped_recordings": float(skipped)} if skipped else {}
 
 
 def _stop(run: _Run, state: TrainState, step: int, start: int) -> None:
     if step == start:
         raise Stopped(f"stopped by {run.stop.name} before the first step; the same command starts again")
-    run.save(state, step)
-    run.checkpointer.wait()
+    run.finish(state, step)
     raise Stopped(f"stopped by {run.stop.name} after {step} steps, which are saved; the same command continues")
-
-
-def _stop_non_finite(run: _Run, state: TrainState) -> None:
-    done = int(jax.device_get(state.step))
-    if jax.process_index() == 0:
-        run.nonfinite.write(run.files.path)
-    run.save(state, done)
-    run.checkpointer.wait()
-    raise run.nonfinite.error(run.files.path)
 
 
 def train(
@@ -225,7 +189,7 @@ def train(
     evaluators: Sequence[Evaluator] = (),
     recipe: str | None = None,
     progress: Progress = lambda done, steps, values: None,
-    reporter: Reporter | None = None,
+    reporter: metrics.Reporter | None = None,
     allow_change: bool = False,
     lost_after: float = hosts.LOST_AFTER,
 ) -> None:
@@ -252,137 +216,59 @@ def train(
     """
     run = RunDir(Path(run_dir))
     with hosts.Heartbeat(lost_after) as heartbeat, StopSignal() as signals, contextlib.ExitStack() as stack:
+
+        def opened(thing: Any) -> Any:
+            """Close it when the run ends, before what was opened earlier."""
+            return stack.enter_context(contextlib.closing(thing))
+
         stack.enter_context(quiet_orbax())
         compilations = stack.enter_context(Compilations())
         mesh = sharding.make_mesh(experiment.mesh)
-        peak = peak_flops(jax.devices())
+        clock = metrics.Clock(peak_flops(jax.devices()))
         stack.enter_context(sharding.context(mesh))
         plan = plan_state(experiment.task, experiment, mesh)
-        batches = _open_batches(experiment, mesh)
+        batches = open_batches(experiment, mesh)
         first = {kind.name: batches[kind.name].batch(0) for kind in experiment.step_kinds}
-        where = {name: batch_shardings(batch, mesh, experiment.microbatches) for name, batch in first.items()}
         start_from = None if run.has_checkpoint() else starting_point(experiment, experiment.task, plan, mesh)
-        identity = _identity(experiment, batches, recipe)
-        changes = _claim(run, identity, allow_change)
-        checkpointer = stack.enter_context(contextlib.closing(Checkpointer(run, experiment.keep_checkpoints)))
-        if _is_complete(checkpointer, experiment.steps):
+        identity = RunIdentity.of(experiment, batches, recipe)
+        run.create()
+        check_path(run.path)
+        changes = run.claim(identity, allow_change)
+        checkpointer = opened(Checkpointer(run, experiment.keep_checkpoints))
+        if checkpointer.is_complete(experiment.steps):
             log.info("%s is complete: %d steps done", run.path, experiment.steps)
             return
         with explain_out_of_memory(experiment, mesh):
-            kinds = experiment.step_kinds
-            steps = {k.name: compile_step(experiment.task, experiment, plan, k, first[k.name], mesh) for k in kinds}
-            latest, state, meta = _first_state(experiment, plan, checkpointer, start_from)
-        for change in changes:
-            log.warning("changed at step %d: %s", latest, change)
-        if changes:
-            run.accept(identity, changes, latest)
-        stop = StopVote(signals, mesh)
-        losses = [HeldOutLoss(experiment, plan, k, batches[k.eval_name], mesh, stop) for k in experiment.held_out]
+            steps = compile_steps(experiment, plan, first, mesh)
+            latest, state, meta = first_state(experiment, plan, checkpointer, start_from)
+        run.accept(identity, changes, latest)
         if jax.process_index() > 0:
             reporter = None
         if reporter is not None:
-            stack.enter_context(contextlib.closing(reporter))
-        writer = MetricsWriter(
-            run.metrics, run.path / files.TENSORBOARD, latest, meta["lines"], _other_logs(experiment, run)
-        )
-        stack.enter_context(contextlib.closing(writer))
-        profiler = Profiler(run.path / files.PROFILE, experiment.profile_steps)
-        stack.enter_context(contextlib.closing(profiler))
-        rows = {name: len(next(iter(batch.values()))) for name, batch in first.items()}
-        shares = {kind.name: kind.share for kind in experiment.step_kinds}
-        feed = Feed(batches, where, rows, shares, latest, experiment.steps)
-        stack.enter_context(contextlib.closing(feed))
-        count = sum(leaf.size for leaf in jax.tree.leaves(state.params)) / 1e6
-        begins = "resumed" if latest else "starting"
-        log.info("%s: %.3g M parameters, %s at step %d", run.path, count, begins, latest)
-        for compiled in steps.values():
-            log.info("%s", compiled)
+            opened(reporter)
+        stop = StopVote(signals, mesh)
         parts = _Run(
             experiment=experiment,
             files=run,
             steps=steps,
             batches=batches,
             checkpointer=checkpointer,
-            writer=writer,
-            evaluators=[*losses, *evaluators],
+            evaluators=[*held_out_losses(experiment, plan, batches, mesh, stop), *evaluators],
+            writer=opened(metrics.MetricsWriter(run, latest, meta["lines"], wandb_logs(experiment, run.path))),
+            profiler=opened(Profiler(run.profile, experiment.profile_steps)),
             progress=progress,
-            sums=MetricSums(meta["interval"]),
-            peak=peak,
+            sums=metrics.MetricSums(meta["interval"]),
+            clock=clock,
             compilations=compilations,
-            profiler=profiler,
             reporter=reporter,
             stop=stop,
             evaluated=meta["evaluated"],
         )
+        feed = opened(Feed(experiment, batches, first, mesh, latest))
+        count = sum(leaf.size for leaf in jax.tree.leaves(state.params)) / 1e6
+        begins = "resumed" if latest else "starting"
+        for line in (f"{run.path}: {count:.3g} M parameters, {begins} at step {latest}", *steps.values()):
+            log.info("%s", line)
         stack.push(heartbeat.end)
         with jax.transfer_guard("disallow"), explain_out_of_memory(experiment, mesh):
             _loop(parts, state, latest, feed)
-
-
-def _open_batches(experiment: ExperimentConfig, mesh: jax.sharding.Mesh) -> dict[str, Batches]:
-    """Open the batches of every kind of step, and the held-out ones; whose rows must divide by the devices."""
-    task, seed = experiment.task, experiment.seed
-    found = {kind.name: task.batches(kind, kind.data, seed) for kind in experiment.step_kinds}
-    for kind in experiment.held_out:
-        found[kind.eval_name] = task.batches(kind, kind.eval_data, seed)
-        batch_shardings(task.batch_shapes(kind, kind.eval_data), mesh, 1)
-    return found
-
-
-def _identity(experiment: ExperimentConfig, batches: Mapping[str, Batches], recipe: str | None) -> RunIdentity:
-    data = {name: dict(found.identity) for name, found in batches.items()}
-    return RunIdentity(experiment, experiment.task.kind, experiment.task.model_config(), data, recipe)
-
-
-def _claim(run: RunDir, identity: RunIdentity, allow_change: bool) -> list[str]:
-    """Claim the run directory, on the first process; return what changed, once the directory is there for all."""
-    changes: list[str] = []
-    if jax.process_index() == 0:
-        run.create()
-    hosts.agreed(0)
-    check_path(run.path)
-    if jax.process_index() == 0:
-        changes = run.claim(identity, allow_change)
-        identity.experiment.task.save_assets(run.path)
-    hosts.agreed(0)
-    return changes
-
-
-def _is_complete(checkpointer: Checkpointer, steps: int) -> bool:
-    """Whether the run has its last step and that step's evaluation.
-
-    Raises:
-      ConfigError: it has more steps than that.
-    """
-    latest = checkpointer.latest() or 0
-    if latest > steps:
-        raise ConfigError(
-            f"steps is {steps}, but {checkpointer.path.parent} has done {latest}; give at least {latest} steps, or "
-            "another run directory"
-        )
-    with contextlib.suppress(DamagedCheckpoint):  # reading the state falls back to the one before
-        return latest == steps and checkpointer.verify(latest)["evaluated"] == latest
-    return False
-
-
-def _first_state(
-    experiment: ExperimentConfig,
-    plan: StatePlan,
-    checkpointer: Checkpointer,
-    start_from: Callable[[TrainState], TrainState] | None,
-) -> tuple[int, TrainState, dict[str, Any]]:
-    """Return the steps done, the state, and what was saved beside it: of the last checkpoint that can be read.
-
-    Without any it is a new state, through `start_from`.
-    """
-    found = checkpointer.restore_newest(plan.abstract)
-    if found is not None:
-        return found
-    state = plan.create(experiment.seed)
-    return 0, state if start_from is None else start_from(state), {"interval": None, "evaluated": 0, "lines": 0}
-
-
-def _other_logs(experiment: ExperimentConfig, run: RunDir) -> list[MetricsLog]:
-    if experiment.wandb is None or jax.process_index() > 0:
-        return []
-    return [WandbLog(experiment.wandb, run.path, to_json(experiment))]

@@ -261,6 +261,14 @@ def compile_step(
     return CompiledStep(kind, compiled, step_flops(task, kind, plan, batch), temporary)
 
 
+def compile_steps(
+    experiment: ExperimentConfig, plan: StatePlan, batches: Mapping[str, Shapes], mesh: Mesh
+) -> dict[str, CompiledStep]:
+    """Compile the step of every kind of a run, for a batch of each; call it inside `sharding.context(mesh)`."""
+    kinds = experiment.step_kinds
+    return {k.name: compile_step(experiment.task, experiment, plan, k, batches[k.name], mesh) for k in kinds}
+
+
 def step_flops(task: Task, kind: StepKind, plan: StatePlan, batch: Shapes) -> dict[str, float]:
     """Count the FLOPs of the losses of one step over a whole batch and of their gradients, by part of the model.
 

@@ -151,6 +151,22 @@ class Checkpointer:
         """Steps done at every complete checkpoint."""
         return list(self._manager.all_steps())
 
+    def is_complete(self, steps: int) -> bool:
+        """Whether the run has its last step and that step's evaluation.
+
+        Raises:
+          ConfigError: it has more steps than that.
+        """
+        latest = self.latest() or 0
+        if latest > steps:
+            raise ConfigError(
+                f"steps is {steps}, but {self.path.parent} has done {latest}; give at least {latest} steps, or "
+                "another run directory"
+            )
+        with contextlib.suppress(DamagedCheckpoint):  # reading the state falls back to the one before
+            return latest == steps and self.verify(latest)["evaluated"] == latest
+        return False
+
     def save(self, state: TrainState, step: int, meta: Mapping[str, Any]) -> None:
         """Start saving; the state may be donated right after. A step that is there already is left as it is.
 

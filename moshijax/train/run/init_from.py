@@ -1,7 +1,7 @@
-"""Where the first parameters of a run come from: another run or published weights, through transforms between stages.
+"""Where the first state of a run comes from: its own last checkpoint, or another run or published weights.
 
-The transforms are those of `moshijax.lm.transforms`; shapes are checked by the same functions, before anything is
-compiled.
+What is not of the run itself goes through transforms between stages, those of `moshijax.lm.transforms`; shapes are
+checked by the same functions, before anything is compiled.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from moshijax.lm.transforms import Flat, check_rows, with_updates
 from moshijax.nn.layout import relayout
 from moshijax.train import sharding
 from moshijax.train.experiment import ExperimentConfig
-from moshijax.train.run.checkpoint import raise_on_mismatch
+from moshijax.train.run.checkpoint import Checkpointer, raise_on_mismatch
 from moshijax.train.state import StatePlan, TrainState, averaged
 from moshijax.train.task import Task
 from moshijax.weights.families import FAMILIES
@@ -58,6 +58,23 @@ def starting_point(
     if unknown:
         raise ConfigError(f"init_transforms names {unknown[0]!r}; there are {', '.join(family.transforms)}")
     return _transformed_start(path, family, names, task, plan, mesh)
+
+
+def first_state(
+    experiment: ExperimentConfig,
+    plan: StatePlan,
+    checkpointer: Checkpointer,
+    start_from: Callable[[TrainState], TrainState] | None,
+) -> tuple[int, TrainState, dict[str, Any]]:
+    """Return the steps done, the state, and what was saved beside it: of the last checkpoint that can be read.
+
+    Without any it is a new state, through `start_from`.
+    """
+    found = checkpointer.restore_newest(plan.abstract)
+    if found is not None:
+        return found
+    state = plan.create(experiment.seed)
+    return 0, state if start_from is None else start_from(state), {"interval": None, "evaluated": 0, "lines": 0}
 
 
 def _check_family(path: str, found: Family, wanted: Family) -> None:

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from moshijax.files import write
 
 if TYPE_CHECKING:
+    from moshijax.train.run.run_dir import RunDir
     from moshijax.train.task import Sums
 
 log = logging.getLogger(__name__)
@@ -76,8 +77,13 @@ class MetricSums:
 
 @dataclass
 class Clock:
-    """Wall time of an interval without the first step after a start, evaluations and checkpoints."""
+    """Wall time of an interval without the first step after a start, evaluations and checkpoints.
 
+    Attributes:
+      peak: FLOP/s of all devices.
+    """
+
+    peak: float
     running: float = 0.0
     waited: float = 0.0
     steps: int = 0
@@ -112,14 +118,14 @@ class Clock:
                     total[name] = total.get(name, 0.0) + amount
         self._since = now
 
-    def values(self, steps_left: int, peak: float) -> dict[str, float]:
-        """Return the rates of the interval, and begin another one; `peak` is the FLOP/s of all devices."""
+    def values(self, steps_left: int) -> dict[str, float]:
+        """Return the rates of the interval, and begin another one."""
         found = {f"time/{name}": seconds for name, seconds in self.held.items()}
         self.held = {}
         if not self.steps or not self.running:
             return found
         found |= {f"throughput/{name}": amount / self.running for name, amount in self.amounts.items()}
-        parts = {name: flops / self.running / peak for name, flops in self.flops.items()}
+        parts = {name: flops / self.running / self.peak for name, flops in self.flops.items()}
         found |= {
             "throughput/mfu": sum(parts.values()),
             **{f"throughput/mfu/{name}": share for name, share in parts.items()},
@@ -146,6 +152,18 @@ class MetricsLog(Protocol):
     def close(self) -> None: ...
 
 
+class Reporter(Protocol):
+    """What writes a page about the run from the files in its directory."""
+
+    def write(self) -> None:
+        """Write it soon; the run does not wait."""
+        ...
+
+    def close(self) -> None:
+        """Write the last version, with everything."""
+        ...
+
+
 class MetricsWriter:
     """metrics.jsonl and TensorBoard event files of a run, and other logs; written by the first process alone.
 
@@ -153,16 +171,14 @@ class MetricsWriter:
     they will be written again.
     """
 
-    def __init__(
-        self, metrics: Path, tensorboard: Path, step: int, lines: int, others: Sequence[MetricsLog] = ()
-    ) -> None:
+    def __init__(self, run: RunDir, step: int, lines: int, others: Sequence[MetricsLog] = ()) -> None:
         self._file = self._board = None
         self._others = others
         self.lines = 0
         if jax.process_index() == 0:
-            self.lines = _drop_later(metrics, step, lines)
-            self._file = metrics.open("a", encoding="utf-8")
-            self._board = _tensorboard(tensorboard, step)
+            self.lines = _drop_later(run.metrics, step, lines)
+            self._file = run.metrics.open("a", encoding="utf-8")
+            self._board = _tensorboard(run.tensorboard, step)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Write one line {"step": ..., name: value, ...}; values that are not finite become null."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
+import jax
+
 from moshijax.errors import MoshijaxError
 from moshijax.files import write_json
 from moshijax.train.feed import StepBatch
@@ -36,12 +38,10 @@ class NonFiniteSteps:
         if in_a_row >= MAX_IN_A_ROW:
             raise TooManyNonFinite
 
-    def write(self, run_dir: Path) -> None:
-        """Write the steps and their batches into the run directory."""
-        write_json(run_dir / FILE, self._last)
-
-    def error(self, run_dir: Path) -> MoshijaxError:
-        """Return the error that ends the run."""
+    def report(self, run_dir: Path) -> MoshijaxError:
+        """Write the steps and their batches into the run directory; return the error that ends the run."""
+        if jax.process_index() == 0:
+            write_json(run_dir / FILE, self._last)
         named = ", ".join(f"{bad['step']} ({bad['kind']} batch {bad['batch']})" for bad in self._last)
         return MoshijaxError(
             f"steps {named} were not finite, {MAX_IN_A_ROW} in a row; the last good parameters are saved and the "

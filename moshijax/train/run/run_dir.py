@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import json
+import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import jax
 
 from moshijax.config_json import differences, to_json
 from moshijax.errors import ConfigError
 from moshijax.files import write, write_json
 from moshijax.train.experiment import FREE_ON_RESUME, ExperimentConfig
+from moshijax.train.run import hosts
+from moshijax.train.task import Batches
 from moshijax.weights.run import CHECKPOINTS, CONFIG, METRICS, MODEL, RECIPE
+
+log = logging.getLogger(__name__)
 
 DATA, CHANGES, TENSORBOARD, PROFILE = "data.json", "changes.jsonl", "tensorboard", "profile"
 SHOWN_DIFFERENCES = 12
@@ -22,17 +30,18 @@ class RunIdentity:
     """What is run in a directory.
 
     Attributes:
-      model_kind: as `moshijax.train.task.Task.kind`.
-      model_config: frozen config of the model.
       data: kind of step, or name of its held-out batches -> name of a part of the data -> sha256 of what it holds.
       recipe: gin text of the whole resolved experiment, if there is one.
     """
 
     experiment: ExperimentConfig
-    model_kind: str
-    model_config: Any
     data: dict[str, dict[str, str]]
     recipe: str | None = None
+
+    @classmethod
+    def of(cls, experiment: ExperimentConfig, batches: Mapping[str, Batches], recipe: str | None) -> RunIdentity:
+        """Return what an experiment with its opened batches is; see `moshijax.train.feed.open_batches`."""
+        return cls(experiment, {name: dict(found.identity) for name, found in batches.items()}, recipe)
 
 
 @dataclass(frozen=True)
@@ -49,22 +58,32 @@ class RunDir:
     def metrics(self) -> Path:
         return self.path / METRICS
 
+    @property
+    def tensorboard(self) -> Path:
+        return self.path / TENSORBOARD
+
+    @property
+    def profile(self) -> Path:
+        return self.path / PROFILE
+
     def has_checkpoint(self) -> bool:
         """Whether the run has begun and can resume; only complete checkpoints have a number."""
         return self.checkpoints.is_dir() and any(path.name.isdecimal() for path in self.checkpoints.iterdir())
 
     def create(self) -> None:
-        """Make the directory.
+        """Make the directory, on the first process; return once it is there for all.
 
         Raises:
           ConfigError: a file has its name.
         """
-        if self.path.exists() and not self.path.is_dir():
-            raise ConfigError(f"{self.path} is a file; give a directory for the run")
-        self.path.mkdir(parents=True, exist_ok=True)
+        if jax.process_index() == 0:
+            if self.path.exists() and not self.path.is_dir():
+                raise ConfigError(f"{self.path} is a file; give a directory for the run")
+            self.path.mkdir(parents=True, exist_ok=True)
+        hosts.agreed(0)
 
     def claim(self, identity: RunIdentity, allow_change: bool = False) -> list[str]:
-        """Record what is run here, or check that it is the same run.
+        """Record what is run here, or check that it is the same run; on the first process, while the others wait.
 
         Returns:
           With `allow_change`, what differs from the run that is here, one line each; then nothing was recorded: see
@@ -74,6 +93,14 @@ class RunDir:
           ConfigError: the directory holds a run of another recipe or of other data (the differences are listed), or
             other files.
         """
+        changes: list[str] = []
+        if jax.process_index() == 0:
+            changes = self._claim(identity, allow_change)
+            identity.experiment.task.save_assets(self.path)
+        hosts.agreed(0)
+        return changes
+
+    def _claim(self, identity: RunIdentity, allow_change: bool) -> list[str]:
         if not (self.path / CONFIG).exists():
             if self.checkpoints.exists():
                 raise ConfigError(
@@ -94,13 +121,18 @@ class RunDir:
         return [*recipe, *data]
 
     def accept(self, identity: RunIdentity, changes: list[str], step: int) -> None:
-        """Record a changed run from a step on; the changes are kept in changes.jsonl."""
+        """Record a run that `claim` found changed, from a step on; the changes are logged and kept in changes.jsonl."""
+        if not changes:
+            return
+        for change in changes:
+            log.warning("changed at step %d: %s", step, change)
         with (self.path / CHANGES).open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, "changes": changes}) + "\n")
         self._write(identity)
 
     def _write(self, identity: RunIdentity) -> None:
-        write_json(self.path / MODEL, {"kind": identity.model_kind, "config": to_json(identity.model_config)})
+        task = identity.experiment.task
+        write_json(self.path / MODEL, {"kind": task.kind, "config": to_json(task.model_config())})
         if identity.recipe is not None:
             write(self.path / RECIPE, identity.recipe)
         write_json(self.path / DATA, identity.data)

@@ -7,8 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from moshijax import optional
-from moshijax.train.experiment import WandbConfig
+from moshijax.config_json import to_json
+from moshijax.train.experiment import ExperimentConfig, WandbConfig
 
 ID = "wandb_id"
 
@@ -47,3 +50,10 @@ class WandbLog:
 
     def close(self) -> None:
         self._run.finish()
+
+
+def wandb_logs(experiment: ExperimentConfig, run_dir: Path) -> list[WandbLog]:
+    """Return the log of an experiment there: on the first process alone, and none without settings for it."""
+    if experiment.wandb is None or jax.process_index() > 0:
+        return []
+    return [WandbLog(experiment.wandb, run_dir, to_json(experiment))]
