@@ -22,7 +22,8 @@ from moshijax.weights.formats.lm_config import unused_fields as _unused
 from moshijax.weights.imported import CODEC as IMPORTED_CODEC
 from moshijax.weights.imported import PROVENANCE
 from moshijax.weights.published import PREPROCESSOR
-from moshijax.weights.run import CONFIG
+from moshijax.weights.run import is_run
+from moshijax.weights.run_files import CONFIG, read_record
 
 if TYPE_CHECKING:
     from moshijax.codec import MimiConfig
@@ -179,12 +180,16 @@ def _json(path: Path) -> dict[str, Any]:
 
 def _recorded_codecs(path: Path) -> list[tuple[str, str | None]]:
     """Return sha256 and place of the codecs that the data of a run was encoded with, as its prepared data says."""
-    part: Any = _json(path / CONFIG) if path.is_dir() else {}
-    for name in ("task", "audio", "data"):  # of a run's `moshijax.train.experiment.ExperimentConfig`
+    if not is_run(path) or not (path / CONFIG).exists():
+        return []
+    part: Any = read_record(path / CONFIG)
+    for name in ("task", "audio", "data", "paths"):  # of a run's `moshijax.train.experiment.ExperimentConfig`
         part = part.get(name) if isinstance(part, dict) else None
-    folders = part.get("paths", []) if isinstance(part, dict) else []
-    indexes = [_json(Path(folder) / INDEX).get("codec", {}) for folder in folders]
-    return [(index["sha256"], index.get("source")) for index in indexes if "sha256" in index]
+    folders = [folder for folder in part if isinstance(folder, str)] if isinstance(part, list) else []
+    indexes = [_json(Path(folder) / INDEX).get("codec") for folder in folders]
+    return [
+        (index["sha256"], index.get("source")) for index in indexes if isinstance(index, dict) and "sha256" in index
+    ]
 
 
 def codec_of(path: str | Path) -> Path | None:

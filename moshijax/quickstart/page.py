@@ -14,7 +14,7 @@ from moshijax.quickstart.stages import done
 from moshijax.report import plots
 from moshijax.report.page import Page
 from moshijax.report.run import panels_of
-from moshijax.weights.run import METRICS
+from moshijax.weights.run_files import METRICS, read_metrics
 
 #: Panels of a run's page that are shown here.
 PANELS = ("Loss", "Text", "Audio, by codebook", "Parts of the loss", "Accuracy", "Use of codebooks, as entropy")
@@ -92,8 +92,6 @@ def _spectrograms(page: Page, folder: Folder, played: PlayedCalls) -> None:
 
 
 def _losses(page: Page, folder: Folder) -> None:
-    from moshijax.train.run.metrics import read_metrics
-
     page.section("Training", "Losses, accuracies and use of codebooks while the models were trained.")
     for name, run in (("codec's ear", folder.hearing), ("codec", folder.codec), ("language model", folder.moshi)):
         metrics = read_metrics(run / METRICS)

@@ -107,8 +107,7 @@ def lm_experiment(settings: Settings, folder: Folder) -> ExperimentConfig:
 def _train(experiment: ExperimentConfig, run_dir: Path, tell: ProgressFn) -> Mapping[str, Any]:
     from moshijax import config
     from moshijax.train.loop import train
-    from moshijax.train.run.metrics import read_metrics
-    from moshijax.weights.run import METRICS
+    from moshijax.weights.run_files import METRICS, read_metrics
 
     loss = ""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -12,7 +11,7 @@ from typing import Any
 
 from moshijax import optional
 from moshijax.report.page import Page
-from moshijax.weights.run import CONFIG, METRICS, RECIPE
+from moshijax.weights.run_files import METRICS, RECIPE, read_metrics, steps_of
 
 log = logging.getLogger(__name__)
 
@@ -66,18 +65,18 @@ def write_run_page(run_dir: str | Path) -> Path:
       The path of the page.
 
     Raises:
+      DataError: its metrics or its config are damaged.
       MissingPackage: matplotlib is not installed.
     """
     optional.load("matplotlib")
     from moshijax.report import plots
 
     run_dir = Path(run_dir)
-    lines = _lines(run_dir / METRICS)
-    config = json.loads((run_dir / CONFIG).read_text(encoding="utf-8"))
+    lines, steps = read_metrics(run_dir / METRICS), steps_of(run_dir)
     last = _last_values(lines)
     done = lines[-1]["step"] if lines else 0
-    page = Page(run_dir.name, f"Training run: {done} of {config['steps']} steps are done.")
-    page.cards(_cards(done, config["steps"], last))
+    page = Page(run_dir.name, f"Training run: {done} of {steps} steps are done.")
+    page.cards(_cards(done, steps, last))
     panels = panels_of(lines)
     if panels:
         page.section("While it runs", "Means over the steps since the previous line; losses of tokens in nats.")
@@ -87,7 +86,7 @@ def write_run_page(run_dir: str | Path) -> Path:
     page.table(("name", "value"), rows)
     if (run_dir / RECIPE).exists():
         page.section("Experiment", "The whole resolved recipe.")
-        page.commands((run_dir / RECIPE).read_text(encoding="utf-8").splitlines())
+        page.commands((run_dir / RECIPE).read_text(encoding="utf-8", errors="replace").splitlines())
     page.write(run_dir / PAGE)
     return run_dir / PAGE
 
@@ -119,17 +118,6 @@ class PageWriter:
             self._last.result()
         self.write()
         self._pool.shutdown(wait=True)
-
-
-def _lines(path: Path) -> list[dict[str, Any]]:
-    """Return the complete lines of a metrics file that may be growing."""
-    found = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
-        try:
-            found.append(json.loads(line))
-        except ValueError:
-            continue
-    return found
 
 
 def _last_values(lines: Sequence[Mapping[str, Any]]) -> dict[str, float]:

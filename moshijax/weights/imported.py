@@ -17,7 +17,7 @@ from moshijax.weights.families import family_of
 from moshijax.weights.formats.fields import checked
 from moshijax.weights.model import OpenedModel, Provenance
 from moshijax.weights.published import ADAPTER, TOKENIZER, has_tensors, read_json
-from moshijax.weights.run import MODEL
+from moshijax.weights.run_files import MODEL
 from moshijax.weights.safetensors import check_names_and_shapes, open_tensors
 from moshijax.weights.table import AsParameters
 from moshijax.weights.tensors import InMemory, ShapesOnly

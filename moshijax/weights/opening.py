@@ -13,7 +13,8 @@ from moshijax.weights.families import FAMILIES
 from moshijax.weights.imported import is_imported, open_imported
 from moshijax.weights.model import OpenedModel
 from moshijax.weights.published import CONFIG_FILE, PublishedFiles
-from moshijax.weights.run import MODEL, open_run
+from moshijax.weights.run import open_run
+from moshijax.weights.run_files import MODEL
 
 
 def open_model(path: str | Path, kind: str | None = None, config: Any = None) -> OpenedModel:

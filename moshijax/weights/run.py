@@ -8,7 +8,6 @@ gradients, such as codebooks) and `ema` (the running average of the parameters),
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,16 +17,13 @@ import orbax.checkpoint as ocp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from moshijax.config_json import from_json
-from moshijax.errors import DataError, MoshijaxError
+from moshijax.errors import ConfigError, DataError, MoshijaxError
 from moshijax.weights.families import family_of
 from moshijax.weights.families.family import Family
 from moshijax.weights.model import OpenedModel
 from moshijax.weights.published import TOKENIZER
+from moshijax.weights.run_files import CHECKPOINTS, MODEL, damaged, read_record
 
-#: Files of a run directory that say what its model is.
-MODEL, CHECKPOINTS = "model.json", "checkpoints"
-#: Its experiment as JSON and as a recipe, and what it measured, one JSON object a line.
-CONFIG, RECIPE, METRICS = "config.json", "config.gin", "metrics.jsonl"
 #: Item of a checkpoint that holds the model.
 MODEL_ITEM = "model"
 _SHOWN_FAULT = 240  # characters of a library's error
@@ -187,18 +183,20 @@ def read_description(run_dir: str | Path) -> tuple[Family, Any]:
     """Return the family of a run's model, and its config.
 
     Raises:
-      DataError: this is no run directory, or of a model that this version does not know.
+      DataError: this is no run directory, its model.json is damaged, or of a model that this version does not know.
     """
-    path = Path(run_dir)
+    path = Path(run_dir) / MODEL
+    if not path.exists():
+        raise DataError(f"{run_dir} is not a run directory: it has no {MODEL}; give the --run-dir of a run")
+    found = read_record(path)
+    kind = found.get("kind")
+    if not isinstance(kind, str):
+        raise damaged(path, "it names no kind of model")
+    family = family_of(kind, path)
     try:
-        found = json.loads((path / MODEL).read_text(encoding="utf-8"))
-        kind, fields = found["kind"], found["config"]
-    except (OSError, ValueError, KeyError) as error:
-        raise DataError(
-            f"{path} is not a run directory: no usable {MODEL} ({error}); give the --run-dir of a run"
-        ) from None
-    family = family_of(kind, path / MODEL)
-    return family, from_json(family.config_class, fields, MODEL)
+        return family, from_json(family.config_class, found.get("config"), MODEL)
+    except ConfigError as error:
+        raise damaged(path, str(error)) from None
 
 
 @contextlib.contextmanager

@@ -117,6 +117,16 @@ def test_another_codec_is_refused(runs, cli, tmp_path):
     assert not (tmp_path / "artifact").exists()
 
 
+@pytest.mark.parametrize("content", [b"", b'{"task": {"aud', b'{"a": "\xff"}', b"[]"])
+@pytest.mark.parametrize("command", [("export", "LM", "OUT"), ("weights", "export", "LM", "OUT")])
+def test_a_damaged_config_of_a_run_is_named(runs, cli, tmp_path, command, content):
+    damaged = shutil.copytree(runs / "lm", tmp_path / "lm")
+    (damaged / "config.json").write_bytes(content)
+    code, _, err = cli(*({"LM": damaged, "OUT": tmp_path / "out"}.get(word, word) for word in command))
+    assert code == 3 and f"{damaged / 'config.json'} is damaged (" in err and "restore it from a copy" in err
+    assert err.count("error: ") == 1 and not (tmp_path / "out").exists()
+
+
 def test_what_cannot_be_found_is_named(runs, cli, tmp_path):
     lone = shutil.copytree(runs / "lm", tmp_path / "lm")
     (lone / "tokenizer.model").unlink()

@@ -22,8 +22,9 @@ from moshijax.eval.codec import (
 )
 from moshijax.report.run import panels_of
 from moshijax.train.loop import train
-from moshijax.train.run.metrics import read_metrics, readable_evaluation
+from moshijax.train.run.metrics import readable_evaluation
 from moshijax.weights import load_mimi
+from moshijax.weights.run_files import read_metrics
 from tests.codec.small import filled, noise
 from tests.train.support.models import CODEC, codec_experiment, with_audio
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from moshijax.report.run import panels_of, write_run_page
-from moshijax.weights.run import CONFIG, METRICS, RECIPE
+from moshijax.weights.run_files import CONFIG, METRICS, RECIPE
 
 
 def test_a_page_is_made_from_the_files_of_a_run(tmp_path):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from moshijax import config
 from moshijax.train.experiment import ExperimentConfig
-from moshijax.train.run.metrics import read_metrics
+from moshijax.weights.run_files import read_metrics
 from tests.train.support.models import lm_experiment, write_lm_data
 from tests.train.test_loop import assert_bit_equal, numbers, state_at
 

@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from moshijax.train.run.metrics import read_metrics
+from moshijax.weights.run_files import read_metrics
 from tests.system.killing import ROOT, complete_steps, wait_for_step, write_recipe
 from tests.train.support.processes import environment, free_port
 

@@ -17,9 +17,9 @@ from moshijax.train.experiment import ExperimentConfig
 from moshijax.train.loop import train
 from moshijax.train.optimizer import OptimizerConfig, ParameterGroup
 from moshijax.train.run.checkpoint import Checkpointer, check_space
-from moshijax.train.run.metrics import read_metrics
 from moshijax.train.run.run_dir import RunDir
 from moshijax.train.state import plan_state
+from moshijax.weights.run_files import read_metrics
 from tests.train.support.small_task import SmallData, SmallModel, SmallTask, with_task
 
 EXPERIMENT = ExperimentConfig(

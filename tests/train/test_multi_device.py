@@ -11,7 +11,7 @@ from moshijax.errors import ConfigError
 from moshijax.train import sharding
 from moshijax.train.experiment import MeshConfig
 from moshijax.train.loop import train
-from moshijax.train.run.metrics import read_metrics
+from moshijax.weights.run_files import read_metrics
 from tests.train.support.devices import run_on_devices
 from tests.train.support.multi_device import SMALL
 

@@ -35,10 +35,10 @@ def main() -> None:
     from moshijax.train import sharding
     from moshijax.train.feed import put
     from moshijax.train.loop import train
-    from moshijax.train.run.metrics import read_metrics
     from moshijax.train.state import plan_state
     from moshijax.train.steps import batch_shardings, compile_step
     from moshijax.train.tasks.lm import LMTask
+    from moshijax.weights.run_files import read_metrics
     from tests.train.support.models import LM, lm_experiment, write_lm_data
 
     class Busy(LMTask):

@@ -18,7 +18,7 @@ import sys
 from pathlib import Path
 
 from moshijax.report import plots
-from moshijax.train.run.metrics import read_metrics
+from moshijax.weights.run_files import read_metrics
 
 PLAIN = "codec/ablation.gin"
 ADVERSARIAL = "codec/ablation_adversarial.gin"

@@ -130,6 +130,18 @@ def raise_on_mismatch(where: Path, expected: Any, found: Any, remedy: str = "use
         raise DataError(f"{where} does not fit: {'; '.join(lines[:SHOWN_MISMATCHES])}{more}; {remedy}")
 
 
+def _check_meta(meta: Any) -> None:
+    """Raise a ValueError unless this is what the loop saves beside a state: counts, and sums of metrics."""
+    if not isinstance(meta, dict) or not isinstance(meta.get("interval"), dict):
+        raise ValueError("its meta has no sums of metrics")
+    for name in ("step", "evaluated", "lines"):
+        if type(meta.get(name)) is not int:
+            raise ValueError(f"its meta has no whole number as {name}")
+    for name, pair in meta["interval"].items():
+        if not isinstance(pair, list) or [type(x) in (int, float) for x in pair] != [True, True]:
+            raise ValueError(f"its meta has no two numbers for {name}")
+
+
 class Checkpointer:
     """Checkpoints of one run directory; step numbers are steps done."""
 
@@ -199,6 +211,7 @@ class Checkpointer:
             items = {name: ocp.args.StandardRestore(tree) for name, tree in wanted.items()}
             items[META_ITEM] = ocp.args.JsonRestore()
             found = self._manager.restore(step, args=ocp.args.Composite(**items))
+            _check_meta(found[META_ITEM])
         model, rest = found[MODEL_ITEM], found[OPTIMIZER_ITEM]
         state = TrainState(
             step=rest["step"],
@@ -282,7 +295,9 @@ class Checkpointer:
                 )
                 with contextlib.closing(ocp.Checkpointer(ocp.PyTreeCheckpointHandler())) as reader:
                     reader.restore(self.path / str(step) / name, args=args)
-            return self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))[META_ITEM]
+            meta = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))[META_ITEM]
+            _check_meta(meta)
+            return meta
 
     def _reading(self, step: int) -> contextlib.AbstractContextManager[None]:
         return reading(self.path / str(step), self.steps())

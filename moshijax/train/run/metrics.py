@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from moshijax.files import write
+from moshijax.weights.run_files import complete_lines
 
 if TYPE_CHECKING:
     from moshijax.train.run.run_dir import RunDir
@@ -205,16 +206,12 @@ class MetricsWriter:
 
 def _drop_later(path: Path, step: int, lines: int) -> int:
     """Keep the first complete lines, up to a step and to a number, and return how many they are."""
-    if not path.exists():
-        return 0
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            if json.loads(line)["step"] <= step and len(kept) < lines:
-                kept.append(line + "\n")
-        except (ValueError, KeyError):  # cut off by a kill
-            continue
-    write(path, "".join(kept))
+    found, cut_off = complete_lines(path)
+    if cut_off:
+        log.warning("%s: its last line was cut off while it was written; 1 line is dropped", path)
+    kept = [json.dumps(line) + "\n" for line in found if line["step"] <= step][:lines]
+    if found or cut_off:
+        write(path, "".join(kept))
     return len(kept)
 
 
@@ -225,17 +222,6 @@ def _tensorboard(path: Path, step: int) -> Any:
         log.warning("no TensorBoard files: package 'tensorboardX' is not installed: pip install 'moshijax[train]'")
         return None
     return SummaryWriter(str(path), purge_step=step + 1 if step else None, flush_secs=30)
-
-
-def read_metrics(path: str | Path) -> list[dict[str, Any]]:
-    """Read the lines of a metrics.jsonl, oldest first; a line cut off by a kill is omitted."""
-    found = []
-    for line in Path(path).read_text(encoding="utf-8").splitlines():
-        try:
-            found.append(json.loads(line))
-        except ValueError:
-            continue
-    return found
 
 
 def readable(step: int, steps: int, values: Mapping[str, float]) -> str:

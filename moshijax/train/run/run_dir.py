@@ -11,17 +11,18 @@ from typing import Any
 
 import jax
 
+from moshijax.annotations import shown
 from moshijax.config_json import differences, to_json
-from moshijax.errors import ConfigError
+from moshijax.errors import ConfigError, DataError
 from moshijax.files import write, write_json
 from moshijax.train.experiment import FREE_ON_RESUME, ExperimentConfig
 from moshijax.train.run import hosts
 from moshijax.train.task import Batches
-from moshijax.weights.run import CHECKPOINTS, CONFIG, METRICS, MODEL, RECIPE
+from moshijax.weights.run_files import CHECKPOINTS, CONFIG, DATA, METRICS, MODEL, RECIPE, read_record
 
 log = logging.getLogger(__name__)
 
-DATA, CHANGES, TENSORBOARD, PROFILE = "data.json", "changes.jsonl", "tensorboard", "profile"
+CHANGES, TENSORBOARD, PROFILE = "changes.jsonl", "tensorboard", "profile"
 SHOWN_DIFFERENCES = 12
 
 
@@ -108,14 +109,15 @@ class RunDir:
                 )
             self._write(identity)
             return []
-        recipe, data = self._changes(identity)
+        recipe = self._differences(CONFIG, to_json(identity.experiment), allow_change, FREE_ON_RESUME)
+        data = [f"data {line}" for line in self._differences(DATA, identity.data, allow_change)]
         if not recipe and not data:
             self._write(identity)
         elif not allow_change:
             kinds = " and ".join(name for name, found in (("another recipe", recipe), ("other data", data)) if found)
-            shown, more = [*recipe, *data][:SHOWN_DIFFERENCES], len(recipe) + len(data) - SHOWN_DIFFERENCES
+            listed, more = [*recipe, *data][:SHOWN_DIFFERENCES], len(recipe) + len(data) - SHOWN_DIFFERENCES
             raise ConfigError(
-                f"{self.path} is a run of {kinds}: {'; '.join(shown)}{f' and {more} more' if more > 0 else ''}; use "
+                f"{self.path} is a run of {kinds}: {'; '.join(listed)}{f' and {more} more' if more > 0 else ''}; use "
                 "another run directory, the recipe and data that it began with, or --allow-change"
             )
         return [*recipe, *data]
@@ -138,13 +140,23 @@ class RunDir:
         write_json(self.path / DATA, identity.data)
         write_json(self.path / CONFIG, to_json(identity.experiment))
 
-    def _changes(self, identity: RunIdentity) -> tuple[list[str], list[str]]:
-        """Return how this differs from the run in the directory: in its recipe, in its data."""
+    def _differences(self, name: str, new: dict[str, Any], allow_change: bool, free: tuple[str, ...] = ()) -> list[str]:
+        """Return how a new value differs from the one that a file of the run holds, one line each.
 
-        def lines(name: str, new: Any, free: tuple[str, ...] = ()) -> list[str]:
-            old = json.loads((self.path / name).read_text(encoding="utf-8"))
-            found = [d for d in differences(old, new) if d[0].split(".")[0] not in free]
-            return [f"{path} is {there!r} there, {here!r} here" for path, there, here in found]
-
-        data = lines(DATA, identity.data) if (self.path / DATA).exists() else []
-        return lines(CONFIG, to_json(identity.experiment), FREE_ON_RESUME), [f"data {line}" for line in data]
+        Args:
+          allow_change: write a damaged file again, with a warning: it says nothing that could be compared.
+          free: fields that may differ.
+        """
+        path = self.path / name
+        if not path.exists():
+            return []
+        try:
+            old = read_record(path)
+        except DataError as error:
+            if not allow_change:
+                raise
+            log.warning("%s: it is written again, and what it said before is not compared", error)
+            write_json(path, new)
+            return []
+        found = [d for d in differences(old, new) if d[0].split(".")[0] not in free]
+        return [f"{where} is {shown(there)} there, {shown(here)} here" for where, there, here in found]

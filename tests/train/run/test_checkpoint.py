@@ -67,6 +67,10 @@ def garbled_meta(path):
     (path / "meta" / "metadata").write_text('{"step": ')
 
 
+def meta_of_another_form(path):
+    (path / "meta" / "metadata").write_text('{"step": 30}')
+
+
 def largest_of(path):
     return max((x for x in path.rglob("*") if x.is_file() and "d" in x.parts[-2:-1]), key=lambda x: x.stat().st_size)
 
@@ -86,7 +90,8 @@ def empty_folder(path):
 
 
 DAMAGES = (
-    missing_model, missing_optimizer, missing_manifest, missing_meta, garbled_meta, cut, emptied, empty_folder,
+    missing_model, missing_optimizer, missing_manifest, missing_meta, garbled_meta, meta_of_another_form, cut, emptied,
+    empty_folder,
 )  # fmt: skip
 
 

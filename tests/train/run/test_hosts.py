@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from moshijax.train.run import hosts
-from moshijax.train.run.metrics import read_metrics
+from moshijax.weights.run_files import read_metrics
 from tests.train.support.multi_device import SMALL
 from tests.train.support.processes import Job
 from tests.train.test_loop import assert_bit_equal, numbers, state_at

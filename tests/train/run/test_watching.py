@@ -16,7 +16,7 @@ from moshijax.train.experiment import ExperimentConfig, WandbConfig
 from moshijax.train.loop import train
 from moshijax.train.optimizer import OptimizerConfig, ParameterGroup
 from moshijax.train.run.compilations import Compilations
-from moshijax.train.run.metrics import read_metrics
+from moshijax.weights.run_files import read_metrics
 from tests.train.support.small_task import SmallData, SmallTask
 
 EXPERIMENT = ExperimentConfig(

@@ -18,11 +18,11 @@ from moshijax.train.feed import put
 from moshijax.train.loop import train
 from moshijax.train.optimizer import OptimizerConfig
 from moshijax.train.run.checkpoint import Checkpointer
-from moshijax.train.run.metrics import read_metrics
 from moshijax.train.run.run_dir import RunDir
 from moshijax.train.state import plan_state
 from moshijax.train.steps import batch_shardings, loss_and_gradients, lower_step, step_key
 from moshijax.weights.run import load_run
+from moshijax.weights.run_files import read_metrics
 from tests.train.support.models import batches_of, kind_of, lm_experiment
 from tests.train.support.small_task import SmallData, SmallTask, with_task
 

@@ -73,7 +73,7 @@ class Job:
 
     def wait_for_line(self, step: int) -> None:
         """Until the metrics hold a step, or a process has ended."""
-        from moshijax.train.run.metrics import read_metrics
+        from moshijax.weights.run_files import read_metrics
 
         path = self.run_dir / "metrics.jsonl"
         while all(process.poll() is None for process in self.processes):

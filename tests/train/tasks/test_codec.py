@@ -13,10 +13,10 @@ from moshijax.codec.quantizer_training import QuantizerTraining
 from moshijax.errors import ConfigError
 from moshijax.nn.vq import codebook_tables
 from moshijax.train.loop import train
-from moshijax.train.run.metrics import read_metrics
 from moshijax.train.tasks.codec import CodecLoss
 from moshijax.weights.opening import open_model
 from moshijax.weights.run import load_run
+from moshijax.weights.run_files import read_metrics
 from moshijax.weights.transfer import export_weights
 from tests.train.support.devices import run_on_devices
 from tests.train.support.models import CODEC, batches_of, codec_experiment, with_audio, write_codec_data

@@ -19,13 +19,13 @@ from moshijax.errors import ConfigError
 from moshijax.train import sharding
 from moshijax.train.loop import train
 from moshijax.train.optimizer import OptimizerConfig
-from moshijax.train.run.metrics import read_metrics
 from moshijax.train.state import plan_state
 from moshijax.train.steps import make_step
 from moshijax.train.tasks.codec import CodecLoss, CodecTask
 from moshijax.weights import load_mimi
 from moshijax.weights.opening import open_model
 from moshijax.weights.run import load_run
+from moshijax.weights.run_files import read_metrics
 from moshijax.weights.transfer import export_weights
 from tests.parity.test_way_back import reference_python
 from tests.train.support.models import (

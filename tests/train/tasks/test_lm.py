@@ -17,12 +17,12 @@ from moshijax.train.loop import train
 from moshijax.train.optimizer import OptimizerConfig, ParameterGroup
 from moshijax.train.run.checkpoint import Checkpointer
 from moshijax.train.run.compilations import Compilations
-from moshijax.train.run.metrics import read_metrics
 from moshijax.train.run.run_dir import RunDir
 from moshijax.train.state import plan_state
 from moshijax.train.steps import batch_shardings, compile_step
 from moshijax.weights.opening import open_model
 from moshijax.weights.run import load_run
+from moshijax.weights.run_files import read_metrics
 from moshijax.weights.transfer import export_weights, import_weights
 from tests.train.support.devices import run_on_devices
 from tests.train.support.grids import write_dialogues

@@ -17,11 +17,11 @@ from moshijax.train import sharding
 from moshijax.train.experiment import ExperimentConfig
 from moshijax.train.loop import train
 from moshijax.train.optimizer import OptimizerConfig, ParameterGroup
-from moshijax.train.run.metrics import read_metrics
 from moshijax.train.state import plan_state
 from moshijax.train.steps import step_flops
 from moshijax.weights.opening import open_model
 from moshijax.weights.run import load_run
+from moshijax.weights.run_files import read_metrics
 from moshijax.weights.transfer import export_weights
 from tests.train.support.devices import run_on_devices
 from tests.train.support.models import LM, NOTHING, kind_of, lm_experiment, write_lm_data

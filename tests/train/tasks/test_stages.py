@@ -16,11 +16,11 @@ from moshijax.cli.main import cli
 from moshijax.errors import ConfigError
 from moshijax.train.loop import train
 from moshijax.train.run.checkpoint import Checkpointer
-from moshijax.train.run.metrics import read_metrics
 from moshijax.train.run.run_dir import RunDir
 from moshijax.train.sharding import path_of
 from moshijax.weights.opening import open_model
 from moshijax.weights.run import load_run
+from moshijax.weights.run_files import read_metrics
 from tests.train.support.grids import write_dialogues, write_text, write_tokenizer
 from tests.train.support.models import batches_of
 
