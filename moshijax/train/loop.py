@@ -212,7 +212,8 @@ def train(
       ConfigError: an impossible experiment, or a run directory of another one.
       DataError: data or a checkpoint that cannot be used.
       Stopped: SIGTERM or SIGINT; a checkpoint of the last step boundary is complete.
-      MoshijaxError: three non-finite steps in a row, a full disk, or no memory left on a device.
+      MoshijaxError: three non-finite steps in a row, a full disk, no memory left on a device, or another process that
+        trains in this directory.
     """
     run = RunDir(Path(run_dir))
     with hosts.Heartbeat(lost_after) as heartbeat, StopSignal() as signals, contextlib.ExitStack() as stack:
@@ -231,7 +232,7 @@ def train(
         first = {kind.name: batches[kind.name].batch(0) for kind in experiment.step_kinds}
         start_from = None if run.has_checkpoint() else starting_point(experiment, experiment.task, plan, mesh)
         identity = RunIdentity.of(experiment, batches, recipe)
-        run.create()
+        heartbeat.before_exit(opened(run.hold()).close)
         check_path(run.path)
         changes = run.claim(identity, allow_change)
         checkpointer = opened(Checkpointer(run, experiment.keep_checkpoints))

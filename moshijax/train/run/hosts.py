@@ -19,7 +19,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, NoReturn
@@ -128,6 +128,11 @@ class Heartbeat:
         self._over = threading.Event()
         self._known: set[int] = set()  # processes that have introduced themselves to process 0
         self._token = ""
+        self._last: list[Callable[[], object]] = []
+
+    def before_exit(self, action: Callable[[], object]) -> None:
+        """Do something before this ends the process, which unwinds nothing; from whichever thread notices the end."""
+        self._last.append(action)
 
     def __enter__(self) -> Heartbeat:
         if jax.process_count() == 1:
@@ -299,9 +304,9 @@ class Heartbeat:
                     peer.socket.settimeout(left)
                     if not peer.socket.recv(4096):
                         break
-        for stream in (sys.stdout, sys.stderr):
+        for action in (*self._last, sys.stdout.flush, sys.stderr.flush):
             with contextlib.suppress(Exception):
-                stream.flush()
+                action()
         os._exit(code)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 from collections.abc import Mapping
@@ -11,6 +12,7 @@ from typing import Any
 
 import jax
 
+from moshijax import lock
 from moshijax.annotations import shown
 from moshijax.config_json import differences, to_json
 from moshijax.errors import ConfigError, DataError
@@ -71,17 +73,24 @@ class RunDir:
         """Whether the run has begun and can resume; only complete checkpoints have a number."""
         return self.checkpoints.is_dir() and any(path.name.isdecimal() for path in self.checkpoints.iterdir())
 
-    def create(self) -> None:
-        """Make the directory, on the first process; return once it is there for all.
+    def hold(self) -> contextlib.ExitStack:
+        """Make the directory and be the only run in it, on the first process; return once it is there for all.
+
+        Returns:
+          What lets the directory go when it is closed.
 
         Raises:
           ConfigError: a file has its name.
+          MoshijaxError: another run is in it; the message names its host and process.
         """
+        held = contextlib.ExitStack()
         if jax.process_index() == 0:
             if self.path.exists() and not self.path.is_dir():
                 raise ConfigError(f"{self.path} is a file; give a directory for the run")
             self.path.mkdir(parents=True, exist_ok=True)
+            held.enter_context(lock.inside(self.path))
         hosts.agreed(0)
+        return held
 
     def claim(self, identity: RunIdentity, allow_change: bool = False) -> list[str]:
         """Record what is run here, or check that it is the same run; on the first process, while the others wait.

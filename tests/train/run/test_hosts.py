@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import shutil
 import signal
+import socket
 import time
 
 import numpy as np
 import pytest
 
+from moshijax import lock
 from moshijax.train.run import hosts
 from moshijax.weights.run_files import read_metrics
 from tests.train.support.multi_device import SMALL
@@ -83,6 +85,7 @@ def test_a_killed_process_is_named_by_the_other_and_the_job_goes_on_exactly(two,
     assert time.monotonic() - killed < 30
     ended = job.finish()
     code, _, err = ended[1 - victim]
+    assert (run_dir / lock.NAME).exists() == (victim == 0)  # of the dead process, which the next one takes over
     assert ended[victim][0] == -signal.SIGKILL
     assert code == 1, err
     assert f"error: process {victim} (on " in err and "ended without a word and is lost; start the same command" in err
@@ -105,6 +108,17 @@ def test_a_signal_to_one_process_stops_all_at_one_step(two, tmp_path):
     Job(2, run_dir, **EVALUATED).done()
     assert_bit_equal(state_at(run_dir, 12, SMALL), state_at(two, 12, SMALL))
     assert numbers(run_dir) == numbers(two)
+
+
+def test_a_run_of_two_processes_has_its_directory_to_itself(tmp_path):
+    run_dir = tmp_path / "run"
+    job = Job(2, run_dir, seconds=0.5, **EVALUATED)
+    job.wait_for_line(1)
+    (code, _, err) = Job(1, run_dir, **EVALUATED).finish()[0]
+    pid = job.processes[0].pid
+    assert code == 1 and f"error: {run_dir} is being written by process {pid} on {socket.gethostname()}: wait" in err
+    assert [code for code, _, _ in job.finish()] == [0, 0]
+    assert not (run_dir / lock.NAME).exists()
 
 
 def test_an_error_of_one_process_ends_all_with_its_code(tmp_path):
