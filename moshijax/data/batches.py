@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,13 +29,21 @@ def fold_seed(*parts: Any) -> int:
     return int.from_bytes(hashlib.sha256("\n".join(map(str, parts)).encode()).digest()[:4], "little")
 
 
+def amount(items: int, name: str, seconds: float | None = None) -> str:
+    """What a data set holds, as "1200 recordings, 13.4 hours"; without the time where nobody knows it."""
+    if seconds is None:
+        return f"{items} {name}"
+    return f"{items} {name}, " + (f"{seconds / 3600:.1f} hours" if seconds >= 360 else f"{seconds / 60:.1f} minutes")
+
+
 class BatchSource:
     """Batches of a Grain `MapDataset` whose elements are dicts of equally shaped numpy arrays.
 
     The dataset is infinite (reshuffled in every epoch) and index-addressable, so `batch(n)` costs the same for
     every n and a resumed run needs no state but n. Elements of a batch are made in so many threads. `identity` names
-    the parts of the data and the sha256 of what each holds: batches are a function of these, the seed and n. `skipped`
-    grows as items turn out to be unusable: id -> reason.
+    the parts of the data and the sha256 of what each holds: batches are a function of these, the seed and n. `content`
+    says what that is, `files` (name -> path) where it is read from. `skipped` grows as items turn out to be unusable:
+    id -> reason.
     """
 
     def __init__(
@@ -43,6 +52,8 @@ class BatchSource:
         batch_size: int,
         items: int,
         identity: Mapping[str, str],
+        content: str,
+        files: Mapping[str, Path],
         threads: int = 1,
         skipped: Mapping[str, str] | None = None,
     ):
@@ -53,6 +64,8 @@ class BatchSource:
         self.batch_size = batch_size
         self.items = items  # elements of one epoch
         self.identity = dict(identity)
+        self.content = content
+        self.files = files
         self.skipped = {} if skipped is None else skipped
 
     def batch(self, n: int, rows: slice = slice(None)) -> dict[str, np.ndarray]:

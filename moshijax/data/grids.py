@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from moshijax.data.batches import BatchSource, fold_seed, mixed, shuffled
+from moshijax.data.batches import BatchSource, amount, fold_seed, mixed, shuffled
 from moshijax.data.interleave import PlacementCounts, TextPlacement, place_text
 from moshijax.data.records import RecordSource
 from moshijax.data.transcript import Word
@@ -239,7 +239,11 @@ class GridSource(BatchSource):
         weights = config.weights or [float(len(w)) for w in windows]
         identity = {str(path): w.source.index["sha256"] for path, w in zip(config.paths, windows, strict=True)}
         identity["tokenizer"] = tokenizer.sha256
-        super().__init__(mixed(datasets, weights), config.batch_size, sum(len(w) for w in windows), identity)
+        frames = sum(sum(shard["frames"]) for source in self._sources for shard in source.index["shards"])
+        content = amount(sum(map(len, self._sources)), "recordings", frames / self.frame_rate)
+        files = {f"{source.folder}/{path.name}": path for source in self._sources for path, _ in source.shards}
+        items = sum(map(len, windows))
+        super().__init__(mixed(datasets, weights), config.batch_size, items, identity, content, files)
 
     def placement_counts(self, most: int | None = None) -> tuple[int, PlacementCounts]:
         """Recordings that were looked at; their words placed, shifted and pulled, and tokens lost, without jitter.

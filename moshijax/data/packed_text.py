@@ -11,7 +11,7 @@ import numpy as np
 
 from moshijax import files
 from moshijax.data import records
-from moshijax.data.batches import BatchSource, fold_seed, shuffled
+from moshijax.data.batches import BatchSource, amount, fold_seed, shuffled
 from moshijax.errors import ConfigError, DataError
 from moshijax.tokens import BOS, EOS, ZERO
 
@@ -107,10 +107,11 @@ def text_batches(config: TextData, layout: StreamLayout, tokenizer: Tokenizer, s
         index = records.read_index(path)
         if index.get("tokenizer_sha256") != tokenizer.sha256:
             raise DataError(f"{path} was packed with another tokenizer: prepare it again with this one")
-        tokens = np.load(path / _TOKENS, mmap_mode="r")
-        identity = index["sha256"]
+        file, documents, identity = path / _TOKENS, index["documents"], index["sha256"]
+        tokens = np.load(file, mmap_mode="r")
     else:
-        tokens = pack(read_documents(path), tokenizer)
+        file, read = path, read_documents(path)
+        documents, tokens = len(read), pack(read, tokenizer)
         identity = records.digest(tokenizer.sha256, records.tree_digest(tokens))
     chunks = _Chunks(tokens, config.num_frames)
 
@@ -121,4 +122,5 @@ def text_batches(config: TextData, layout: StreamLayout, tokenizer: Tokenizer, s
         return {"codes": grid}
 
     dataset = shuffled(chunks, fold_seed(identity, seed), draw)
-    return BatchSource(dataset, config.batch_size, len(chunks), {str(path): identity})
+    content = f"{amount(documents, 'documents')}, {len(tokens)} tokens"
+    return BatchSource(dataset, config.batch_size, len(chunks), {str(path): identity}, content, {str(file): file})

@@ -5,11 +5,18 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+
+_AT_ONCE = 16
 
 #: Size in bytes, time of the last change in ns, and sha256 of a file; None: there was none that could be read.
 Seen = list[int | str] | None
+
+
+#: Size in bytes and time of the last change in ns of a file; None: it is not there.
+Stamp = list[int] | None
 
 
 def look(path: Path) -> Seen:
@@ -23,6 +30,20 @@ def look(path: Path) -> Seen:
             return [status.st_size, status.st_mtime_ns, hashlib.file_digest(file, "sha256").hexdigest()]
     except (OSError, ValueError):  # a name with NUL is a ValueError
         return None
+
+
+def stamps(paths: Mapping[str, Path]) -> dict[str, Stamp]:
+    """Return the stamps of files by name; no file is read."""
+
+    def stamp(path: Path) -> Stamp:
+        try:
+            status = path.stat()
+        except (OSError, ValueError):
+            return None
+        return [status.st_size, status.st_mtime_ns]
+
+    with ThreadPoolExecutor(_AT_ONCE) as pool:  # on a network most of the time is waiting
+        return dict(zip(paths, pool.map(stamp, paths.values()), strict=True))
 
 
 def is_same(path: Path, seen: Seen) -> bool:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from moshijax.data import audio
-from moshijax.data.batches import BatchSource, fold_seed, shuffled
+from moshijax.data.batches import BatchSource, amount, fold_seed, shuffled
 from moshijax.data.checks import SPEECH_RMS
 from moshijax.data.isolation import Isolated
 from moshijax.data.manifest import Item, read_recordings
@@ -21,7 +21,8 @@ from moshijax.errors import ConfigError, DataError
 
 log = logging.getLogger(__name__)
 
-_TRIES = 8
+_TRIES = 8  # windows of a recording, for one with sound
+_IN_A_ROW = 32  # recordings that fail one after the other: then something else is wrong, such as a disk that is gone
 
 
 @dataclass(frozen=True)
@@ -74,14 +75,16 @@ class AudioData:
 class AudioWindows:
     """Draw windows; elements are {"audio" [N] float32, "teacher" [T50, F] float32}.
 
-    A recording that cannot be decoded is named once, counted in `skipped` (id -> reason), and another one takes its
-    place: which one is a function of the place in the data alone.
+    A recording that cannot be used is named once, counted in `skipped` (id -> reason), and another one takes its place:
+    which one is a function of the place in the data alone. Where a whole file is broken it is not tried again; where a
+    window is, the file's other windows are as good as ever.
     """
 
     def __init__(self, config: AudioData, items: Sequence[Item], teacher: TeacherFeatures | None):
         self.config, self.items, self.teacher = config, items, teacher
         self.features = round(config.num_samples * RATE / config.sample_rate)
         self.skipped: dict[str, str] = {}
+        self._broken: set[str] = set()  # ids of whole files
         self._info: dict[str, audio.AudioInfo] = {}
         self._lock = threading.Lock()
         self._isolated = Isolated(config.workers) if config.workers else None
@@ -111,19 +114,30 @@ class AudioWindows:
         """A window of an item, or of another one if it is broken.
 
         Raises:
-          DataError: several recordings in a row are broken.
+          DataError: no recording can be used, or very many in a row cannot.
         """
-        for _ in range(_TRIES):
-            try:
-                return self._draw(item, rng)
-            except DataError as error:
-                self._skip(item, error)
-                last = error
-                item = self.items[int(rng.integers(len(self.items)))]
-        raise DataError(f"{_TRIES} recordings in a row cannot be used, {len(self.skipped)} in all; the last: {last}")
+        # Whether a broken one is known or found out now must not show in what is drawn instead.
+        others = np.random.Generator(rng.bit_generator.jumped())
+        failed = 0
+        while len(self._broken) < len(self.items) and failed < _IN_A_ROW:
+            if item.id not in self._broken:
+                try:
+                    return self._draw(item, self.info(item), rng)
+                except DataError as error:
+                    self._skip(item, error)
+                    if item.id not in self._info or isinstance(error, audio.DecoderLost):
+                        self._broken.add(item.id)
+                    failed += 1
+            item = self.items[int(others.integers(len(self.items)))]
+            rng = np.random.default_rng(others.integers(2**63))
+        which = f"{failed} recordings in a row" if failed == _IN_A_ROW else f"all {len(self.items)} recordings"
+        raise DataError(
+            f"{which} of {self.config.manifest} cannot be used, {len(self.skipped)} in all; the last: "
+            f"{list(self.skipped.values())[-1]}"
+        )
 
-    def _draw(self, item: Item, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        config, info = self.config, self.info(item)
+    def _draw(self, item: Item, info: audio.AudioInfo, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        config = self.config
         seconds = config.num_samples / config.sample_rate
         # Starts lie on the features' grid, so that window and features begin together.
         steps = max(0, int((info.duration - seconds) * RATE))
@@ -185,4 +199,10 @@ def audio_batches(config: AudioData, seed: int) -> BatchSource:
     identity = {config.manifest: manifest.sha256}
     if teacher is not None:
         identity[str(config.teacher)] = teacher.sha256
-    return BatchSource(dataset, config.batch_size, len(items), identity, max(1, config.workers), windows.skipped)
+    durations = [item.duration for item in items]
+    content = amount(len(items), "recordings", None if None in durations else sum(durations))
+    if len(items) < len(manifest.items):
+        content += f" ({len(manifest.items) - len(items)} others have no features)"
+    files = {item.id: item.audio for item in items}
+    threads = max(1, config.workers)
+    return BatchSource(dataset, config.batch_size, len(items), identity, content, files, threads, windows.skipped)

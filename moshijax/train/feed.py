@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,7 +14,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from moshijax.train.experiment import ExperimentConfig, place_of_step
 from moshijax.train.steps import batch_shardings
-from moshijax.train.task import Batch, Batches
+from moshijax.train.task import Batch, Batches, StepKind
+
+log = logging.getLogger(__name__)
 
 AHEAD = 2
 
@@ -30,10 +33,19 @@ def open_batches(experiment: ExperimentConfig, mesh: Mesh) -> dict[str, Batches]
     for kind in experiment.step_kinds:
         batch_shardings(task.batch_shapes(kind, kind.data), mesh, experiment.microbatches)
         found[kind.name] = task.batches(kind, kind.data, seed)
+        _log_amount(kind, found[kind.name], experiment)
     for kind in experiment.held_out:
         batch_shardings(task.batch_shapes(kind, kind.eval_data), mesh, 1)
         found[kind.eval_name] = task.batches(kind, kind.eval_data, seed)
     return found
+
+
+def _log_amount(kind: StepKind, batches: Batches, experiment: ExperimentConfig) -> None:
+    """Say what steps of a kind train on, and how often they see it."""
+    steps = round(experiment.steps * kind.share)
+    rows = next(iter(experiment.task.batch_shapes(kind, kind.data).values())).shape[0]
+    epochs = steps * rows / batches.items
+    log.info("%s steps: %s; %d steps of %d rows are %.3g epochs", kind.name, batches.content, steps, rows, epochs)
 
 
 def skipped_recordings(batches: Mapping[str, Batches]) -> dict[str, float]:

@@ -13,12 +13,14 @@ from moshijax.errors import DataError
 
 #: What the model is, and its checkpoints.
 MODEL, CHECKPOINTS = "model.json", "checkpoints"
-#: The experiment as JSON and as a recipe, the sha256 of its data, and what it measured, one JSON object a line.
-CONFIG, RECIPE, DATA, METRICS = "config.json", "config.gin", "data.json", "metrics.jsonl"
+#: The experiment as JSON and as a recipe, and what it measured, one JSON object a line.
+CONFIG, RECIPE, METRICS = "config.json", "config.gin", "metrics.jsonl"
+#: The sha256 of its data, and size and time of the files that this is read from.
+DATA, FILES = "data.json", "files.json"
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """Read a file of a run directory that holds one JSON object: config.json, data.json or model.json.
+    """Read a file of a run directory that holds one JSON object: config.json, data.json, files.json or model.json.
 
     Raises:
       DataError: it cannot be read, or holds something else.

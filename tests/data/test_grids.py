@@ -60,6 +60,13 @@ def source(folder, tokenizer, seed=1, layout=LAYOUT, **options):
     return grid_batches(GridData((str(folder),), 4, **{"num_frames": 30, **options}), layout, tokenizer, seed)
 
 
+def test_what_there_is_is_said_and_where(folder, long_folder, tokenizer):
+    found = source(long_folder, tokenizer)
+    assert found.content == "1 recordings, 0.4 minutes"
+    assert found.files == {f"{long_folder}/{records.shard_name(0, 1)}": long_folder / records.shard_name(0, 1)}
+    assert source(folder, tokenizer).content.startswith("9 recordings, ") and len(source(folder, tokenizer).files) == 3
+
+
 def digest(batches):
     return [hashlib.sha256(batch["codes"].tobytes()).hexdigest() for batch in batches]
 

@@ -43,8 +43,11 @@ def test_packed_end_to_end(path, tokenizer):
 def test_prepared_folder_gives_the_same_rows(path, tokenizer, tmp_path):
     index = prepare_text(path, tmp_path / "packed", tokenizer)
     assert index["documents"] == 20
+    unpacked = text_batches(TextData(str(path), 4, 16), LAYOUT, tokenizer, 3)
     first = text_batches(TextData(str(tmp_path / "packed"), 4, 16), LAYOUT, tokenizer, 3)
     again = text_batches(TextData(str(tmp_path / "packed"), 4, 16), LAYOUT, tokenizer, 3)
+    assert first.content == unpacked.content == f"20 documents, {index['tokens']} tokens"
+    assert all(file.is_file() for file in (*first.files.values(), *unpacked.files.values()))
     for n in (0, 5, 17):
         np.testing.assert_array_equal(first.batch(n)["codes"], again.batch(n)["codes"])
     other = train_tokenizer([*DOCUMENTS, "other words"], 330)

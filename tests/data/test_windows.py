@@ -149,7 +149,15 @@ def test_items_without_phonemes_are_named(manifest):
     _, report, _ = compute_features(read_manifest(manifest))
     assert report.usable == 4 and report.rejected[0][0] == "c1" and '"phonemes"' in report.rejected[0][1]
     config = AudioData(str(manifest), str(manifest.parent / "teacher"))
-    assert audio_batches(config, 0).items == 4
+    source = audio_batches(config, 0)
+    assert source.items == 4 and source.content == "4 recordings, 0.2 minutes (1 others have no features)"
+
+
+def test_what_there_is_is_said_and_where(manifest, mixed):
+    source = audio_batches(AudioData(str(manifest)), 0)
+    assert source.content == "5 recordings, 0.3 minutes"
+    assert source.files["other"] == manifest.parent / "other.wav" and len(source.files) == 5
+    assert audio_batches(AudioData(str(mixed)), 0).content == "10 recordings"  # how long they are, nobody has said
 
 
 def write_tones(folder, name, rate, channels=1, seconds=1.0, subtype="PCM_16"):
@@ -220,6 +228,35 @@ def test_a_file_that_crashes_its_decoder_is_skipped(tmp_path, monkeypatch, caplo
     assert caplog.text.count("segfault.wav ended its process (exit code -11), tried 2 times: ") == 1
 
 
+def test_a_few_good_recordings_among_many_broken_ones_are_enough(tmp_path, caplog):
+    """Each broken one is opened once, and batches are the same to who knows them already."""
+    for n in range(3):
+        write_tones(tmp_path, f"good-{n}.wav", RATE)
+    for n in range(27):
+        (tmp_path / f"bad-{n}.wav").write_bytes(b"\0\5\x16\7 of another system" * 4)
+    config, opened = AudioData(str(tmp_path), None, 8, 2400, workers=0), []
+    source = audio_batches(config, 0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(audio, "probe", lambda path, probe=audio.probe: opened.append(path) or probe(path))
+        batches = [source.batch(n)["audio"].tobytes() for n in range(12)]
+    assert len(source.skipped) == len(caplog.records) == 27
+    assert sorted(opened) == sorted(tmp_path.iterdir())
+    assert [source.batch(n)["audio"].tobytes() for n in range(12)] == batches
+    assert audio_batches(config, 0).batch(11)["audio"].tobytes() == batches[11]
+
+
+def test_many_failures_in_a_row_end_the_run(tmp_path, monkeypatch):
+    """As when the disk is gone: the files were good."""
+    for n in range(40):
+        write_tones(tmp_path, f"{n}.wav", RATE)
+    source = audio_batches(AudioData(str(tmp_path), None, 8, 2400, workers=0), 0)
+    source.batch(0)
+    for path in tmp_path.iterdir():
+        path.unlink()
+    with pytest.raises(DataError, match=r"32 recordings in a row of .* cannot be used, \d+ in all; the last: "):
+        source.batch(1)
+
+
 def test_windows_that_break_off_come_from_another_file(tmp_path, monkeypatch, caplog):
     write_tones(tmp_path, "good.wav", RATE)
     write_tones(tmp_path, "worse.wav", RATE)
@@ -264,8 +301,10 @@ def test_a_folder_of_nothing_usable_is_refused(tmp_path):
     with pytest.raises(DataError, match="holds no audio"):
         audio_batches(AudioData(str(tmp_path)), 0)
     (tmp_path / "bad.wav").write_text("this is no audio, however long it may be made to look by more words")
-    with pytest.raises(DataError, match="8 recordings in a row cannot be used, 1 in all; the last: .*bad.wav"):
-        audio_batches(AudioData(str(tmp_path)), 0).batch(0)
+    source = audio_batches(AudioData(str(tmp_path)), 0)
+    for n in range(2):
+        with pytest.raises(DataError, match="all 1 recordings of .* cannot be used, 1 in all; the last: .*bad.wav"):
+            source.batch(n)
     write_tones(tmp_path, "bad.flac", RATE)
     with pytest.raises(DataError, match="have the same name"):
         audio_batches(AudioData(str(tmp_path)), 0)

@@ -125,6 +125,16 @@ def test_a_complete_run_is_left_alone(whole_run):
     assert (whole_run / "metrics.jsonl").read_bytes() == before
 
 
+def test_the_amount_of_data_and_the_epochs_are_said_at_the_start(run_dir, caplog):
+    with caplog.at_level("INFO", "moshijax"):
+        train(dataclasses.replace(EXPERIMENT, steps=10), run_dir)
+    lines = [record.getMessage() for record in caplog.records if "epochs" in record.getMessage()]
+    assert lines == [
+        "audio steps: random numbers; 7 steps of 8 rows are 0.875 epochs",
+        "text steps: random numbers; 3 steps of 8 rows are 0.375 epochs",
+    ]
+
+
 def test_text_steps_leave_other_parameters_bit_equal(run_dir):
     text = with_task(EXPERIMENT, text_share=1.0, text_optimizer=OptimizerConfig(weight_decay=0.5))
     experiment = dataclasses.replace(text, steps=7, checkpoint_every=5)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import logging
 from collections.abc import Mapping
@@ -15,12 +16,13 @@ import jax
 from moshijax import lock
 from moshijax.annotations import shown
 from moshijax.config_json import differences, to_json
+from moshijax.data import sources
 from moshijax.errors import ConfigError, DataError
 from moshijax.files import write, write_json
 from moshijax.train.experiment import FREE_ON_RESUME, ExperimentConfig
 from moshijax.train.run import hosts
 from moshijax.train.task import Batches
-from moshijax.weights.run_files import CHECKPOINTS, CONFIG, DATA, METRICS, MODEL, RECIPE, read_record
+from moshijax.weights.run_files import CHECKPOINTS, CONFIG, DATA, FILES, METRICS, MODEL, RECIPE, damaged, read_record
 
 log = logging.getLogger(__name__)
 
@@ -34,17 +36,26 @@ class RunIdentity:
 
     Attributes:
       data: kind of step, or name of its held-out batches -> name of a part of the data -> sha256 of what it holds.
+      files: the same names -> name of a file that its rows are read from -> where it is.
       recipe: gin text of the whole resolved experiment, if there is one.
     """
 
     experiment: ExperimentConfig
     data: dict[str, dict[str, str]]
+    files: dict[str, dict[str, Path]]
     recipe: str | None = None
 
     @classmethod
     def of(cls, experiment: ExperimentConfig, batches: Mapping[str, Batches], recipe: str | None) -> RunIdentity:
         """Return what an experiment with its opened batches is; see `moshijax.train.feed.open_batches`."""
-        return cls(experiment, {name: dict(found.identity) for name, found in batches.items()}, recipe)
+        data = {name: dict(found.identity) for name, found in batches.items()}
+        files = {name: dict(found.files) for name, found in batches.items()}
+        return cls(experiment, data, files, recipe)
+
+    @functools.cached_property
+    def stamps(self) -> dict[str, dict[str, sources.Stamp]]:
+        """What the files are now: size and time of each."""
+        return {kind: sources.stamps(files) for kind, files in self.files.items()}
 
 
 @dataclass(frozen=True)
@@ -120,6 +131,7 @@ class RunDir:
             return []
         recipe = self._differences(CONFIG, to_json(identity.experiment), allow_change, FREE_ON_RESUME)
         data = [f"data {line}" for line in self._differences(DATA, identity.data, allow_change)]
+        data += self._changed_files(identity, allow_change)
         if not recipe and not data:
             self._write(identity)
         elif not allow_change:
@@ -147,25 +159,71 @@ class RunDir:
         if identity.recipe is not None:
             write(self.path / RECIPE, identity.recipe)
         write_json(self.path / DATA, identity.data)
+        write_json(self.path / FILES, identity.stamps)
         write_json(self.path / CONFIG, to_json(identity.experiment))
 
     def _differences(self, name: str, new: dict[str, Any], allow_change: bool, free: tuple[str, ...] = ()) -> list[str]:
         """Return how a new value differs from the one that a file of the run holds, one line each.
 
         Args:
-          allow_change: write a damaged file again, with a warning: it says nothing that could be compared.
+          allow_change: as `_recorded`.
           free: fields that may differ.
+        """
+        old = self._recorded(name, new, allow_change)
+        found = [d for d in differences(old, new) if d[0].split(".")[0] not in free]
+        return [f"{where} is {shown(there)} there, {shown(here)} here" for where, there, here in found]
+
+    def _changed_files(self, identity: RunIdentity, allow_change: bool) -> list[str]:
+        """Return which files of the data have another size than they had, or are gone, one line for each kind of step.
+
+        Which files there are is for `RunIdentity.data` to tell. One of another time alone, such as a copy, may well be
+        what it was: a warning names it.
+        """
+        lines = []
+        before = self._recorded(FILES, identity.stamps, allow_change)
+        for kind, stamps in identity.stamps.items():
+            seen = before.get(kind, {})
+            both = [(name, seen[name], stamp) for name, stamp in stamps.items() if name in seen]
+            changed = [name for name, old, new in both if _size(old) != _size(new)]
+            touched = [name for name, old, new in both if old != new and _size(old) == _size(new)]
+            if changed:
+                lines.append(f"files of data {kind} have another size, or are gone: {sources.listed(changed)}")
+            if touched:
+                log.warning(
+                    "files of data %s were written since the run began: %s; it continues as if they held the same",
+                    kind,
+                    sources.listed(touched),
+                )
+        return lines
+
+    def _recorded(self, name: str, new: dict[str, Any], allow_change: bool) -> dict[str, Any]:
+        """Return what a file of the run holds; the new value, so that nothing differs, if there is no such file.
+
+        Args:
+          allow_change: write a damaged file again, with a warning: it says nothing that could be compared.
         """
         path = self.path / name
         if not path.exists():
-            return []
+            return new
         try:
-            old = read_record(path)
+            found = read_record(path)
+            if name == FILES and not all(map(_are_stamps, found.values())):
+                raise damaged(path, "it does not hold sizes and times of files")
+            return found
         except DataError as error:
             if not allow_change:
                 raise
             log.warning("%s: it is written again, and what it said before is not compared", error)
             write_json(path, new)
-            return []
-        found = [d for d in differences(old, new) if d[0].split(".")[0] not in free]
-        return [f"{where} is {shown(there)} there, {shown(here)} here" for where, there, here in found]
+            return new
+
+
+def _are_stamps(found: Any) -> bool:
+    """Whether this is what `moshijax.data.sources.stamps` returns, through JSON."""
+    return isinstance(found, dict) and all(
+        stamp is None or isinstance(stamp, list) and [type(x) for x in stamp] == [int, int] for stamp in found.values()
+    )
+
+
+def _size(stamp: sources.Stamp) -> int | None:
+    return None if stamp is None else stamp[0]

@@ -34,7 +34,7 @@ def complete(tmp_path_factory):
 
 
 @pytest.mark.parametrize("content", DAMAGES.values(), ids=DAMAGES)
-@pytest.mark.parametrize("name", ["config.json", "data.json"])
+@pytest.mark.parametrize("name", ["config.json", "data.json", "files.json"])
 def test_a_damaged_record_ends_the_command_and_an_allowed_change_writes_it_again(
     saved, complete, run_dir, caplog, name, content
 ):
@@ -47,6 +47,14 @@ def test_a_damaged_record_ends_the_command_and_an_allowed_change_writes_it_again
     assert "it is written again, and what it said before is not compared" in caplog.text
     assert (run_dir / name).read_bytes() == (complete / name).read_bytes()
     assert_bit_equal(state_at(complete, 12, SHORT), state_at(run_dir, 12, SHORT))
+
+
+@pytest.mark.parametrize("stamp", ["5", "[5]", '"5"', "[5, null]", "{}"])
+def test_sizes_and_times_of_another_form_are_damage(saved, run_dir, stamp):
+    shutil.copytree(saved, run_dir)
+    (run_dir / "files.json").write_text(f'{{"audio": {{"one": {stamp}}}}}')
+    with pytest.raises(DataError, match=r"files.json is damaged \(it does not hold sizes and times of files\)"):
+        train(SHORT, run_dir)
 
 
 def test_values_of_another_type_are_listed_as_changes(saved, run_dir):

@@ -29,6 +29,7 @@ class SmallData:
     bad_from: int = -1  # batches bad_from, bad_from + 1, ... below bad_to hold a NaN
     bad_to: int = -1
     skipped = {}
+    content, items, files = "random numbers", 64, {}
 
     @property
     def identity(self) -> dict[str, str]:
