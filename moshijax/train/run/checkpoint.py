@@ -175,9 +175,11 @@ class Checkpointer:
                 f"steps is {steps}, but {self.path.parent} has done {latest}; give at least {latest} steps, or "
                 "another run directory"
             )
-        with contextlib.suppress(DamagedCheckpoint):  # reading the state falls back to the one before
-            return latest == steps and self.verify(latest)["evaluated"] == latest
-        return False
+        complete = False
+        if jax.process_index() == 0:
+            with contextlib.suppress(DamagedCheckpoint):  # reading the state falls back to the one before
+                complete = latest == steps and self.verify(latest)["evaluated"] == latest
+        return bool(hosts.agreed(complete))
 
     def save(self, state: TrainState, step: int, meta: Mapping[str, Any]) -> None:
         """Start saving; the state may be donated right after. A step that is there already is left as it is.
@@ -258,7 +260,9 @@ class Checkpointer:
         log.warning("%s; moved to %s, resuming from checkpoint %d", error.fault, aside.name, used)
 
     def wait(self) -> None:
-        """Return when the last checkpoint is complete and has been read back: its metadata and a leaf of each item.
+        """Return when the last checkpoint is complete and the first process has read it back.
+
+        The others do not look: on a shared disk they may see what it wrote a little later.
 
         Raises:
           MoshijaxError: the disk is full, or the checkpoint cannot be read.
@@ -266,7 +270,9 @@ class Checkpointer:
         with _space_errors(self.path):
             self._manager.wait_until_finished()
         step, self._unverified = self._unverified, None
-        if step is not None:
+        if step is None:
+            return
+        if jax.process_index() == 0:
             try:
                 self.verify(step)
             except DamagedCheckpoint as error:
@@ -274,13 +280,24 @@ class Checkpointer:
                     f"{error.fault} right after it was written; check the disk, then run the same command again: the "
                     "run continues from the last checkpoint that can be read"
                 ) from error
+        with jax.transfer_guard("allow"):
+            hosts.agreed(0)
 
     def verify(self, step: int) -> dict[str, Any]:
         """Read the metadata of a checkpoint and the smallest leaf of each item; return what was saved beside the state.
 
+        One process does this alone.
+
         Raises:
           DamagedCheckpoint: it cannot be read.
         """
+        me = jax.process_index()
+        alone = ocp.options.MultiprocessingOptions(primary_host=me, active_processes={me})
+
+        def read(name: str, handler: ocp.CheckpointHandler, args: Any) -> Any:
+            with contextlib.closing(ocp.Checkpointer(handler, multiprocessing_options=alone)) as reader:
+                return reader.restore(self.path / str(step) / name, args=args)
+
         with self._reading(step), jax.transfer_guard("allow"):
             metadata = self._manager.item_metadata(step)
             for name in (MODEL_ITEM, OPTIMIZER_ITEM):
@@ -293,9 +310,8 @@ class Checkpointer:
                 args = ocp.args.PyTreeRestore(
                     item=leaf, restore_args=ocp.checkpoint_utils.construct_restore_args(leaf), partial_restore=True
                 )
-                with contextlib.closing(ocp.Checkpointer(ocp.PyTreeCheckpointHandler())) as reader:
-                    reader.restore(self.path / str(step) / name, args=args)
-            meta = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))[META_ITEM]
+                read(name, ocp.PyTreeCheckpointHandler(multiprocessing_options=alone), args)
+            meta = read(META_ITEM, ocp.JsonCheckpointHandler(multiprocessing_options=alone), ocp.args.JsonRestore())
             _check_meta(meta)
             return meta
 

@@ -27,7 +27,8 @@ def free_port() -> int:
 
 
 def environment(**more: str) -> dict[str, str]:
-    return {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1", "PYTHONPATH": str(ROOT), **more}
+    plain = {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1", "PYTHONPATH": str(ROOT)}
+    return {**os.environ, **plain, "PYTHONFAULTHANDLER": "1", **more}  # one that is aborted says where its threads are
 
 
 def take_part(port: int, count: int, number: int, run_dir: str, fields: dict, seconds: float) -> None:
