@@ -112,12 +112,14 @@ def test_a_signal_to_one_process_stops_all_at_one_step(two, tmp_path):
 
 def test_a_run_of_two_processes_has_its_directory_to_itself(tmp_path):
     run_dir = tmp_path / "run"
-    job = Job(2, run_dir, seconds=0.5, **EVALUATED)
+    endless = dict(steps=10**6, checkpoint_every=10**6)
+    job = Job(2, run_dir, seconds=0.1, **endless)
     job.wait_for_line(1)
-    (code, _, err) = Job(1, run_dir, **EVALUATED).finish()[0]
+    code, _, err = Job(1, run_dir, **endless).finish()[0]
     pid = job.processes[0].pid
     assert code == 1 and f"error: {run_dir} is being written by process {pid} on {socket.gethostname()}: wait" in err
-    assert [code for code, _, _ in job.finish()] == [0, 0]
+    job.processes[0].send_signal(signal.SIGTERM)
+    assert [code for code, _, _ in job.finish()] == [75, 75]
     assert not (run_dir / lock.NAME).exists()
 
 
