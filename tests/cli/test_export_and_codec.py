@@ -118,7 +118,7 @@ def test_another_codec_is_refused(runs, cli, tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"", b'{"task": {"aud', b'{"a": "\xff"}', b"[]"])
-@pytest.mark.parametrize("command", [("export", "LM", "OUT"), ("weights", "export", "LM", "OUT")])
+@pytest.mark.parametrize("command", [("export", "LM", "OUT"), ("weights", "export", "LM", "OUT", "--format", "kyutai")])
 def test_a_damaged_config_of_a_run_is_named(runs, cli, tmp_path, command, content):
     damaged = shutil.copytree(runs / "lm", tmp_path / "lm")
     (damaged / "config.json").write_bytes(content)
