@@ -273,12 +273,13 @@ def validate(manifest, against, tokenizer, strict, speaker, channels, min_score)
 
 
 def _tell_crowding(content, rules, tokenizer: Path) -> None:
+    from moshijax.codec import configs
     from moshijax.data.checks import check_header
     from moshijax.data.interleave import PlacementCounts, place_text
     from moshijax.data.text import Tokenizer
 
     encode = Tokenizer.load(tokenizer).encode
-    rate, counts = 12.5, PlacementCounts()
+    rate, counts = configs.MIMI.frame_rate, PlacementCounts()
     for item in content.items:
         checked = check_header(item, rules)
         if checked.rejected is None:

@@ -12,9 +12,9 @@ import numpy as np
 
 from moshijax import codec, weights
 from moshijax.codec import MimiConfig
-from moshijax.data import AudioData, audio_batches
 from moshijax.data.encoder import CodecEncoder
 from moshijax.data.manifest import read_manifest, read_recordings
+from moshijax.data.windows import AudioData, audio_batches
 from moshijax.errors import ConfigError, DataError
 from moshijax.eval import codec_report, phonemes, signals
 from moshijax.eval.abx import AbxResult

@@ -10,8 +10,8 @@ import jax
 from jax.experimental.multihost_utils import process_allgather
 
 from moshijax.codec.training import codec_variables
-from moshijax.data import audio_batches
 from moshijax.data.manifest import read_recordings
+from moshijax.data.windows import audio_batches
 from moshijax.eval import codec_report
 from moshijax.eval.codec import codebook_counts, measure_distances
 from moshijax.eval.evaluation import write_page

@@ -10,13 +10,13 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
-from moshijax import codec, data
+from moshijax import codec
 from moshijax.codec import balancer, discriminators, filterbank, losses, training
 from moshijax.codec.balancer import Balancer
 from moshijax.codec.discriminators import DiscriminatorConfig
 from moshijax.codec.quantizer_training import QuantizerTraining
 from moshijax.data.teacher import RATE
-from moshijax.data.windows import AudioData
+from moshijax.data.windows import AudioData, audio_batches
 from moshijax.errors import ConfigError
 from moshijax.train.optimizer import OptimizerConfig
 from moshijax.train.task import Batch, Batches, LossParts, StepKind, Sums, Task, Update
@@ -150,7 +150,7 @@ class CodecTask(Task):
                 f"{name}: sample_rate is {data_config.sample_rate}, the codec's is {self.model.sample_rate}; make them "
                 "equal"
             )
-        found = data.audio_batches(data_config, seed)
+        found = audio_batches(data_config, seed)
         teacher = found.batch(0).get("teacher")
         width = None if teacher is None else teacher.shape[-1]
         if width != self.teacher_dim:

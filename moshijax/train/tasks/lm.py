@@ -14,9 +14,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from moshijax import data, lm
-from moshijax.data.grids import GridData
-from moshijax.data.packed_text import TextData
+from moshijax import lm
+from moshijax.data.grids import GridData, grid_batches
+from moshijax.data.packed_text import TextData, text_batches
+from moshijax.data.text import Tokenizer
 from moshijax.errors import ConfigError, require
 from moshijax.lm import losses
 from moshijax.lm.losses import LossConfig
@@ -25,7 +26,6 @@ from moshijax.train.task import Batch, Batches, LossParts, StepKind, Task, Updat
 
 if TYPE_CHECKING:
     from moshijax.data.grids import GridSource
-    from moshijax.data.text import Tokenizer
 
 log = logging.getLogger(__name__)
 
@@ -140,7 +140,7 @@ class LMTask(Task):
         return tuple(kinds)
 
     def _tokenizer(self) -> Tokenizer:
-        tokenizer = data.Tokenizer.load(self.tokenizer)
+        tokenizer = Tokenizer.load(self.tokenizer)
         if tokenizer.vocab_size > self.model.text_card:
             raise ConfigError(
                 f"the tokenizer {self.tokenizer} has {tokenizer.vocab_size} pieces, but text_card is "
@@ -149,8 +149,8 @@ class LMTask(Task):
         return tokenizer
 
     def batches(self, kind: StepKind, data_config: GridData | TextData, seed: int) -> Batches:
-        opened = data.text_batches if kind.name == TEXT else data.grid_batches
-        found = opened(data_config, self.model.layout, self._tokenizer(), seed)
+        open_batches = text_batches if kind.name == TEXT else grid_batches
+        found = open_batches(data_config, self.model.layout, self._tokenizer(), seed)
         check_batch(self.model, found.batch(0))
         if kind.name == AUDIO and data_config is kind.data:
             _log_placement(found)
