@@ -54,22 +54,36 @@ class Balanced(NamedTuple):
 
 
 def init(names: tuple[str, ...]) -> dict[str, Any]:
-    """State: the decayed sum of the norms of each loss, and of ones."""
+    """Return the state before the first step, in which no gradient has been seen.
+
+    Returns:
+      The decayed sum of the norms of each loss (`norms`), and the decayed sum of ones that corrects it (`weight`);
+      float32 scalars.
+    """
     return {"norms": {name: jnp.zeros(()) for name in names}, "weight": jnp.zeros(())}
 
 
 def slopes(
     function: Callable[[Array], dict[str, Array]], x: Float[Array, "B ..."]
 ) -> tuple[dict[str, Float[Array, " B"]], dict[str, Float[Array, "B ..."]]]:
-    """Losses per row of `x`, and the gradient of each with respect to it; one forward pass, constants for whoever
-    differentiates further."""
+    """Return the losses of every row of `x` and their gradients, from one forward pass.
+
+    Both are constants for whoever differentiates further.
+
+    Args:
+      function: from `x` to losses per row, by name.
+      x: what to differentiate with respect to.
+
+    Returns:
+      The losses `[B]`, and the gradient of each, shaped like `x`.
+    """
     rows, pullback = jax.vjp(function, jax.lax.stop_gradient(x))
     each = {name: pullback({n: jnp.full_like(v, n == name) for n, v in rows.items()})[0] for name in rows}
     return rows, jax.lax.stop_gradient(each)
 
 
 def row_norms(x: Float[Array, "B ..."]) -> Float[Array, " B"]:
-    """Norm of every row."""
+    """Return the L2 norm of every row of `x`, over all its other axes."""
     return jnp.sqrt(jnp.sum(jnp.square(x), axis=tuple(range(1, x.ndim))))
 
 
@@ -80,10 +94,10 @@ def balance(
     losses: Sequence[Callable[[Array], dict[str, Array]]],
     output: Float[Array, "B N"],
 ) -> Balanced:
-    """The weighted gradient of losses of `output`, balanced if there are settings.
+    """Return the weighted gradient of losses of `output`, balanced if there are settings.
 
-    Averages include these rows: with one part per batch this is the reference's balancer; with several parts each
-    brings its own norms besides the common past.
+    The averages include these rows: with one part per batch this is the reference's balancer; with several parts each
+    adds its own norms to the common past.
 
     Args:
       settings: see `Balancer`; None: weights are plain factors.
@@ -109,7 +123,13 @@ def balance(
 
 
 def update(settings: Balancer, state: dict[str, Any], means: Mapping[str, Array]) -> dict[str, Any]:
-    """The state after a step, from the mean norm of each loss over the rows of the whole batch."""
+    """Return the state after a step.
+
+    Args:
+      settings: see `Balancer`.
+      state: before the step.
+      means: of each loss, the mean norm of its gradient over the rows of the whole batch.
+    """
     return {
         "norms": {name: past * settings.decay + means[name] for name, past in state["norms"].items()},
         "weight": state["weight"] * settings.decay + 1,

@@ -138,6 +138,7 @@ class MimiConfig:
 
     @property
     def num_codebooks(self) -> int:
+        """Codebooks of the quantiser, semantic and acoustic."""
         return self.quantizer.num_codebooks
 
     @property

@@ -69,11 +69,17 @@ class Judgement(NamedTuple):
 def convolve(
     x: Float[Array, "B F W I"], kernel: Float[Array, "k l I O"], stride: int, dilation: int
 ) -> Float[Array, "B F V O"]:
-    """2D convolution with odd kernels and zeros around: every `stride`-th frequency, `dilation` between frames.
+    """Convolve in two dimensions, with odd kernels and zeros around.
 
     Neighbouring frequencies are taken together as channels, so that the stride is gone: the gradient of a strided
     convolution spreads its input with zeros, and convolutions of a few channels leave vector units idle (on CPUs either
     costs several times the arithmetic).
+
+    Args:
+      x: frames, frequencies and channels of every row.
+      kernel: k frames, l frequencies, channels in and out.
+      stride: every how many frequencies there is an output.
+      dilation: distance of the kernel's frames.
     """
     frames, frequencies, channels, features = kernel.shape
     fold = max(stride, FOLDED // max(channels, features) // stride * stride)
@@ -146,7 +152,7 @@ def _name(window: int) -> str:
 
 
 def init(config: DiscriminatorConfig, key: Array) -> dict[str, Any]:
-    """Parameters of all discriminators, by window, with weight norm."""
+    """Return new parameters of all discriminators, by window, with weight norm."""
     params = {}
     for window, window_key in zip(config.windows, jax.random.split(key, len(config.windows)), strict=True):
         fresh = _Discriminator(config, window).init(window_key, jnp.zeros((1, window)))["params"]
@@ -155,7 +161,7 @@ def init(config: DiscriminatorConfig, key: Array) -> dict[str, Any]:
 
 
 def judge(config: DiscriminatorConfig, params: dict[str, Any], waveform: Float[Array, "B N"]) -> tuple[Judgement, ...]:
-    """What every discriminator says about a waveform of at least `max(config.windows)` samples."""
+    """Return what every discriminator says about a waveform of at least `max(config.windows)` samples."""
     params = weight_norm.fold(params)
     return tuple(
         _Discriminator(config, window).apply({"params": params[_name(window)]}, waveform) for window in config.windows
@@ -169,8 +175,12 @@ def _per_row(x: Array) -> Float[Array, " B"]:
 def discriminator_loss(
     config: DiscriminatorConfig, params: dict[str, Any], real: Float[Array, "B N"], fake: Float[Array, "B N"]
 ) -> dict[str, Float[Array, " B"]]:
-    """Hinge loss of the discriminators, per row, mean over discriminators: `loss`, and how often they are right
-    (share of places with the right sign) on `real` and `fake`."""
+    """Return the hinge loss of the discriminators and how often they are right.
+
+    Returns:
+      Per row, the mean over discriminators of `loss`, and of the share of places with the right sign on recordings
+      (`real`) and on decoded audio (`fake`).
+    """
     both = jnp.concatenate([real, jax.lax.stop_gradient(fake)])
     count, rows = len(config.windows), real.shape[0]
     found = {name: jnp.zeros(rows) for name in ("loss", "real", "fake")}
@@ -185,8 +195,12 @@ def discriminator_loss(
 def generator_losses(
     config: DiscriminatorConfig, params: dict[str, Any], real: Float[Array, "B N"], fake: Float[Array, "B N"]
 ) -> dict[str, Float[Array, " B"]]:
-    """What the codec is to lower, per row, mean over discriminators: `adversarial` (hinge form: minus the mean logit)
-    and `feature` (mean over maps of the mean absolute difference; recordings are constants)."""
+    """Return the losses that the discriminators give the codec.
+
+    Returns:
+      Per row, the mean over discriminators of `adversarial` (hinge form: minus the mean logit) and of `feature` (mean
+      over maps of the mean absolute difference; those of recordings are constants).
+    """
     params = jax.lax.stop_gradient(params)
     count = len(config.windows)
     adversarial = feature = 0.0

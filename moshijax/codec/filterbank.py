@@ -32,7 +32,12 @@ LIFT = 1.0  # added to the waveform on its way to the bank and from it, so that 
 
 
 class Stages(NamedTuple):
-    """Which of the encoder's strides fold the waveform, and which is the bank."""
+    """Which of the encoder's strides fold the waveform, and which is the bank.
+
+    Attributes:
+      folds: strides that only put neighbouring samples side by side, in the encoder's order.
+      stride: of the bank, in groups of samples.
+    """
 
     folds: tuple[int, ...]
     stride: int  # of the bank, in groups of samples
@@ -44,11 +49,12 @@ class Stages(NamedTuple):
 
     @property
     def hop(self) -> int:
+        """Samples between the windows of the bank."""
         return self.group * self.stride
 
 
 def stages(config: MimiConfig) -> Stages:
-    """The strides next to the waveform, up to the first that ends a hop of at least `SHORTEST` samples.
+    """Return the strides next to the waveform, up to the first that ends a hop of at least `SHORTEST` samples.
 
     Raises:
       ConfigError: the codec has residual blocks, no stride after the bank, or too few channels for the folds.
@@ -70,7 +76,11 @@ def stages(config: MimiConfig) -> Stages:
 
 
 def band_filters(bands: int, length: int, sample_rate: int) -> tuple[np.ndarray, np.ndarray]:
-    """Windowed cosines `[bands, PHASES, length]` of unit gain at their centre, and the centres in Hz (mel-spaced)."""
+    """Make windowed cosines of unit gain at their centres, which are equally spaced on the mel scale.
+
+    Returns:
+      The filters `[bands, PHASES, length]`, and the centres `[bands]` in Hz.
+    """
     centres = mel_to_hertz(np.linspace(hertz_to_mel(LOWEST_HZ), hertz_to_mel(HIGHEST_HZ), bands + 2))[1:-1]
     time = (np.arange(length) - (length - 1) / 2) / sample_rate
     window = np.hanning(length + 2)[1:-1]
@@ -80,11 +90,15 @@ def band_filters(bands: int, length: int, sample_rate: int) -> tuple[np.ndarray,
 
 
 def apply(config: MimiConfig, params: dict[str, Any]) -> dict[str, Any]:
-    """`params` (learnt tree of a fresh codec, see `functions.init`) with other convolutions next to the waveform.
+    """Replace the convolutions next to the waveform by a filterbank.
 
-    The encoder's first passes the waveform on in channel 0, the next ones fold it, then comes the bank, and then
+    The encoder's first convolution passes the waveform on in channel 0, the next ones fold it; then come the bank, the
     envelopes and their compression. The decoder's bank writes a folded waveform, which its last convolutions unfold.
-    What is left of the channels stays random.
+    The remaining channels stay random.
+
+    Args:
+      config: of the codec.
+      params: learnt tree of a fresh codec, see `functions.init`.
 
     Raises:
       ConfigError: see `stages`.
@@ -157,7 +171,7 @@ def _synthesis(layers: dict[str, Any], filters: np.ndarray, found: Stages) -> di
 
 
 def freeze(config: MimiConfig, params: dict[str, Any]) -> dict[str, Any]:
-    """The same parameters; no gradient reaches the encoder's convolutions up to the bank."""
+    """Return the same parameters, with no gradient through the encoder's convolutions up to the bank."""
     layers = dict(params["encoder"]["seanet"])
     names = [f"parts_{2 * index}" for index in range(len(stages(config).folds) + 2)]
     layers |= {name: jax.lax.stop_gradient(layers[name]) for name in names}

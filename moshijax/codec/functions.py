@@ -36,7 +36,7 @@ MATRIX_KERNEL = 1 << 20
 
 
 def init(config: MimiConfig, key: Array) -> dict[str, Any]:
-    """Fresh variables, ready to train.
+    """Make new variables, ready to train.
 
     Returns:
       `{'params': ..., 'codebooks': {'quantizer': {'semantic' | 'acoustic': {'embedding_sum' [Q, V, C],
@@ -52,10 +52,10 @@ def _init(config, key):
 
 
 def inference_layout(config: MimiConfig, params: dict[str, Any]) -> dict[str, Any]:
-    """The same codec, arranged to be fast; every function here takes either form. Convert once, outside jit.
+    """Arrange the variables of a codec so that it runs fast; every function here takes either form.
 
-    Codebooks become tables with their norms. Large kernels, which act at low rates, become `[out, in]` matrices, so
-    that a single frame reads them at memory speed.
+    Convert once, outside jit. Codebooks become tables with their norms. Large kernels, which act at low rates, become
+    `[out, in]` matrices, so that a single frame reads them at memory speed.
     """
     learnt = dict(params["params"])
     for side, chain in (("encoder", seanet.encoder(config.seanet)), ("decoder", seanet.decoder(config.seanet))):
@@ -87,7 +87,7 @@ def encode(
     num_codebooks: int | None = None,
     lengths_B: Int[Array, " B"] | None = None,
 ) -> Int[Array, "B Q T"]:
-    """Codes of whole recordings.
+    """Encode whole recordings to codes.
 
     Args:
       config: of the codec.
@@ -97,6 +97,9 @@ def encode(
       num_codebooks: Q, 1 to `config.num_codebooks` (the default).
       lengths_B: samples of each row that count; what follows is ignored, and its frames hold `ZERO` (-1). A row's
         codes equal those of the row by itself.
+
+    Returns:
+      int32 codes, one column per frame.
 
     Raises:
       ConfigError: `waveform` is not float `[B, N]`, `num_codebooks` is out of range, or lengths do not fit.
@@ -123,7 +126,13 @@ def encode(
 
 
 def encode_latent(config: MimiConfig, params: dict[str, Any], waveform: Float[Array, "B N"]) -> Float[Array, "B T D"]:
-    """The latent before quantisation, at the frame rate; lengths as in `encode`."""
+    """Encode whole recordings to latents at the frame rate, before quantisation.
+
+    Args:
+      config: of the codec.
+      params: its variables, in either layout.
+      waveform: as in `encode`; T = ceil(N / frame_size).
+    """
     waveform = _checked_waveform(waveform)
     frames = num_frames(config, waveform.shape[1])
     if frames == 0:
@@ -132,10 +141,15 @@ def encode_latent(config: MimiConfig, params: dict[str, Any], waveform: Float[Ar
 
 
 def decode(config: MimiConfig, params: dict[str, Any], codes: Int[Array, "B Q T"]) -> Float[Array, "B N"]:
-    """The waveform `[B, T * frame_size]` of codes; as many codebooks as rows are given, `ZERO` (-1) codes add
-    nothing.
+    """Decode codes to waveforms, which are not clipped to [-1, 1].
 
-    Not clipped to [-1, 1].
+    Args:
+      config: of the codec.
+      params: its variables, in either layout.
+      codes: of the first Q codebooks, 1 to `config.num_codebooks`; a code of `ZERO` (-1) adds nothing.
+
+    Returns:
+      float32 samples, N = T * frame_size.
 
     Raises:
       ConfigError: the number of rows is not 1 to `config.num_codebooks`, or `codes` is not `[B, Q, T]` of
@@ -151,7 +165,7 @@ def decode(config: MimiConfig, params: dict[str, Any], codes: Int[Array, "B Q T"
 
 
 def decode_latent(config: MimiConfig, params: dict[str, Any], latent: Float[Array, "B T D"]) -> Float[Array, "B N"]:
-    """The waveform of latents at the frame rate, quantised or not."""
+    """Decode latents at the frame rate, quantised or not, to waveforms of T * frame_size samples."""
     frames = latent.shape[1]
     if frames == 0:
         return jnp.zeros((latent.shape[0], 0), jnp.float32)
@@ -160,17 +174,23 @@ def decode_latent(config: MimiConfig, params: dict[str, Any], latent: Float[Arra
 
 
 def init_encoder_state(config: MimiConfig, batch_size: int) -> dict[str, Any]:
-    """The state of `batch_size` rows that have heard nothing yet."""
+    """Return the state of `batch_size` rows that have heard nothing yet."""
     return {"encoder": Encoder(config).init_state(batch_size)}
 
 
 def init_decoder_state(config: MimiConfig, batch_size: int) -> dict[str, Any]:
-    """The state of `batch_size` rows that have said nothing yet."""
+    """Return the state of `batch_size` rows that have said nothing yet."""
     return {"decoder": Decoder(config).init_state(batch_size)}
 
 
 def reset_state(config: MimiConfig, state: dict[str, Any], rows: Bool[Array, " B"]) -> dict[str, Any]:
-    """Rows that are True start afresh; for encoder states, decoder states, and both in one dict."""
+    """Return the state with the rows that are true at their start.
+
+    Args:
+      config: of the codec.
+      state: of the encoder, of the decoder, or both in one dict.
+      rows: which rows to reset.
+    """
     sides = {"encoder": Encoder(config), "decoder": Decoder(config)}
     return {side: sides[side].reset(part, rows) for side, part in state.items()}
 
@@ -184,9 +204,18 @@ def encode_step(
     active: Bool[Array, " B"] | None = None,
     num_codebooks: int | None = None,
 ) -> tuple[dict[str, Any], Int[Array, "B Q T"]]:
-    """One or more frames in (N a multiple of `config.frame_size`), their code columns out; no look-ahead.
+    """Encode one or more frames, without look-ahead; compiled once per shape.
 
-    Rows with `active` False keep their state; their codes are meaningless. Compiled once per shape.
+    Args:
+      config: of the codec.
+      params: its variables, in either layout.
+      state: of the encoder, as `init_encoder_state` returns it.
+      pcm: float samples in [-1, 1]; N is a multiple of `config.frame_size`.
+      active: rows that are false keep their state, and their codes are meaningless.
+      num_codebooks: Q, 1 to `config.num_codebooks` (the default).
+
+    Returns:
+      The state, and int32 codes, one column per frame.
 
     Raises:
       ConfigError: N is not a positive multiple of the frame size, or `num_codebooks` is out of range.
@@ -205,7 +234,18 @@ def decode_step(
     codes: Int[Array, "B Q T"],
     active: Bool[Array, " B"] | None = None,
 ) -> tuple[dict[str, Any], Float[Array, "B N"]]:
-    """One or more code columns in, their samples out. Rows with `active` False keep their state."""
+    """Decode one or more columns of codes; compiled once per shape.
+
+    Args:
+      config: of the codec.
+      params: its variables, in either layout.
+      state: of the decoder, as `init_decoder_state` returns it.
+      codes: int32, as in `decode`.
+      active: rows that are false keep their state, and their samples are meaningless.
+
+    Returns:
+      The state, and float32 samples, N = T * frame_size.
+    """
     new, pcm = Mimi(config).apply(params, state["decoder"], codes, active, method=Mimi.decode_step)
     return {"decoder": new}, pcm
 

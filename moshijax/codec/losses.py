@@ -24,20 +24,20 @@ POOL_KERNEL, POOL_STRIDE = 8, 4
 
 
 def hertz_to_mel(hertz):
-    """The HTK mel scale."""
+    """Convert Hz to the HTK mel scale."""
     return 2595.0 * np.log10(1.0 + np.asarray(hertz, np.float64) / 700.0)
 
 
 def mel_to_hertz(mel):
-    """Inverse of `hertz_to_mel`."""
+    """Convert HTK mels to Hz."""
     return 700.0 * (10.0 ** (np.asarray(mel, np.float64) / 2595.0) - 1.0)
 
 
 @lru_cache
 def mel_filters(sample_rate: int, window: int, bands: int, lowest: float) -> np.ndarray:
-    """Triangular filters `[window // 2 + 1, bands]` of area 1, `lowest` Hz to half the sample rate.
+    """Make triangular filters of area 1 from `lowest` Hz to half the sample rate, `[window // 2 + 1, bands]`.
 
-    A band narrower than the spacing of the spectrum is widened to reach its nearest bin: no filter is empty.
+    A band narrower than the spacing of the spectrum is widened to reach its nearest bin, so that no filter is empty.
     """
     bins = np.linspace(0, sample_rate / 2, window // 2 + 1)
     edges = mel_to_hertz(np.linspace(hertz_to_mel(lowest), hertz_to_mel(sample_rate / 2), bands + 2))
@@ -64,8 +64,16 @@ def _fourier(window: int) -> np.ndarray:
 
 
 def spectrum(waveform: Float[Array, "B N"], window: int, hop: int) -> tuple[Array, Array]:
-    """Real and imaginary part `[B, F, W]` of the STFT with a Hann window of energy 1, windows fully inside the
-    waveform; `hop` must divide `window`."""
+    """Compute the STFT of windows that lie fully inside the waveform, with a Hann window of energy 1.
+
+    Args:
+      waveform: float samples.
+      window: samples of a window.
+      hop: samples between windows; must divide `window`.
+
+    Returns:
+      Real and imaginary part, `[B, F, W]`.
+    """
     count, overlap = 1 + (waveform.shape[1] - window) // hop, window // hop
     blocks = waveform[:, : (count + overlap - 1) * hop].reshape(waveform.shape[0], count + overlap - 1, hop)
     frames = jnp.concatenate([blocks[:, i : i + count] for i in range(overlap)], axis=-1)
@@ -79,13 +87,13 @@ def spectrum(waveform: Float[Array, "B N"], window: int, hop: int) -> tuple[Arra
 
 
 def magnitude(waveform: Float[Array, "B N"], window: int, hop: int) -> Float[Array, "B F W"]:
-    """Magnitude spectrogram, see `spectrum`."""
+    """Compute the magnitude of the STFT, see `spectrum`."""
     real, imaginary = spectrum(waveform, window, hop)
     return jnp.sqrt(real**2 + imaginary**2 + 1e-12)
 
 
 def mel(waveform: Float[Array, "B N"], sample_rate: int, window: int, bands: int, lowest: float = 64.0) -> Array:
-    """Mel spectrogram `[B, F, bands]` with a hop of a quarter window."""
+    """Compute a mel spectrogram `[B, F, bands]` with a hop of a quarter window."""
     filters = mel_filters(sample_rate, window, bands, lowest)
     return jnp.einsum("bfw,wm->bfm", magnitude(waveform, window, window // 4), filters, precision=HIGHEST)
 
@@ -98,9 +106,18 @@ def multi_scale_mel(
     bands: int = 64,
     floor: float = 1e-5,
 ) -> Float[Array, " B"]:
-    """Per row: mean over scales of L1 of mel spectrograms plus mean squared difference of their log10.
+    """Measure a distance between mel spectrograms at several scales.
 
-    Short windows use as many bands as they can fill (a quarter of the window, at most `bands`).
+    Args:
+      estimate: decoded waveform.
+      target: recording.
+      sample_rate: in Hz.
+      windows: samples of a window, one scale each.
+      bands: most mel bands of a scale; short windows use as many as they can fill, a quarter of the window.
+      floor: smallest magnitude before the logarithm.
+
+    Returns:
+      Per row, the mean over scales of the L1 distance plus the mean squared difference of log10.
     """
     total = 0.0
     for window in windows:
@@ -113,12 +130,12 @@ def multi_scale_mel(
 
 
 def waveform_l1(estimate: Float[Array, "B N"], target: Float[Array, "B N"]) -> Float[Array, " B"]:
-    """Mean absolute difference of samples."""
+    """Return the mean absolute difference of samples, per row."""
     return jnp.mean(jnp.abs(estimate - target), axis=1)
 
 
 def pool_teacher(features: Float[Array, "B T50 F"], frames: int) -> Float[Array, "B T F"]:
-    """Teacher features at 50 Hz to 12.5 Hz: average of 8 centred on each frame's 4, edges averaging what exists.
+    """Average teacher features at 50 Hz to 12.5 Hz: 8 centred on each frame's 4; the edges average those that exist.
 
     Not causal: features of the next frame take part, which teaches the codec to anticipate; targets exist in training
     only.
@@ -142,7 +159,7 @@ def pool_teacher(features: Float[Array, "B T50 F"], frames: int) -> Float[Array,
 
 
 def cosine_distance(estimate: Float[Array, "B T F"], target: Float[Array, "B T F"]) -> Float[Array, " B"]:
-    """Per row: mean over frames of 1 - cosine; frames whose target is zero do not count."""
+    """Return the mean over frames of 1 - cosine, per row; frames whose target is zero do not count."""
 
     def norm(x):
         return jnp.sqrt(jnp.sum(jnp.square(x), axis=-1) + 1e-8)

@@ -82,6 +82,7 @@ class Encoder(_Stages):
 
     @nn.nowrap
     def stages(self) -> dict[str, Any]:
+        """Return the detached layers by the names of their parameters, in the order in which they run."""
         c, dim, stride = self.config, self.config.seanet.dimension, self.config.resample_stride
         stages = {"seanet": seanet.encoder(c.seanet), "transformer": _transformer(c)}
         if stride > 1:
@@ -96,6 +97,7 @@ class Encoder(_Stages):
     def step(
         self, state: State, waveform: Float[Array, "B N"], active: Bool[Array, " B"] | None = None
     ) -> tuple[State, Float[Array, "B T D"]]:
+        """Encode whole frames from `state`; see `moshijax.nn.streaming`."""
         return self._step(state, waveform[..., None], active)
 
 
@@ -104,6 +106,7 @@ class Decoder(_Stages):
 
     @nn.nowrap
     def stages(self) -> dict[str, Any]:
+        """Return the detached layers by the names of their parameters, in the order in which they run."""
         c, dim, stride = self.config, self.config.seanet.dimension, self.config.resample_stride
         stages: dict[str, Any] = {}
         if stride > 1:
@@ -118,6 +121,7 @@ class Decoder(_Stages):
     def step(
         self, state: State, latent: Float[Array, "B T D"], active: Bool[Array, " B"] | None = None
     ) -> tuple[State, Float[Array, "B N"]]:
+        """Decode latents of whole frames from `state`; see `moshijax.nn.streaming`."""
         state, y = self._step(state, latent, active)
         return state, y[..., 0]
 
@@ -143,31 +147,39 @@ class Mimi(nn.Module):
         return self.decoder(self.quantizer(self.encoder(waveform)))
 
     def encode_latent(self, waveform: Float[Array, "B N"]) -> Float[Array, "B T D"]:
+        """Encode whole frames to the latent before quantisation."""
         return self.encoder(waveform)
 
     def encode(self, waveform: Float[Array, "B N"], num_codebooks: int | None = None) -> Int[Array, "B Q T"]:
+        """Encode whole frames to int32 codes of the first `num_codebooks` codebooks (default: all)."""
         return self.quantizer.encode(self.encoder(waveform), num_codebooks)
 
     def decode_latent(self, latent: Float[Array, "B T D"]) -> Float[Array, "B N"]:
+        """Decode a latent, quantised or not."""
         return self.decoder(latent)
 
     def decode(self, codes: Int[Array, "B Q T"]) -> Float[Array, "B N"]:
+        """Decode codes of the first Q codebooks."""
         return self.decoder(self.quantizer.decode(codes))
 
     def quantize(self, latent: Float[Array, "B T D"], num_codebooks: int | None = None) -> Int[Array, "B Q T"]:
+        """Return the int32 codes of a latent."""
         return self.quantizer.encode(latent, num_codebooks)
 
     def dequantize(self, codes: Int[Array, "B Q T"]) -> Float[Array, "B T D"]:
+        """Return the latent of codes."""
         return self.quantizer.decode(codes)
 
     def encode_latent_step(
         self, state: State, waveform: Float[Array, "B N"], active: Bool[Array, " B"] | None = None
     ) -> tuple[State, Float[Array, "B T D"]]:
+        """Take a step of `encode_latent`; the state is the encoder's."""
         return self.encoder.step(state, waveform, active)
 
     def decode_latent_step(
         self, state: State, latent: Float[Array, "B T D"], active: Bool[Array, " B"] | None = None
     ) -> tuple[State, Float[Array, "B N"]]:
+        """Take a step of `decode_latent`; the state is the decoder's."""
         return self.decoder.step(state, latent, active)
 
     def encode_step(
@@ -177,15 +189,17 @@ class Mimi(nn.Module):
         active: Bool[Array, " B"] | None = None,
         num_codebooks: int | None = None,
     ) -> tuple[State, Int[Array, "B Q T"]]:
+        """Take a step of `encode`; the state is the encoder's."""
         state, latent = self.encoder.step(state, waveform, active)
         return state, self.quantizer.encode(latent, num_codebooks)
 
     def decode_step(
         self, state: State, codes: Int[Array, "B Q T"], active: Bool[Array, " B"] | None = None
     ) -> tuple[State, Float[Array, "B N"]]:
+        """Take a step of `decode`; the state is the decoder's."""
         return self.decoder.step(state, self.quantizer.decode(codes), active)
 
 
 def num_frames(config: MimiConfig, samples: int) -> int:
-    """Frames that `samples` samples become: the last one is completed with zeros."""
+    """Return how many frames `samples` samples become; the last one is completed with zeros."""
     return -(-samples // config.frame_size)

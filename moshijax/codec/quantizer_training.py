@@ -97,7 +97,7 @@ class Quantized(NamedTuple):
 
 
 def row_uniform(key: Array, rows: Int[Array, " B"]) -> Float[Array, " B"]:
-    """A number in [0, 1) for each row of the whole batch, whatever microbatch it is in."""
+    """Draw a number in [0, 1) for each row of the whole batch, whatever microbatch it is in."""
     return jax.vmap(lambda row: jax.random.uniform(jax.random.fold_in(key, row)))(rows)
 
 
@@ -111,7 +111,7 @@ def quantize(
     rows: Int[Array, " B"],
     total_rows: Int[Array, ""] | int,
 ) -> Quantized:
-    """Residual quantisation for training, with the codebooks as they are.
+    """Quantise residuals for training, with the codebooks as they are.
 
     Args:
       settings: see `QuantizerTraining`.
@@ -173,7 +173,7 @@ def update(
     key: Array,
     step: Int[Array, ""] | int,
 ) -> tuple[dict[str, Array], dict[str, Array]]:
-    """The codebook after a step.
+    """Return the codebook after a step.
 
     Args:
       settings: see `QuantizerTraining`.
@@ -236,7 +236,17 @@ USAGE_AT_LEAST = 1e-2
 def kmeans(
     vectors: Float[Array, "S C"], clusters: int, iterations: int, key: Array
 ) -> tuple[Float[Array, " V"], Float[Array, "V C"]]:
-    """Lloyd's algorithm from random vectors: sizes and centroids. An empty cluster keeps its centroid. Needs S >= V."""
+    """Run Lloyd's algorithm from random vectors; an empty cluster keeps its centroid.
+
+    Args:
+      vectors: at least as many as `clusters`.
+      clusters: V.
+      iterations: of the algorithm.
+      key: of the choice of the first centroids.
+
+    Returns:
+      Sizes and centroids of the clusters.
+    """
     start = vectors[jax.random.choice(key, vectors.shape[0], (clusters,), replace=False)]
 
     def assign(centroids):

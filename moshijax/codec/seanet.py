@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def elu(x: Array) -> Array:
-    """ELU with alpha 1; the exponential is written so that it vectorises and never overflows."""
+    """Apply ELU with alpha 1; the exponential is written so that it vectorises and never overflows."""
     return jnp.where(x > 0, x, jnp.exp(jnp.minimum(x, 0)) - 1)
 
 
@@ -47,7 +47,7 @@ def _residual_block(config: SeanetConfig, channels: int, index: int) -> Residual
 
 
 def encoder(config: SeanetConfig) -> Chain:
-    """Waveform `[B, N, 1]` to latent `[B, N / hop, dimension]`."""
+    """Make the chain from a waveform `[B, N, 1]` to a latent `[B, N / hop, dimension]`."""
     channels = config.n_filters
     parts = [_Conv(1, channels, config.kernel_size)]
     for ratio in reversed(config.ratios):
@@ -59,7 +59,7 @@ def encoder(config: SeanetConfig) -> Chain:
 
 
 def decoder(config: SeanetConfig) -> Chain:
-    """Latent `[B, L, dimension]` to waveform `[B, L * hop, 1]`."""
+    """Make the chain from a latent `[B, L, dimension]` to a waveform `[B, L * hop, 1]`."""
     channels = config.n_filters * 2 ** len(config.ratios)
     parts = [_Conv(config.dimension, channels, config.kernel_size)]
     for ratio in config.ratios:

@@ -59,9 +59,15 @@ class TrainingOutput(NamedTuple):
 
 
 def init(config: MimiConfig, key: Array, teacher_dim: int | None = None) -> dict[str, Any]:
-    """Variables for training: `functions.init`, plus `params['teacher_projection']['kernel'] [F, D]` for a teacher.
+    """Make new variables for training: those of `functions.init`, and a projection for the teacher.
 
-    The projection is a side head; encoding, decoding and checkpoints of the codec alone ignore it.
+    The projection, `params['teacher_projection']['kernel'] [F, D]`, is a side head; encoding, decoding and checkpoints
+    of the codec alone ignore it.
+
+    Args:
+      config: of the codec.
+      key: random key.
+      teacher_dim: F, width of the teacher's features; None: no teacher.
     """
     codec_key, teacher_key = jax.random.split(key)
     variables = functions.init(config, codec_key)
@@ -73,12 +79,12 @@ def init(config: MimiConfig, key: Array, teacher_dim: int | None = None) -> dict
 
 
 def normalise_weights(params: dict[str, Any]) -> dict[str, Any]:
-    """Parameters with weight norm on the convolutions of both SEANets, where the reference has it in training."""
+    """Put weight norm on the convolutions of both SEANets, where the reference has it in training."""
     return _with_seanets(params, weight_norm.split)
 
 
 def plain_weights(params: dict[str, Any]) -> dict[str, Any]:
-    """Inverse of `normalise_weights`; parameters without weight norm are returned as they are."""
+    """Invert `normalise_weights`; parameters without weight norm are returned as they are."""
     return _with_seanets(params, weight_norm.fold)
 
 
@@ -87,13 +93,16 @@ def _with_seanets(params: dict[str, Any], change: Callable[[dict[str, Any]], dic
 
 
 def codec_variables(variables: dict[str, Any]) -> dict[str, Any]:
-    """The codec's own variables as `moshijax.codec` takes them: no side head, no discriminators, weight norm folded."""
+    """Return the codec's own variables as `moshijax.codec` takes them.
+
+    Side head and discriminators are left out, and weight norm is folded.
+    """
     params = {name: variables["params"][name] for name in (*SIDES, "quantizer")}
     return {"params": weight_norm.fold(params), "codebooks": {"quantizer": variables["codebooks"]["quantizer"]}}
 
 
 def teacher_estimate(variables: dict[str, Any], semantic: Float[Array, "B T D"]) -> Float[Array, "B T F"]:
-    """The side head: what the semantic level says about the teacher's features."""
+    """Estimate the teacher's features from the semantic level, with the side head."""
     return linear(semantic, variables["params"]["teacher_projection"]["kernel"])
 
 
@@ -133,7 +142,17 @@ def quantize(
     rows: Int[Array, " B"] | None = None,
     total_rows: Int[Array, ""] | int | None = None,
 ) -> Bottleneck:
-    """The middle of `forward`, with the same arguments: from the latent to what the decoder gets."""
+    """Run the middle of `forward`, from the latent to what the decoder gets.
+
+    Args:
+      config: of the codec.
+      settings: of codebook training.
+      variables: as in `forward`.
+      latent: before quantisation.
+      key: as in `forward`.
+      rows: as in `forward`.
+      total_rows: as in `forward`.
+    """
     rows = jnp.arange(latent.shape[0]) if rows is None else rows
     total_rows = latent.shape[0] if total_rows is None else total_rows
     variables = codec_variables(variables)
@@ -175,7 +194,7 @@ def update_codebooks(
     key: Array,
     step: Int[Array, ""] | int,
 ) -> tuple[dict[str, Any], dict[str, Array]]:
-    """The codebooks after a step, from the statistics of the whole batch.
+    """Return the codebooks after a step, from the statistics of the whole batch.
 
     Returns:
       Codebooks of the same structure, and metrics per level over all levels, semantic first: `replaced [Q]`,

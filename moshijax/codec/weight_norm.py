@@ -22,8 +22,10 @@ def _length(kernel: Array) -> Array:
 
 
 def split(tree: dict[str, Any]) -> dict[str, Any]:
-    """Every `kernel [..., O]` of a convolution becomes `kernel_direction [..., O]` and `kernel_scale [O]`;
-    matrices stay as they are. The function of the layers is the same."""
+    """Split every `kernel [..., O]` of a convolution into `kernel_direction [..., O]` and `kernel_scale [O]`.
+
+    Matrices stay as they are. The layers compute the same.
+    """
     if "kernel" in tree and tree["kernel"].ndim > 2:
         rest = {name: leaf for name, leaf in tree.items() if name != "kernel"}
         return {**rest, DIRECTION: tree["kernel"], SCALE: _length(tree["kernel"])}
@@ -31,7 +33,7 @@ def split(tree: dict[str, Any]) -> dict[str, Any]:
 
 
 def fold(tree: dict[str, Any]) -> dict[str, Any]:
-    """The plain form; kernels without weight norm stay as they are."""
+    """Invert `split`; kernels without weight norm stay as they are."""
     if DIRECTION in tree:
         rest = {name: leaf for name, leaf in tree.items() if name not in (DIRECTION, SCALE)}
         return {**rest, "kernel": tree[DIRECTION] * (tree[SCALE] / _length(tree[DIRECTION]))}
