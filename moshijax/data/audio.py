@@ -33,7 +33,14 @@ class DecoderLost(DataError):
 
 @dataclass(frozen=True)
 class AudioInfo:
-    """What the header says: samples per channel, their rate in Hz, number of channels, container and coding."""
+    """What the header of a recording says.
+
+    Attributes:
+      num_samples: per channel.
+      sample_rate: in Hz.
+      channels: their number.
+      format: container and coding.
+    """
 
     num_samples: int
     sample_rate: int
@@ -42,11 +49,16 @@ class AudioInfo:
 
     @property
     def duration(self) -> float:
+        """Length in seconds."""
         return self.num_samples / self.sample_rate
 
 
 def probe(path: Path) -> AudioInfo:
-    """Read the header. DataError names the path, what is wrong with it and what to do."""
+    """Read the header of a recording.
+
+    Raises:
+      DataError: it cannot be read; the message names the path, what is wrong with it and what to do.
+    """
     soundfile = optional.load("soundfile")
     try:
         size = path.stat().st_size
@@ -62,13 +74,23 @@ def probe(path: Path) -> AudioInfo:
 
 
 def unreadable(path: Path, error: Exception) -> DataError:
+    """Return the error for a recording that its decoder refused."""
     reason = str(error).split(": ", 1)[-1].strip().rstrip(".")
     remedy = _REMEDY.get(path.suffix.lower(), _DEFAULT_REMEDY)
     return DataError(f"recording {path} is not readable audio ({reason}): {remedy}")
 
 
 def channel_map(info: AudioInfo, path: Path, channels: tuple[int, int] | None) -> tuple[int, int]:
-    """Which channels are the model's and the user's. DataError for a mono file, or more than two without a map."""
+    """Return the numbers of the model's and the user's channel.
+
+    Args:
+      info: header of the recording.
+      path: of the recording, for messages.
+      channels: (model, user); None: left and right of two.
+
+    Raises:
+      DataError: a mono file, more than two channels without a map, or a map that does not fit.
+    """
     if channels is not None:
         if max(channels) >= info.channels or min(channels) < 0 or channels[0] == channels[1]:
             raise DataError(
@@ -85,7 +107,17 @@ def channel_map(info: AudioInfo, path: Path, channels: tuple[int, int] | None) -
 def blocks(
     path: Path, sample_rate: int, channels: tuple[int, ...] = (0, 1), block_seconds: float = _BLOCK_SECONDS
 ) -> Iterator[np.ndarray]:
-    """Pieces [n, channels] float32 of a recording, resampled to `sample_rate`; memory does not grow with its length."""
+    """Read a recording in pieces [n, channels] float32, resampled to `sample_rate`, in bounded memory.
+
+    Args:
+      path: of the recording.
+      sample_rate: in Hz.
+      channels: numbers of the channels to read, in this order.
+      block_seconds: length of a piece before resampling.
+
+    Raises:
+      DataError: the recording cannot be decoded, or ends before its header says so.
+    """
     soundfile, soxr = optional.load("soundfile"), optional.load("soxr")
     try:
         with soundfile.SoundFile(path) as file:
@@ -113,16 +145,23 @@ def blocks(
 
 
 def read(path: Path, sample_rate: int, channels: tuple[int, ...] = (0, 1)) -> np.ndarray:
-    """The whole recording, [N, channels] float32 at `sample_rate`."""
+    """Read a whole recording, [N, channels] float32 at `sample_rate`; arguments and errors as in `blocks`."""
     pieces = list(blocks(path, sample_rate, channels, block_seconds=60.0))
     return np.concatenate(pieces) if pieces else np.zeros((0, len(channels)), np.float32)
 
 
 def read_window(path: Path, start: float, num_samples: int, sample_rate: int, channel: int) -> np.ndarray:
-    """num_samples samples [N] float32 of a channel at `sample_rate`, from `start` seconds on; zeros after the end.
+    """Read a window of one channel, [N] float32; after the end of the recording it is zero.
+
+    Args:
+      path: of the recording.
+      start: of the window, in seconds.
+      num_samples: N, at `sample_rate`.
+      sample_rate: in Hz.
+      channel: number of the channel.
 
     Raises:
-      DataError: what is wanted cannot be decoded, ends before the header says so, or is not finite.
+      DataError: the window cannot be decoded, ends before the header says so, or is not finite.
     """
     soundfile, soxr = optional.load("soundfile"), optional.load("soxr")
     try:
@@ -146,7 +185,7 @@ def read_window(path: Path, start: float, num_samples: int, sample_rate: int, ch
 
 
 def apart(isolated: Isolated, function: Callable[..., Any], path: Path, *arguments: Any) -> Any:
-    """`function(*arguments)`, which decodes the file `path`, in a process of its own.
+    """Call `function(*arguments)`, which decodes the file `path`, in a separate process.
 
     Raises:
       DecoderLost: the file ends the process, or takes longer than a minute and a second for every 100 kB, twice.

@@ -66,7 +66,12 @@ class UserAugmentation:
 
 
 class Augmenter:
-    """Draw and apply; `rate` in Hz."""
+    """Draw what happens to a user's channel, and apply it.
+
+    Args:
+      config: probabilities and ranges.
+      rate: sample rate in Hz.
+    """
 
     def __init__(self, config: UserAugmentation, rate: int):
         self.config, self.rate = config, rate
@@ -75,9 +80,15 @@ class Augmenter:
     def apply(
         self, blocks: Iterator[np.ndarray], user_rms: float, rng: np.random.Generator
     ) -> tuple[Iterator[np.ndarray], tuple[str, ...]]:
-        """One draw: the blocks [n, 2] float32 (model, user) with the user's channel changed, and what was drawn.
+        """Change the user's channel of a recording by one draw.
 
-        `user_rms`: of the whole channel, to which the noise is relative.
+        Args:
+          blocks: of the recording, [n, 2] float32 (model, user).
+          user_rms: of the user's whole channel; the noise is relative to it.
+          rng: decides everything that is drawn.
+
+        Returns:
+          The changed blocks, and the names of what was drawn ("gain", "noise", "room").
         """
         c = self.config
         wanted = rng.random(3) < (c.gain, c.noise, c.room)

@@ -15,7 +15,7 @@ from moshijax.errors import ConfigError
 
 
 def import_grain() -> Any:
-    """grain, with absl's flags marked as parsed (its worker threads read one)."""
+    """Import grain and mark absl's flags as parsed, because its worker threads read one."""
     grain = optional.load("grain")
     from absl import flags
 
@@ -25,7 +25,7 @@ def import_grain() -> Any:
 
 
 def fold_seed(*parts: Any) -> int:
-    """A 32-bit seed from any printable values, equal in every process."""
+    """Return a 32-bit seed made of any printable values, equal in every process."""
     return int.from_bytes(hashlib.sha256("\n".join(map(str, parts)).encode()).digest()[:4], "little")
 
 
@@ -39,11 +39,25 @@ def amount(items: int, name: str, seconds: float | None = None) -> str:
 class BatchSource:
     """Batches of a Grain `MapDataset` whose elements are dicts of equally shaped numpy arrays.
 
+<<<<<<< HEAD
     The dataset is infinite (reshuffled in every epoch) and index-addressable, so `batch(n)` costs the same for
     every n and a resumed run needs no state but n. Elements of a batch are made in so many threads. `identity` names
     the parts of the data and the sha256 of what each holds: batches are a function of these, the seed and n. `content`
     says what that is, `files` (name -> path) where it is read from. `skipped` grows as items turn out to be unusable:
     id -> reason.
+=======
+    The dataset is infinite (reshuffled in every epoch) and index-addressable, so `batch(n)` costs the same for every n,
+    and a resumed run needs no state but n.
+
+    Args:
+      dataset: the elements.
+      batch_size: rows of the global batch.
+      items: elements of one epoch.
+      identity: name of each part of the data -> sha256 of what it holds. Batches are a function of these, the seed and
+        n.
+      threads: how many make the elements of a batch.
+      skipped: id -> reason; grows as items turn out to be unusable.
+>>>>>>> 9dc79b8 (data: docstrings in Google style, in the imperative mood)
     """
 
     def __init__(
@@ -62,14 +76,14 @@ class BatchSource:
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="elements") if threads > 1 else None
         self._dataset = dataset
         self.batch_size = batch_size
-        self.items = items  # elements of one epoch
+        self.items = items
         self.identity = dict(identity)
         self.content = content
         self.files = files
         self.skipped = {} if skipped is None else skipped
 
     def batch(self, n: int, rows: slice = slice(None)) -> dict[str, np.ndarray]:
-        """Batch n >= 0, or some of its rows (a process of many asks only for its own)."""
+        """Return batch n, from 0, or some of its rows; one of several processes asks only for its own."""
         numbers = range(n * self.batch_size, (n + 1) * self.batch_size)[rows]
         each = self._pool.map if self._pool else map
         elements: Sequence[Mapping[str, np.ndarray]] = list(each(self._dataset.__getitem__, numbers))
@@ -77,13 +91,19 @@ class BatchSource:
 
 
 def shuffled(source: Sequence, seed: int, draw: Any) -> Any:
-    """An infinite dataset: every epoch a fresh permutation of `source`; `draw(element, rng)` makes the element."""
+    """Make an infinite dataset that goes through a fresh permutation of `source` in every epoch.
+
+    Args:
+      source: what the elements are made from.
+      seed: of permutations and draws.
+      draw: (entry of `source`, numpy generator) -> element.
+    """
     grain = import_grain()
     return grain.MapDataset.source(source).seed(seed).shuffle().repeat().random_map(draw)
 
 
 def mixed(datasets: Sequence[Any], weights: Sequence[float]) -> Any:
-    """One dataset that draws from several in exact proportion to their weights."""
+    """Make one dataset that draws from several in exact proportion to their weights."""
     if len(datasets) == 1:
         return datasets[0]
     return import_grain().MapDataset.mix(list(datasets), weights=list(weights))

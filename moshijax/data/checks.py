@@ -63,22 +63,34 @@ class CheckRules:
 
 @dataclass
 class CheckedItem:
-    """An item with what was found: `rejected` is None or the reason; `flags` count repairs and doubts."""
+    """An item with what was found.
+
+    Attributes:
+      item: of the manifest.
+      info: header of the recording; None if it could not be read.
+      channels: numbers of the channels that are used.
+      words: of the transcript, repaired.
+      segments: who speaks when, of diarized recordings.
+      flags: repairs and doubts, counted.
+      rejected: the reason; None if the item is usable.
+      kind: of the rejection.
+    """
 
     item: Item
     info: audio.AudioInfo | None = None
     channels: tuple[int, ...] = (0, 1)
     words: list[Word] = field(default_factory=list)
-    segments: list[Segment] = field(default_factory=list)  # of diarized recordings
+    segments: list[Segment] = field(default_factory=list)
     flags: Counter[str] = field(default_factory=Counter)
     rejected: str | None = None
-    kind: str | None = None  # of the rejection
+    kind: str | None = None
 
 
 def check_header(item: Item, rules: CheckRules) -> CheckedItem:
     """Judge what can be known without decoding: header, channels, duration, transcript.
 
-    Raises UnknownSpeaker, which stops the job; every other finding is in the result.
+    Raises:
+      UnknownSpeaker: which stops the job; every other finding is in the result.
     """
     checked = CheckedItem(item)
     stage = "unreadable"
@@ -132,7 +144,16 @@ def check_recording(item: Item) -> CheckedItem:
 
 @dataclass
 class SignalStatistics:
-    """Running figures of a signal of two channels, or of one with everybody in it, fed block by block."""
+    """Running figures of a signal of two channels, or of one with everybody in it, fed block by block.
+
+    Attributes:
+      sample_rate: in Hz.
+      channels: 1 or 2.
+      num_samples: per channel, so far.
+      clipped: samples at full scale, over all channels.
+      bad: samples that are not finite.
+      envelope: RMS of every 20 ms, [frames, channels] of every block.
+    """
 
     sample_rate: int
     channels: int = 2
@@ -147,7 +168,7 @@ class SignalStatistics:
         self._rest = np.zeros((self.channels, 0), np.float32)
 
     def add(self, block: np.ndarray) -> None:
-        """block [n, channels] float32."""
+        """Take in a block [n, channels] float32."""
         self.num_samples += len(block)
         signal = np.ascontiguousarray(block.T)  # [2, n]: the passes below are over whole channels
         peak = max(signal.max(initial=0.0), -signal.min(initial=0.0))
@@ -167,15 +188,19 @@ class SignalStatistics:
         self._rest = signal[:, count * step :]
 
     def levels(self) -> np.ndarray:
-        """RMS of every 20 ms of the channels, [frames, channels]."""
+        """Return the RMS of every 20 ms of the channels, [frames, channels]."""
         return np.concatenate(self.envelope) if self.envelope else np.zeros((0, self.channels), np.float32)
 
     def rms(self) -> np.ndarray:
-        """Of the whole channels, [channels]."""
+        """Return the RMS of the whole channels, [channels]."""
         return np.sqrt(np.diag(self.moments) / max(1, self.num_samples))
 
     def findings(self, words: list[Word]) -> tuple[Counter[str], str | None, str | None]:
-        """Flags, and the kind and text of a rejection."""
+        """Judge the whole signal against the words of its transcript.
+
+        Returns:
+          Flags, and the kind and text of a rejection (None, None if there is none).
+        """
         flags: Counter[str] = Counter()
         if self.bad:
             return flags, "not_finite", f"{self.bad} samples are NaN or infinite: write the recording again"
@@ -243,13 +268,13 @@ def _drift(levels: np.ndarray, words: list[Word]) -> int:
 
 
 def signal_blocks(checked: CheckedItem, rules: CheckRules, sample_rate: int) -> Iterator[np.ndarray]:
-    """The recording as it is judged: the two channels, or the mean of all as one; blocks [n, channels] float32."""
+    """Read the recording as it is judged: two channels, or the mean of all as one; blocks [n, channels] float32."""
     for block in audio.blocks(checked.item.audio, sample_rate, checked.channels):
         yield block if rules.streams == "two" else block.mean(axis=1, keepdims=True)
 
 
 def apply_findings(checked: CheckedItem, statistics: SignalStatistics) -> None:
-    """What the whole signal says: flags, a rejection, and the words without those that nobody can have spoken."""
+    """Add what the whole signal says to an item: flags, a rejection, and the words without those that nobody spoke."""
     flags, kind, reason = statistics.findings(checked.words)
     checked.flags.update(flags)
     if kind is not None:
@@ -261,7 +286,7 @@ def apply_findings(checked: CheckedItem, statistics: SignalStatistics) -> None:
 
 
 def overlap(items: Iterable[Item], others: Iterable[Item]) -> list[tuple[str, str]]:
-    """Pairs of ids of recordings that hold the same bytes."""
+    """Return the pairs of ids of recordings that hold the same bytes."""
 
     def sha256(path: Path) -> str | None:
         if not path.is_file():
@@ -280,6 +305,10 @@ _HARMLESS = {"no_words", "silent_channel", "unsorted", "empty_word"}
 
 
 def apply_strictness(checked: CheckedItem, rules: CheckRules) -> None:
+    """Reject a flagged item if the rules are strict.
+
+    Some flags are ordinary properties of good data and do not count.
+    """
     doubts = sorted(name for name in checked.flags if name not in _HARMLESS)
     if rules.strict and checked.rejected is None and doubts:
         checked.kind = doubts[0]
@@ -288,7 +317,18 @@ def apply_strictness(checked: CheckedItem, rules: CheckRules) -> None:
 
 @dataclass
 class Report:
-    """Counts over a set: items, usable ones, their seconds and words, flags (items each), rejections by kind."""
+    """Counts over a set of items.
+
+    Attributes:
+      items: all of them.
+      usable: those not rejected.
+      seconds: of the usable ones.
+      words: of the usable ones.
+      flags: items per flag.
+      kinds: items per kind of rejection.
+      rejected: id and reason of every rejected item.
+      flagged: the first item with each flag.
+    """
 
     items: int = 0
     usable: int = 0
@@ -297,9 +337,10 @@ class Report:
     flags: Counter[str] = field(default_factory=Counter)
     kinds: Counter[str] = field(default_factory=Counter)
     rejected: list[tuple[str, str]] = field(default_factory=list)
-    flagged: dict[str, str] = field(default_factory=dict)  # first item of every flag
+    flagged: dict[str, str] = field(default_factory=dict)
 
     def add(self, checked: CheckedItem) -> None:
+        """Count an item."""
         self.items += 1
         for name in checked.flags:
             self.flags[name] += 1
@@ -313,6 +354,7 @@ class Report:
             self.words += len(checked.words)
 
     def merge(self, other: Report) -> None:
+        """Add the counts of other items, which come after these."""
         for name in ("items", "usable", "seconds", "words"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.flags.update(other.flags)
@@ -321,15 +363,21 @@ class Report:
         self.flagged = {**other.flagged, **self.flagged}
 
     def to_json(self) -> dict:
+        """Return a form that JSON can hold."""
         return {**vars(self), "flags": dict(self.flags), "kinds": dict(self.kinds)}
 
     @classmethod
     def from_json(cls, data: dict) -> Report:
+        """Return the inverse of `to_json`."""
         rejected = [(name, reason) for name, reason in data["rejected"]]
         return cls(**{**data, "flags": Counter(data["flags"]), "kinds": Counter(data["kinds"]), "rejected": rejected})
 
     def require_usable(self, where: str | Path, strict: bool = False) -> None:
-        """DataError when nothing is usable, or when strict and anything was rejected."""
+        """Check that a set can be used.
+
+        Raises:
+          DataError: nothing is usable, or `strict` is set and an item was rejected.
+        """
         if self.items and not self.usable:
             raise DataError(f"none of the {self.items} items of {where} is usable; the first: {self.rejected[0][1]}")
         if strict and self.rejected:
@@ -341,14 +389,16 @@ class Report:
 def judge(
     item: Item, rules: CheckRules, sample_rate: int | None = None, keep_seconds: float = 0.0
 ) -> tuple[CheckedItem, SignalStatistics | None, np.ndarray | None]:
-    """Judge an item, signal included, with bounded memory.
+    """Judge an item, signal included, in bounded memory.
 
     Args:
+      item: of the manifest.
+      rules: how items are judged.
       sample_rate: at which the signal is judged; None: its own.
       keep_seconds: the signal of a recording that is no longer than this is kept.
 
     Returns:
-      the item with what was found; its figures (None without a signal to judge); the signal [n, channels] float32 if
+      The item with what was found; its figures (None without a signal to judge); the signal [n, channels] float32 if
       it is usable and short enough, else None.
 
     Raises:
@@ -377,7 +427,7 @@ def judge(
 def judge_apart(
     isolated: Isolated, item: Item, rules: CheckRules, sample_rate: int | None = None, keep_seconds: float = 0.0
 ) -> tuple[CheckedItem, SignalStatistics | None, np.ndarray | None]:
-    """`judge` in a process of its own: a recording that crashes or hangs its decoder is rejected."""
+    """Call `judge` in a separate process; a recording that crashes or hangs its decoder is rejected."""
     try:
         return audio.apart(isolated, judge, item.audio, item, rules, sample_rate, keep_seconds)
     except audio.DecoderLost as error:
@@ -389,7 +439,7 @@ def validate(
     rules: CheckRules,
     progress: Callable[[], None] | None = None,
 ) -> Report:
-    """Judge every item. `progress()` is called after each."""
+    """Judge every item and return the counts; `progress()` is called after each."""
     report = Report()
     with Isolated() as isolated:
         for item in items:

@@ -23,7 +23,13 @@ _NEAR = 0.5  # seconds between a word and the segment it may belong to
 
 @dataclass(frozen=True)
 class Segment:
-    """A stretch in which somebody speaks, in seconds."""
+    """A stretch in which one speaker speaks, in seconds.
+
+    Attributes:
+      speaker: label of the diarization.
+      start: of the stretch.
+      end: of the stretch.
+    """
 
     speaker: str
     start: float
@@ -31,7 +37,9 @@ class Segment:
 
 
 def read_segments(item: Item, sidecar: dict[str, Any]) -> list[Segment]:
-    """Who speaks when: `"diarization": [[label, [start, end]], ...]` of the sidecar, or an RTTM file beside the audio.
+    """Read who speaks when, sorted by time.
+
+    The sidecar holds it as `"diarization": [[label, [start, end]], ...]`, or an RTTM file lies beside the audio.
 
     Raises:
       DataError: neither is there, or a segment has another form.
@@ -84,15 +92,17 @@ def _read_rttm(path: Path) -> list[Segment]:
 
 
 def draw_main(segments: Sequence[Segment], rng: np.random.Generator) -> str:
-    """The main speaker of a draw: each with equal probability (our choice; the paper says only that one is drawn)."""
+    """Draw the main speaker, each with equal probability (our choice; the paper says only that one is drawn)."""
     speakers = sorted({segment.speaker for segment in segments})
     return speakers[int(rng.integers(len(speakers)))]
 
 
 def assign(words: Iterable[Word], segments: Sequence[Segment], main: str) -> tuple[list[Word], Counter[str]]:
-    """Words as the model's (of `main`) or the user's (of all others): whose segments they overlap most, or lie near.
+    """Give each word to the speaker whose segments it overlaps most, or is nearest to.
 
-    Counted: `word_without_speaker`, words more than half a second from any segment, which are left out.
+    Returns:
+      The words, the model's if they are of `main`, else the user's; and counts: `word_without_speaker`, words more than
+      half a second from any segment, which are left out.
     """
     out, counts = [], Counter()
     for word in words:
@@ -115,7 +125,7 @@ def assign(words: Iterable[Word], segments: Sequence[Segment], main: str) -> tup
 
 
 def main_mask(segments: Sequence[Segment], main: str, first: int, length: int, sample_rate: int) -> np.ndarray:
-    """1 in the main speaker's segments and 0 elsewhere, [length] float32, of the samples from `first` on."""
+    """Return 1 in the main speaker's segments and 0 elsewhere, [length] float32, for the samples from `first` on."""
     mask = np.zeros(length, np.float32)
     for segment in segments:
         if segment.speaker == main:

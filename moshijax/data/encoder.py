@@ -44,7 +44,7 @@ class CodecEncoder:
 
     @classmethod
     def load(cls, path: str | Path, num_codebooks: int | None = None) -> CodecEncoder:
-        """From a published file, a directory, or a run (`moshijax.weights.load_mimi`)."""
+        """Read the codec from a published file, a directory, or a run (`moshijax.weights.load_mimi`)."""
         from moshijax import weights
 
         return cls(*weights.load_mimi(path), num_codebooks=num_codebooks, source=str(Path(path).absolute()))
@@ -56,7 +56,7 @@ class CodecEncoder:
         return _opened, (self.source, self.num_codebooks, self.sha256)
 
     def encode(self, waveforms: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """Waveforms [N_i] float32 -> codes [Q, ceil(N_i / frame_size)] int32, in the same order."""
+        """Encode waveforms [N_i] float32 to int32 codes [Q, ceil(N_i / frame_size)], in the same order."""
         groups: dict[int, list[int]] = {}
         codes: list[np.ndarray] = []
         for number, waveform in enumerate(waveforms):
@@ -104,7 +104,14 @@ class CodecEncoder:
         return whole * listed[-1] + (next(n for n in listed if n >= rest) if rest else 0)
 
     def encode_blocks(self, blocks: Iterator[np.ndarray]) -> np.ndarray:
-        """Blocks [n, C] float32 of one recording -> codes [C, Q, ceil(N / frame_size)]; memory does not grow with N."""
+        """Encode one recording in bounded memory.
+
+        Args:
+          blocks: of the recording, [n, C] float32.
+
+        Returns:
+          int32 codes [C, Q, ceil(N / frame_size)].
+        """
 
         def step(state: Any, pcm: np.ndarray) -> tuple[Any, np.ndarray]:
             state, out = self._codec.encode_step(

@@ -69,16 +69,17 @@ class GridData:
 
 
 def words_of(record: dict[str, Any]) -> list[Word]:
+    """Return the words of a record."""
     return [Word(*word) for word in record["words"]]
 
 
 def late_frames(rule: TextPlacement, frame_rate: float) -> int:
-    """Frames after a recording's end into which late text runs; its audio rows are ZERO there."""
+    """Return how many frames late text takes after a recording's end; its audio rows are ZERO there."""
     return math.ceil(max(0.0, rule.text_shift) * frame_rate - 1e-6)
 
 
 def early_frames(rule: TextPlacement, frame_rate: float) -> int:
-    """Frames before a recording's start in which early text begins; its audio rows are ZERO there."""
+    """Return how many frames early text takes before a recording's start; its audio rows are ZERO there."""
     return math.ceil(max(0.0, -rule.text_shift) * frame_rate - 1e-6)
 
 
@@ -100,9 +101,18 @@ class _Windows:
 
 
 class GridMaker:
-    """One record to one grid window, as the layout and the placement rules say.
+    """Make a window of the grid from a record, as the layout and the placement rules say.
 
-    `channels` are those of the records' codes: `CHANNELS`, or `MIXED`, whose words are all the text stream's.
+    Args:
+      layout: rows of the grid.
+      tokenizer: of the text row.
+      config: of the batches.
+      frame_rate: frames per second.
+      num_codebooks: codebooks of the records.
+      channels: of the records' codes: `CHANNELS`, or `MIXED`, whose words are all the text stream's.
+
+    Raises:
+      ConfigError: the layout asks for a speaker or codebook that the records lack.
     """
 
     def __init__(
@@ -141,7 +151,7 @@ class GridMaker:
         self.user_rows = [row for row, _, _ in self.audio_rows if layout.streams[row].speaker == "user"]
 
     def words(self, record: dict[str, Any], swap: bool = False) -> list[Word]:
-        """Words of a record with the speakers that they have in this draw."""
+        """Return the words of a record with the speakers that they have in this draw; `swap` exchanges the two."""
         words = words_of(record)
         if self.mixed:
             return [Word(w.text, w.start, w.end, self.main_speaker) for w in words]
@@ -150,13 +160,29 @@ class GridMaker:
         return words
 
     def place(self, words: list[Word], frames: int, jitter: float = 0.0) -> tuple[np.ndarray, PlacementCounts]:
-        """Text row [frames] of words whose times count from the first frame of the audio."""
+        """Place words whose times count from the first frame of the audio.
+
+        Args:
+          words: in any order.
+          frames: length of the text row.
+          jitter: seconds by which all of them come later.
+
+        Returns:
+          The text row [frames] int32, and what was counted.
+        """
         rule, rate = self.config.placement, self.frame_rate
         jitter += self.early / rate
         return place_text(words, frames, rate, self.tokenizer.encode, rule, jitter, self.main_speaker)
 
     def text(self, words: list[Word], frames: int, start: int, jitter: float = 0.0) -> np.ndarray:
-        """Text row [num_frames] of the window at `start` of a recording with `frames` frames for text."""
+        """Return the text row [num_frames] of one window.
+
+        Args:
+          words: of the whole recording, sorted by start.
+          frames: of the recording's text.
+          start: of the window, in frames of the text.
+          jitter: seconds by which all words come later.
+        """
         rate, length = self.frame_rate, self.config.num_frames
         shift = abs(self.config.placement.text_shift) + abs(jitter)
         margin = int((_MARGIN_SECONDS + shift) * rate)
@@ -171,7 +197,15 @@ class GridMaker:
         return window
 
     def window(self, record: dict[str, Any], start: int, swap: bool, jitter: float, masked: bool) -> np.ndarray:
-        """Grid [K, num_frames] int32; `start` counts from the first frame of the text."""
+        """Return a window of the grid, int32 [K, num_frames].
+
+        Args:
+          record: a prepared recording.
+          start: of the window; counts from the first frame of the text.
+          swap: the speakers change sides.
+          jitter: seconds by which all words come later.
+          masked: the text row is all ZERO.
+        """
         codes = record["codes"]
         grid = np.full((self.num_streams, self.config.num_frames), ZERO, np.int32)
         first = max(0, self.early - start)  # of the window that has audio
@@ -183,6 +217,16 @@ class GridMaker:
         return grid
 
     def draw(self, source: RecordSource, element: tuple[int, int], rng: np.random.Generator) -> dict[str, np.ndarray]:
+        """Draw a window: its place, jitter, speakers and masks.
+
+        Args:
+          source: the records.
+          element: number of a record and nominal first frame, an entry of the windows.
+          rng: decides what is drawn.
+
+        Returns:
+          {"codes": int32 [K, num_frames]}.
+        """
         number, nominal = element
         record = source[number]
         frames, length = record["codes"].shape[-1] + self.extra, self.config.num_frames
@@ -198,7 +242,7 @@ class GridMaker:
         return {"codes": grid}
 
     def mask_user(self, grid: np.ndarray, rng: np.random.Generator) -> None:
-        """ZERO in some of the user's cells, in place (see `GridData.user_mask` and `user_levels`)."""
+        """Put ZERO into some of the user's cells, in place (see `GridData.user_mask` and `user_levels`)."""
         rows = self.user_rows
         kept = rng.integers(1, len(rows) + 1) if self.config.user_levels and rows else len(rows)
         grid[rows[kept:]] = ZERO
@@ -207,7 +251,7 @@ class GridMaker:
 
 
 class GridSource(BatchSource):
-    """`batch(n)` -> {"codes": int32 [B, K, T]}."""
+    """Batches {"codes": int32 [B, K, T]} of prepared dialogues; see `grid_batches`."""
 
     def __init__(self, config: GridData, layout: StreamLayout, tokenizer: Tokenizer, seed: int):
         self._sources = [RecordSource(path) for path in config.paths]
@@ -246,9 +290,13 @@ class GridSource(BatchSource):
         super().__init__(mixed(datasets, weights), config.batch_size, items, identity, content, files)
 
     def placement_counts(self, most: int | None = None) -> tuple[int, PlacementCounts]:
-        """Recordings that were looked at; their words placed, shifted and pulled, and tokens lost, without jitter.
+        """Place the words of recordings without jitter, and count what happened to them.
 
-        `most`: at most about so many recordings, at even distances, of each data set.
+        Args:
+          most: at most about so many recordings of each data set, at even distances; None: all.
+
+        Returns:
+          How many recordings were looked at, and the counts.
         """
         number_of, total = 0, PlacementCounts()
         for source, maker in zip(self._sources, self._makers, strict=True):
@@ -261,12 +309,14 @@ class GridSource(BatchSource):
 
 
 def channels_of(source: RecordSource) -> tuple[str, ...]:
-    """What the leading axis of the codes of a data set holds."""
+    """Return what the leading axis of the codes of a data set holds."""
     return tuple(source.index.get("channels", CHANNELS))
 
 
 def grid_batches(config: GridData, layout: StreamLayout, tokenizer: Tokenizer, seed: int) -> GridSource:
-    """Batches {"codes": int32 [B, K, T]} of prepared dialogues; row k of the grid is what `layout.streams[k]` says.
+    """Open batches {"codes": int32 [B, K, T]} of prepared dialogues.
+
+    Row k of the grid is what `layout.streams[k]` says.
 
     Raises:
       DataError: a data set is unfinished, damaged or of another codec than the rest.

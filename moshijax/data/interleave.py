@@ -45,7 +45,14 @@ class TextPlacement:
 
 @dataclass
 class PlacementCounts:
-    """Words placed; words moved later than their time, moved earlier, or cut off at the end; tokens cut off."""
+    """What happened to words as they were placed.
+
+    Attributes:
+      words: placed, perhaps in part.
+      shifted: of them, those that begin later than their time.
+      pulled: of them, those that begin earlier, because the recording ends.
+      lost_tokens: tokens for which there was no room.
+    """
 
     words: int = 0
     shifted: int = 0
@@ -85,18 +92,19 @@ def place_text(
     jitter: float = 0.0,
     main_speaker: str = "model",
 ) -> tuple[np.ndarray, PlacementCounts]:
-    """The text row of a recording.
+    """Place the words of a recording in its text row.
 
     Args:
       words: words with times, or None when there is no transcript (every position becomes ZERO).
       num_frames: frames of the audio, T.
       frame_rate: frames per second.
       encode: text of a word -> token ids.
+      rule: how words become a text row.
       jitter: seconds added to every start of this draw, on top of the rule's shift.
       main_speaker: whose words the text stream holds.
 
     Returns:
-      tokens [T] int32, and the counts.
+      The tokens [T] int32, and the counts.
     """
     counts = PlacementCounts()
     if words is None:

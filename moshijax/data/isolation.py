@@ -28,8 +28,8 @@ class _Died(Exception):
 class Isolated:
     """Child processes that call functions: `isolated(function, *arguments)`, from any thread.
 
-    A child starts when it is first needed, and after a loss another one takes its place. As a context, or when it is
-    no longer referred to, it ends its children.
+    A child starts when it is first needed, and after a loss another one takes its place. As a context, or when it is no
+    longer referred to, it ends its children.
 
     Args:
       processes: how many calls run at once; others wait.

@@ -96,7 +96,13 @@ class ShardResult:
 
 
 class Job(NamedTuple):
-    """What a job returns: the index, the report of all items, and how many shards were written this time."""
+    """What a job returns.
+
+    Attributes:
+      index: content of the index file.
+      report: of all items.
+      written: how many shards were written this time.
+    """
 
     index: dict[str, Any]
     report: Report

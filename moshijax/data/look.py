@@ -22,7 +22,11 @@ _SHADES = " .:-=+*#%@"
 
 
 def find(source: RecordSource, item: str) -> dict[str, Any]:
-    """A record by number or id. DataError names the nearest ids when there is none."""
+    """Find a record by its number or id.
+
+    Raises:
+      DataError: there is none; the message names the nearest ids.
+    """
     if item.isdigit() and int(item) < len(source):
         return source[int(item)]
     import difflib
@@ -37,7 +41,7 @@ def find(source: RecordSource, item: str) -> dict[str, Any]:
 
 
 def picture(record: dict[str, Any], frame_rate: float, tokenizer: Tokenizer | None, width: int = 100) -> Iterator[str]:
-    """Lines that show a record: words over time, the text row and codes, `width` frames a block.
+    """Draw a record as lines of text: words over time, the text row and codes, `width` frames per block.
 
     Every code is one character, from light (small id) to dark; `_` is EPAD, a dot PAD.
     """
@@ -105,9 +109,12 @@ def _text_mark(token: int, pieces: tuple[str, ...]) -> str:
 def summarize(
     source: RecordSource, tokenizer: Tokenizer | None = None, progress: Callable[[int], None] = lambda done: None
 ) -> dict[str, Any]:
-    """Figures of a data set: lengths, words, talk shares, overlap, pauses, code use and perplexity per codebook.
+    """Return figures of a data set: lengths, words, talk shares, overlap, code use and perplexity per codebook.
 
-    With a tokenizer also how full the text row is and which words had to move. `progress(done)` after every item.
+    Args:
+      source: the records.
+      tokenizer: adds how full the text row is and which words had to move.
+      progress: called after every item with the number of items done.
     """
     codec = source.index["codec"]
     rate, books = codec["sample_rate"] / codec["frame_size"], codec["num_codebooks"]

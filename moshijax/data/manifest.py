@@ -16,7 +16,13 @@ from moshijax.errors import DataError
 
 @dataclass(frozen=True)
 class Item:
-    """One line of a manifest: `id` (path without suffix), audio file, and the duration it claims, in seconds."""
+    """One line of a manifest.
+
+    Attributes:
+      id: path of the audio relative to the manifest, without suffix.
+      audio: path of the recording.
+      duration: that the manifest claims, in seconds; None: none.
+    """
 
     id: str
     audio: Path
@@ -24,11 +30,20 @@ class Item:
 
     @property
     def sidecar(self) -> Path:
+        """Path of the transcript."""
         return self.audio.with_suffix(".json")
 
 
 @dataclass(frozen=True)
 class Manifest:
+    """The recordings of a set, in order.
+
+    Attributes:
+      path: of the file; it need not exist for a folder of audio.
+      items: one for each recording.
+      sha256: of the file, or of names and sizes in a folder of audio.
+    """
+
     path: Path
     items: tuple[Item, ...]
     sha256: str
@@ -71,7 +86,7 @@ AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".aif", ".aiff", ".a
 
 
 def read_recordings(path: str | Path) -> Manifest:
-    """A manifest, or the audio files in a folder without one and in the folders below it, by name.
+    """Read a manifest, or list the audio files in a folder without one and in the folders below it, by name.
 
     Raises:
       DataError: as `read_manifest`; no audio in the folder, or two files that differ in their suffix alone.

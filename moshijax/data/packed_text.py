@@ -41,7 +41,11 @@ class TextData:
 
 
 def read_documents(path: str | Path) -> list[str]:
-    """The non-empty lines of a UTF-8 text file."""
+    """Return the non-empty lines of a UTF-8 text file.
+
+    Raises:
+      DataError: the file cannot be read, is not UTF-8 or is empty.
+    """
     path = Path(path)
     try:
         lines = [" ".join(line.split()) for line in path.read_text(encoding="utf-8").splitlines()]
@@ -56,13 +60,13 @@ def read_documents(path: str | Path) -> list[str]:
 
 
 def pack(documents: Iterable[str], tokenizer: Tokenizer) -> np.ndarray:
-    """Documents end to end, each BOS tokens EOS; [n] int32."""
+    """Join documents end to end, each as BOS, tokens, EOS; [n] int32."""
     pieces = [[BOS, *tokenizer.encode(document), EOS] for document in documents]
     return np.asarray([token for piece in pieces for token in piece], np.int32)
 
 
 def prepare_text(path: str | Path, out_dir: str | Path, tokenizer: Tokenizer) -> dict[str, Any]:
-    """Pack a text file once, bound to the tokenizer's hash; returns the content of `dataset.json`."""
+    """Pack a text file once, bound to the tokenizer's hash; return the content of `dataset.json`."""
     out_dir = Path(out_dir)
     out_dir.mkdir(parents=True, exist_ok=True)
     documents = read_documents(path)
@@ -97,7 +101,7 @@ class _Chunks(Sequence):
 
 
 def text_batches(config: TextData, layout: StreamLayout, tokenizer: Tokenizer, seed: int) -> BatchSource:
-    """Batches {"codes": int32 [B, K, T]} with text in the text row and ZERO in the audio rows.
+    """Open batches {"codes": int32 [B, K, T]} with text in the text row and ZERO in the audio rows.
 
     Raises:
       DataError: no text, or it was packed with another tokenizer.

@@ -36,11 +36,11 @@ class Encoder(Protocol):
     source: str | None  # where the codec was read from
 
     def encode(self, waveforms: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """Waveforms [N_i] float32 -> codes [Q, ceil(N_i / frame_size)]."""
+        """Encode waveforms [N_i] float32 to codes [Q, ceil(N_i / frame_size)]."""
         ...
 
     def encode_blocks(self, blocks: Iterator[np.ndarray]) -> np.ndarray:
-        """Blocks [n, C] float32 of one long recording -> codes [C, Q, T], in bounded memory."""
+        """Encode one long recording, blocks [n, C] float32, to codes [C, Q, T], in bounded memory."""
         ...
 
 
@@ -79,7 +79,7 @@ class PrepareConfig:
         return self.augmentation is not None or self.rules.streams == "diarized"
 
     def plan(self) -> dict[str, Any]:
-        """What of this decides the records, as far as it is not the plain two channels."""
+        """Return what decides the records, as far as it differs from two plain channels, as JSON values."""
         found: dict[str, Any] = {} if self.rules.streams == "two" else {"streams": self.rules.streams}
         if self.draws:
             changed = self.augmentation and dataclasses.asdict(self.augmentation)
@@ -230,7 +230,15 @@ class GridPlan(ShardPlan):
 
 @dataclass(frozen=True)
 class Draw:
-    """What chance decides of one record: its number, generator, main speaker and words; repairs are counted."""
+    """What chance decides of one record.
+
+    Attributes:
+      copy: number of the record among those of its item.
+      rng: generator of everything else that is drawn.
+      main: label of the main speaker of a diarized recording, else None.
+      words: with the speakers that they have in this draw.
+      counts: repairs.
+    """
 
     copy: int
     rng: np.random.Generator
@@ -240,13 +248,14 @@ class Draw:
 
 
 class RecordMaker:
-    """One item and one draw to the streams that are encoded, and the record without its codes."""
+    """Turn an item and a draw into the streams to encode, and the record without its codes."""
 
     def __init__(self, config: PrepareConfig, sample_rate: int):
         self.config, self.rate = config, sample_rate
         self._augmenter = None if config.augmentation is None else Augmenter(config.augmentation, sample_rate)
 
     def draw(self, checked: CheckedItem, copy: int) -> Draw:
+        """Draw what chance decides; a function of seed, item and number of the copy alone."""
         rng = np.random.default_rng(fold_seed(self.config.seed, checked.item.id, copy))
         if not checked.segments:
             return Draw(copy, rng, None, checked.words, Counter())
@@ -257,7 +266,14 @@ class RecordMaker:
     def make(
         self, checked: CheckedItem, draw: Draw, blocks: Iterator[np.ndarray], statistics: SignalStatistics
     ) -> tuple[Iterator[np.ndarray], dict[str, Any]]:
-        """The streams [n, C] float32 in blocks, and the record."""
+        """Return the streams [n, C] float32 in blocks, and the record without its codes.
+
+        Args:
+          checked: the item with what was found.
+          draw: of this record.
+          blocks: of the recording as it was judged.
+          statistics: of the recording.
+        """
         drawn: dict[str, Any] = {}
         rms = statistics.rms()
         if draw.main is not None:

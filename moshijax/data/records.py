@@ -29,11 +29,12 @@ SOURCES = "sources.json"  # what every shard was made of
 
 
 def shard_name(index: int, count: int) -> str:
+    """Return the file name of shard `index` of `count`."""
     return f"shard-{index:05d}-of-{count:05d}.arrayrecord"
 
 
 def pack(record: dict[str, Any]) -> bytes:
-    """msgpack with numpy arrays as {"dtype", "shape", "data"} (little endian)."""
+    """Serialise a record as msgpack, with numpy arrays as {"dtype", "shape", "data"} (little endian)."""
 
     def default(value: Any) -> Any:
         if isinstance(value, np.ndarray):
@@ -47,6 +48,8 @@ def pack(record: dict[str, Any]) -> bytes:
 
 
 def unpack(data: bytes) -> dict[str, Any]:
+    """Return the record that `pack` serialised."""
+
     def hook(value: dict) -> Any:
         if value.keys() == {"dtype", "shape", "data"}:
             return np.frombuffer(value["data"], value["dtype"]).reshape(value["shape"])
@@ -56,7 +59,11 @@ def unpack(data: bytes) -> dict[str, Any]:
 
 
 def write_shard(path: Path, records: Iterable[dict[str, Any]]) -> str:
-    """Write records to one shard, which appears only when complete. Return the sha256 of all of them."""
+    """Write records to one shard, which appears only when complete, and return the sha256 of all of them.
+
+    Raises:
+      MoshijaxError: the disk is full, or what was written cannot be read back.
+    """
     writer_module = optional.load("array_record.python.array_record_module")
     count, state = 0, hashlib.sha256()
     with files.staged(path) as temporary:
@@ -104,8 +111,11 @@ def _check_complete(path: Path, count: int) -> None:
 
 
 def read_index(folder: str | Path, name: str = INDEX) -> dict[str, Any]:
-    """The `dataset.json` of a prepared data set, or another index. DataError when it is unfinished or of another
-    format."""
+    """Read the `dataset.json` of a prepared data set, or another index.
+
+    Raises:
+      DataError: it is missing, unfinished, damaged or of another format.
+    """
     folder = Path(folder)
     path, command = folder / name, COMMANDS[name]
     if not path.exists():
@@ -131,9 +141,10 @@ def read_index(folder: str | Path, name: str = INDEX) -> dict[str, Any]:
 
 
 class RecordSource(Sequence):
-    """Random access to the records of a data set: `source[i]` is a dict. Opens shards when first read.
+    """Random access to the records of a data set: `source[i]` is a dict. Shards are opened when they are first read.
 
-    Raises DataError when a shard that the index lists is missing or shorter than it says.
+    Raises:
+      DataError: a shard that the index lists is missing, or shorter than the index says.
     """
 
     def __init__(self, folder: str | Path, index_name: str = INDEX):
@@ -200,12 +211,12 @@ class _Open:
 
 
 def digest(*parts: Any) -> str:
-    """sha256 over a JSON form of values: the same for equal values in any process."""
+    """Return the sha256 of a JSON form of values, the same for equal values in any process."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 def tree_digest(tree: Any) -> str:
-    """sha256 over names, shapes, dtypes and bytes of a nested dict of arrays."""
+    """Return the sha256 of names, shapes, dtypes and bytes of a nested dict of arrays."""
     state = hashlib.sha256()
 
     def add(prefix: str, value: Any) -> None:

@@ -29,7 +29,11 @@ PIECE, CONTEXT = 30 * RATE, 5 * RATE
 
 
 def pieces(frames: int) -> list[tuple[int, int, int, int]]:
-    """(first, last) features of every piece and (from, to) what the model sees for it."""
+    """Cut a recording of `frames` features into pieces.
+
+    Returns:
+      Of each piece, its (first, last) features and the (start, stop) that the model sees for it.
+    """
     if frames <= PIECE + 2 * CONTEXT:
         return [(0, frames, 0, frames)]
     starts = range(0, frames, PIECE)
@@ -83,13 +87,14 @@ class SpeechTeacher:
         return _opened, self._source
 
     def features(self, item: Item, duration: float, speakers: dict[str, str]) -> Float[np.ndarray, "C T50 F"]:
+        """Return the features of every channel of a recording of `duration` seconds; `speakers` does not matter."""
         channels = audio.probe(item.audio).channels
         signal = audio.apart(self._isolated, audio.read, item.audio, item.audio, MODEL_RATE, tuple(range(channels)))
         frames = math.ceil(duration * RATE - 1e-6)
         return np.stack([self.of_signal(signal[:, c], frames) for c in range(channels)])
 
     def of_signal(self, signal: Float[np.ndarray, " N"], frames: int) -> Float[np.ndarray, "T50 F"]:
-        """Features of 16 kHz samples, silence after their end."""
+        """Return `frames` features of samples at 16 kHz, with silence after their end."""
         signal = np.pad(signal[: frames * HOP], (0, max(0, frames * HOP - len(signal))))
         out = np.zeros((frames, self.dim), np.float32)
         for first, last, start, stop in pieces(frames):
@@ -97,7 +102,7 @@ class SpeechTeacher:
         return out
 
     def hidden(self, signal: Float[np.ndarray, " N"]) -> Float[np.ndarray, "T50 F"]:
-        """Of one piece, a feature per `HOP` samples."""
+        """Return the features of one piece, one per `HOP` samples."""
         torch: Any = self._torch
         if self._extractor is not None:  # normalises, where the model was trained so
             signal = self._extractor(signal, sampling_rate=MODEL_RATE).input_values[0]

@@ -26,16 +26,27 @@ RATE = 50
 
 
 class Teacher(Protocol):
-    """kind, dim, and what it computes: features [channels, ceil(duration * 50), dim] float32 of a recording.
+    """What turns recordings into features.
 
-    `transcribed`: it reads the sidecar, so that the recording must have two channels and one.
+    Attributes:
+      kind: recorded with the features.
+      dim: F, width of a feature.
+      transcribed: it reads the sidecar, so that the recording must have one, and two channels.
     """
 
     kind: str
     dim: int
     transcribed: bool
 
-    def features(self, item: Item, duration: float, speakers: dict[str, str]) -> np.ndarray: ...
+    def features(self, item: Item, duration: float, speakers: dict[str, str]) -> np.ndarray:
+        """Return the features of a recording, [channels, ceil(duration * 50), dim] float32.
+
+        Args:
+          item: of the manifest.
+          duration: in seconds.
+          speakers: label in the sidecar -> "model" or "user".
+        """
+        ...
 
 
 # Articulation of the symbols of English speech. Consonants: place (0 lips .. 1 glottis), manner, voice.
@@ -102,6 +113,11 @@ class PhonemeTeacher:
         self._vectors = {symbol: _vector(symbol) for symbol in _SYMBOLS}
 
     def features(self, item: Item, duration: float, speakers: dict[str, str]) -> np.ndarray:
+        """Return the features of both speakers; see `Teacher`.
+
+        Raises:
+          DataError: the sidecar has no phonemes, or one of another form.
+        """
         content = read_sidecar(item.sidecar)
         if not isinstance(content.get("phonemes"), list):
             raise DataError(f'{item.sidecar} has no list "phonemes" of [symbol, [start, end], speaker]')
@@ -125,9 +141,10 @@ class PhonemeTeacher:
 
 
 def make_teacher(kind: str = "phonemes", model: str | None = None, layer: int = -1) -> Teacher:
-    """A teacher by kind: `phonemes`, or `wavlm` for a speech model of Transformers.
+    """Make a teacher by its kind.
 
     Args:
+      kind: `phonemes`, or `wavlm` for a speech model of Transformers.
       model: of `wavlm`: folder or name of the model.
       layer: of `wavlm`: which hidden states; 0 is the input of the first layer, -1 the output of the last.
 
@@ -225,7 +242,11 @@ class FeaturePlan(ShardPlan):
 
 
 class TeacherFeatures:
-    """Features by item id. DataError when they are unfinished or of other recordings."""
+    """Features by item id.
+
+    Raises:
+      DataError: they are unfinished, or of other recordings than `manifest`.
+    """
 
     def __init__(self, folder: str | Path, manifest: Manifest | None = None):
         self._source = records.RecordSource(folder, records.TEACHER)

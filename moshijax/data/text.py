@@ -44,6 +44,11 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path: str | Path) -> Tokenizer:
+        """Read a SentencePiece model from a file, or `tokenizer.model` from a folder.
+
+        Raises:
+          DataError: it cannot be read, or its special ids are not Moshi's.
+        """
         path = Path(path)
         path = path / "tokenizer.model" if path.is_dir() else path
         try:
@@ -54,6 +59,7 @@ class Tokenizer:
             ) from error
 
     def save(self, path: str | Path) -> None:
+        """Write the model to a file."""
         files.write(Path(path), self.model)
 
     def __getstate__(self) -> bytes:
@@ -64,6 +70,7 @@ class Tokenizer:
 
     @property
     def vocab_size(self) -> int:
+        """Number of pieces."""
         return len(self.pieces)
 
     def _encode_uncached(self, text: str) -> tuple[int, ...]:
@@ -73,11 +80,15 @@ class Tokenizer:
         return ids
 
     def encode(self, text: str) -> list[int]:
-        """Ids of a text, or of one word (each word is tokenised alone, as on the grid), without BOS."""
+        """Return the ids of a text, or of one word (each word is tokenised alone, as on the grid), without BOS.
+
+        Raises:
+          DataError: a character that the tokenizer lacks.
+        """
         return list(self._encode(text))
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Text of ids; special ids and negative ones are left out."""
+        """Return the text of ids; special ids and negative ones are left out."""
         return self._processor.decode([int(i) for i in ids if int(i) > PAD])
 
 
@@ -89,8 +100,15 @@ def train_tokenizer(
     A small corpus may give fewer pieces than `vocab_size`; with `byte_fallback`, 256 of them are bytes, so that any
     text can be written. The same texts give the same model.
 
+    Args:
+      texts: what to train on.
+      vocab_size: pieces, special ids and bytes included.
+      byte_fallback: characters that are no piece become bytes.
+      seed_sentencepiece_size: candidates to begin with, see SentencePiece.
+
     Raises:
-      ConfigError: vocab_size is too small for the special ids, bytes and characters; DataError: no text.
+      ConfigError: `vocab_size` is too small for the special ids, bytes and characters.
+      DataError: no text.
     """
     spm = optional.load("sentencepiece")
     lines = [unicodedata.normalize("NFC", " ".join(text.split())) for text in texts]
@@ -132,5 +150,5 @@ def train_tokenizer(
 
 
 def words_of(manifest_words: Iterable[Sequence]) -> list[str]:
-    """Texts to train on from word lists: the words of each item joined by spaces."""
+    """Return texts to train on from word lists: the words of each item joined by spaces."""
     return [" ".join(word.text for word in words) for words in manifest_words]

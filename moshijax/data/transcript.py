@@ -26,7 +26,14 @@ class UnknownSpeaker(DataError):
 
 @dataclass(frozen=True)
 class Word:
-    """A spoken word: NFC text without surrounding space, start and end in seconds, 'model' or 'user'."""
+    """A spoken word.
+
+    Attributes:
+      text: NFC, without surrounding space.
+      start: in seconds.
+      end: in seconds.
+      speaker: "model" or "user".
+    """
 
     text: str
     start: float
@@ -35,7 +42,11 @@ class Word:
 
 
 def read_sidecar(path: Path) -> dict[str, Any]:
-    """The JSON object of a sidecar file; DataError names a file that is missing, not UTF-8 or not such an object."""
+    """Read the JSON object of a sidecar file.
+
+    Raises:
+      DataError: the file is missing, not UTF-8, or holds no such object; the message names it.
+    """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
@@ -62,12 +73,20 @@ def parse_alignments(
     speakers: Mapping[str, str] | None = SPEAKERS,
     min_score: float = 0.0,
 ) -> tuple[list[Word], Counter[str]]:
-    """Words sorted by start, and how many of them needed which repair.
+    """Read the words of a transcript, and repair their times.
 
-    An entry is [word, [start, end], speaker] or [word, [start, end], speaker, score]. Missing starts are interpolated
-    between the neighbours of the same speaker; a missing, reversed or equal end becomes the next word's start, at most
-    a second later. Counted: `estimated_start`, `estimated_end`, `reversed`, `zero_length`, `unsorted`, `empty_word`,
-    `clamped`, `low_score`, `repeated_words`. With `speakers=None` labels mean nothing and all words are the model's.
+    Missing starts are interpolated between the neighbours of the same speaker; a missing, reversed or equal end becomes
+    the next word's start, at most a second later.
+
+    Args:
+      alignments: entries [word, [start, end], speaker] or [word, [start, end], speaker, score].
+      duration: of the recording, in seconds.
+      speakers: label -> "model" or "user"; None: labels mean nothing and all words are the model's.
+      min_score: scores below it count as low.
+
+    Returns:
+      The words, sorted by start, and counts: `estimated_start`, `estimated_end`, `reversed`, `zero_length`, `unsorted`,
+      `empty_word`, `clamped`, `low_score`, `repeated_words`.
 
     Raises:
       UnknownSpeaker: a label that `speakers` does not map.

@@ -96,6 +96,11 @@ class AudioWindows:
         return audio.apart(self._isolated, function, path, path, *arguments)
 
     def info(self, item: Item) -> audio.AudioInfo:
+        """Return the header of a recording, read once.
+
+        Raises:
+          DataError: it cannot be read, or the recording is empty.
+        """
         if item.id not in self._info:
             info = self._decode(audio.probe, item.audio)
             if info.num_samples < 1:
@@ -111,7 +116,7 @@ class AudioWindows:
             log.warning("skipped, %d of %d so far: %s", len(self.skipped), len(self.items), error)
 
     def draw(self, item: Item, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        """A window of an item, or of another one if it is broken.
+        """Draw a window of an item, or of another one if it is broken.
 
         Raises:
           DataError: no recording can be used, or very many in a row cannot.
@@ -184,7 +189,7 @@ def _levelled(window: np.ndarray, level_db: float) -> np.ndarray:
 
 
 def audio_batches(config: AudioData, seed: int) -> BatchSource:
-    """Batches {"audio": float32 [B, N], "teacher": float32 [B, T50, F] (absent without a teacher)}.
+    """Open batches {"audio": float32 [B, N], "teacher": float32 [B, T50, F] (absent without a teacher)}.
 
     Raises:
       DataError: no recordings, the teacher's features lack every item, or too many recordings are broken.

@@ -13,7 +13,15 @@ KINDS = ("turn", "backchannel", "interruption")
 
 @dataclass(frozen=True)
 class Voice:
-    """A synthetic voice: language, timbre variant ('' = plain), words per minute, pitch and pitch range (0..99)."""
+    """A synthetic voice.
+
+    Attributes:
+      language: of espeak-ng, such as "en-us".
+      variant: timbre; "" is the plain one.
+      rate: words per minute, 80 to 450.
+      pitch: 0 to 99.
+      range: of the pitch, 0 to 99.
+    """
 
     language: str = "en-us"
     variant: str = ""
@@ -33,10 +41,15 @@ class Voice:
 class Utterance:
     """One stretch of speech on one channel.
 
-    kind 'turn': starts `gap` seconds after the last turn ends (negative: it overlaps its end).
-    kind 'backchannel': starts at fraction `at` of the last turn, which continues.
-    kind 'interruption': starts at fraction `at` of the last turn, whose speaker stops `yield_after` seconds later.
-    `voice` None takes the voice that the dialogue gives the speaker.
+    Attributes:
+      speaker: "model" or "user".
+      text: at least one word.
+      kind: "turn" starts `gap` seconds after the last turn ends; "backchannel" starts at fraction `at` of the last
+        turn, which continues; "interruption" too, but the speaker of the last turn stops `yield_after` seconds later.
+      gap: seconds; negative: it overlaps the end of the last turn.
+      at: fraction of the last turn, 0 to 1.
+      yield_after: seconds.
+      voice: None: the one that the dialogue gives the speaker.
     """
 
     speaker: str
@@ -62,10 +75,17 @@ class Utterance:
 class Dialogue:
     """One call to be synthesised.
 
-    `id` names the files and must be unique in a set. `lead` and `tail` are seconds of quiet before the first and
-    after the last utterance. `duration` (seconds) fixes the length of the recording; speech beyond it is an error.
-    `gain_db` scales the user's channel, `snr_db` adds white noise to it, relative to its speech (None: no noise).
-    `meta` is copied into the sidecar file.
+    Attributes:
+      id: names the files; unique in a set.
+      utterances: in order, beginning with a turn.
+      model_voice: of the model's utterances.
+      user_voice: of the user's.
+      lead: seconds of quiet before the first utterance.
+      tail: seconds of quiet after the last.
+      duration: fixed length of the recording in seconds, beyond which speech is an error; None: as long as it takes.
+      gain_db: scales the user's channel.
+      snr_db: adds white noise to the user's channel, relative to its speech; None: no noise.
+      meta: copied into the sidecar file.
     """
 
     id: str
@@ -88,6 +108,7 @@ class Dialogue:
             raise DataError(f"dialogue {self.id!r} begins with a {self.utterances[0].kind}: begin with a turn")
 
     def voice_of(self, utterance: Utterance) -> Voice:
+        """Return the voice in which an utterance is spoken."""
         if utterance.voice is not None:
             return utterance.voice
         return self.model_voice if utterance.speaker == "model" else self.user_voice

@@ -52,8 +52,12 @@ _Callback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctype
 class Speech:
     """One spoken utterance.
 
-    `samples` [N] float32 in [-1, 1] at `sample_rate`; `words` and `phonemes` are (text, start, end) in seconds from
-    the first sample. Every whitespace-separated token of the text is in exactly one word, in order.
+    Attributes:
+      samples: [N] float32 in [-1, 1].
+      sample_rate: in Hz.
+      words: (text, start, end) in seconds from the first sample; every token of the text between spaces is in exactly
+        one of them, in order.
+      phonemes: (symbol, start, end) in seconds.
     """
 
     samples: np.ndarray
@@ -70,12 +74,16 @@ def _paths() -> tuple[str, str]:
 
 @cache
 def variants() -> tuple[str, ...]:
-    """Timbre variants that this installation has."""
+    """Return the timbre variants that this installation has."""
     return tuple(sorted(os.listdir(os.path.join(_paths()[1], "voices", "!v"))))
 
 
 class Engine:
-    """A freshly loaded and seeded espeak-ng. Close it before opening the next: the library is one per process."""
+    """A freshly loaded and seeded espeak-ng. Close it before opening the next: the library is one per process.
+
+    Raises:
+      MoshijaxError: the library cannot start.
+    """
 
     def __init__(self, seed: int):
         library_path, data_path = _paths()
@@ -98,6 +106,7 @@ class Engine:
         self._events: list[tuple[int, int, int, str]] = []
 
     def close(self) -> None:
+        """Unload the library. Closing twice does nothing."""
         if self._library is not None:
             self._library.espeak_Terminate()
             _ctypes.dlclose(self._library._handle)
@@ -140,7 +149,11 @@ class Engine:
         self._voice = voice
 
     def speak(self, text: str, voice: Voice) -> Speech:
-        """Speak one utterance. Raises DataError for an unknown voice or a text in which nothing is spoken."""
+        """Speak one utterance.
+
+        Raises:
+          DataError: an unknown voice, or a text in which nothing is spoken.
+        """
         text = " ".join(text.split())
         self._set_voice(voice)
         self._chunks, self._events = [], []

@@ -114,7 +114,7 @@ def _events(placed: list[_Placed]) -> list[list[Any]]:
 
 
 def mix(dialogue: Dialogue, speak: Callable[[str, Voice], Any], seed: int) -> tuple[np.ndarray, dict[str, Any]]:
-    """Renders a dialogue.
+    """Render a dialogue.
 
     Args:
       dialogue: the script.
@@ -122,7 +122,7 @@ def mix(dialogue: Dialogue, speak: Callable[[str, Voice], Any], seed: int) -> tu
       seed: of the noise.
 
     Returns:
-      audio [N, 2] int16 at SAMPLE_RATE (left the model, right the user) and the sidecar: `alignments`, `phonemes`
+      Audio [N, 2] int16 at SAMPLE_RATE (left the model, right the user) and the sidecar: `alignments`, `phonemes`
       (symbol, [start, end], speaker), `events` and `meta`; all times in seconds.
 
     Raises:

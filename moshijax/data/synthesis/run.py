@@ -22,7 +22,15 @@ _TIME_LIMIT = 300.0  # seconds for one dialogue
 
 @dataclass(frozen=True)
 class SynthesisResult:
-    """What was made: `manifest` path, number of `items`, their `seconds` and `words`, and (id, reason) rejected."""
+    """What was made.
+
+    Attributes:
+      manifest: its path.
+      items: number of recordings.
+      seconds: of all recordings.
+      words: of all recordings.
+      rejected: id and reason of the dialogues that were not spoken.
+    """
 
     manifest: Path
     items: int
@@ -55,12 +63,16 @@ def synthesize(
     workers: int = 2,
     progress: Callable[[int, int], None] | None = None,
 ) -> SynthesisResult:
-    """Speak dialogues with espeak-ng and write `manifest.jsonl` and `audio/<id>.wav` + `.json` under out_dir.
+    """Speak dialogues with espeak-ng and write `manifest.jsonl` and `audio/<id>.wav` + `.json` under `out_dir`.
 
     Stereo 24 kHz 16-bit, left the model, right the user. The bytes of an item depend on its dialogue and the seed
     alone. A second run with the same arguments keeps finished items; the manifest appears last.
 
     Args:
+      dialogues: what to speak.
+      out_dir: folder of the set.
+      seed: of noise and of the library.
+      workers: processes that speak.
       progress: called with (items done, items in all) from the calling thread.
 
     Raises:

@@ -57,7 +57,12 @@ def _utterance(match: re.Match[str]) -> Utterance:
 
 
 def parse(text: str, where: str = "text", seed: int = 0) -> list[Dialogue]:
-    """Dialogues of a script; `where` names it in errors; `seed` draws the users' voices where none is written.
+    """Parse the dialogues of a script.
+
+    Args:
+      text: the script.
+      where: its name in messages.
+      seed: draws the users' voices where none is written.
 
     Raises:
       DataError: a line that is none of the forms above, with its number.
@@ -100,7 +105,11 @@ def parse(text: str, where: str = "text", seed: int = 0) -> list[Dialogue]:
 
 
 def read_text(path: Path) -> str:
-    """The content of a UTF-8 file of scripts; DataError names one that cannot be read."""
+    """Read a UTF-8 file of scripts.
+
+    Raises:
+      DataError: it cannot be read.
+    """
     try:
         return path.read_text(encoding="utf-8")
     except OSError as error:
@@ -110,16 +119,22 @@ def read_text(path: Path) -> str:
 
 
 def is_world(text: str) -> bool:
-    """Whether a text is a question-and-answer world (`world.parse_world`), not a script of dialogues."""
+    """Return whether a text is a question-and-answer world (`world.parse_world`), not a script of dialogues."""
     lines = (line.strip() for line in text.splitlines())
     first = next((line for line in lines if line and not line.startswith("#")), "==")
     return not first.startswith("==")
 
 
 def load(path: str | Path, seed: int = 0, copies: int = 1) -> list[Dialogue]:
-    """Dialogues of a file or of every `*.txt` in a folder, in name order.
+    """Read the dialogues of a file, or of every `*.txt` in a folder, in name order.
 
-    `copies` > 1 repeats every dialogue with other random user voices and levels; ids then end in -1, -2, ...
+    Args:
+      path: file or folder.
+      seed: draws the users' voices where none is written.
+      copies: above 1, every dialogue is repeated with other random user voices and levels; ids then end in -1, -2, ...
+
+    Raises:
+      DataError: no dialogue, or a line that is none.
     """
     path = Path(path)
     files = sorted(path.glob("*.txt")) if path.is_dir() else [path]

@@ -22,5 +22,5 @@ def random_voice(
     pitch: tuple[int, int] = (30, 70),
     pitch_range: tuple[int, int] = (30, 70),
 ) -> Voice:
-    """A voice with a random variant, rate, pitch and pitch range; bounds are inclusive."""
+    """Draw a voice with a random variant, rate, pitch and pitch range; bounds are inclusive."""
     return Voice(language, rng.choice(variants), rng.randint(*rate), rng.randint(*pitch), rng.randint(*pitch_range))

@@ -15,7 +15,12 @@ SPLICED_WORDS = 9  # at most, in a spliced sentence
 
 @dataclass(frozen=True)
 class World:
-    """`questions` are (question, answer) pairs; `unrelated` is speech that gets no answer."""
+    """A closed world of questions.
+
+    Attributes:
+      questions: (question, answer) pairs.
+      unrelated: speech that gets no answer.
+    """
 
     questions: tuple[tuple[str, str], ...]
     unrelated: tuple[str, ...] = ()
@@ -25,9 +30,21 @@ class World:
 class CallRanges:
     """Ranges from which a call of a world is drawn, uniformly.
 
-    duration and lead in seconds, gap between question and answer in seconds, gain and signal-to-noise ratio of the
-    user's channel in dB, voices as `random_voice` takes them. spliced: share of the unrelated utterances that begin
-    like one sentence of the world, questions among them, and end like another: who answers must have heard all of it.
+    Attributes:
+      duration: of the recording, in seconds.
+      lead: seconds before the user speaks.
+      gap: seconds between question and answer.
+      gain_db: of the user's channel.
+      snr_db: of the user's channel.
+      spliced: share of the unrelated utterances that begin like one sentence of the world, questions among them, and
+        end
+        like another: only a model that hears all of it knows whether to answer.
+      language: of the users' voices; this and what follows as `random_voice` takes them.
+      variants: timbres.
+      rate: words per minute.
+      pitch: 0 to 99.
+      pitch_range: 0 to 99.
+      model_voice: of every answer.
     """
 
     duration: float = 4.8
@@ -62,7 +79,7 @@ def parse_world(text: str, where: str = "text") -> World:
 
 
 def splice(world: World, rng: random.Random) -> str:
-    """The beginning of a sentence of the world and the end of another, together no question of the world.
+    """Join the beginning of a sentence of the world and the end of another so that they are no question of the world.
 
     Each part is as often one of a question as one of unrelated speech: the nearer to a question, the more it teaches.
     """
@@ -84,9 +101,22 @@ def draw_calls(
     ranges: CallRanges = CallRanges(),
     prefix: str = "call",
 ) -> list[Dialogue]:
-    """Random calls: questions in turn with random voices, leads and levels, then unrelated speech, then silence.
+    """Draw random calls: questions in turn with random voices, leads and levels, then unrelated speech, then silence.
 
-    `meta` of each holds `kind` ('question', 'unrelated' or 'silence'), `question` and `answer`.
+    Args:
+      world: what is asked and answered.
+      answered: number of calls with a question.
+      unanswered: number of calls with unrelated speech.
+      silent: number of calls in which nobody speaks.
+      seed: of the draws.
+      ranges: of what is drawn.
+      prefix: of the ids.
+
+    Returns:
+      The dialogues; `meta` of each holds `kind` ("question", "unrelated" or "silence"), `question` and `answer`.
+
+    Raises:
+      DataError: the world lacks what is asked for.
     """
     if (answered and not world.questions) or (unanswered and not world.unrelated):
         raise DataError("the world has no question (or no unrelated speech) to draw from: add lines to its text")
