@@ -19,11 +19,14 @@ from moshijax.tokens import EPAD, PAD
 class DepthConfig:
     """The depth transformer, which runs over the generated audio rows inside one frame.
 
-    `transformer`: its stack; `context` stays None. `weights_per_step`: attention and feed-forward weights of their own
-    for every step; `multi_linear`: input projections of their own. `schedule[k]` says which weights step k uses when
-    several steps share some. `hidden_dims`: feed-forward widths per distinct weight where they differ
-    (`transformer.hidden_dim` is then the largest). `low_rank`: width of factored token tables. `output_norm`: kind of
-    norm before each head, with parameters per codebook.
+    Attributes:
+      transformer: its stack; `context` stays None.
+      weights_per_step: every step has attention and feed-forward weights of its own.
+      multi_linear: every step has an input projection of its own.
+      schedule: `schedule[k]` is the number of the weights that step k uses, where several steps share some; None: k.
+      hidden_dims: feed-forward widths per distinct weight where they differ; the largest is `transformer.hidden_dim`.
+      low_rank: width of factored token tables; None: not factored.
+      output_norm: kind of norm before each head, with parameters per codebook; None: none.
     """
 
     transformer: TransformerConfig
@@ -63,11 +66,11 @@ class DepthConfig:
             raise ConfigError(f"output_norm={self.output_norm!r}: must be None or one of {', '.join(NORM_KINDS)}")
 
     def step_weights(self, dep_q: int) -> tuple[int, ...]:
-        """Which attention and feed-forward weights each of `dep_q` steps uses."""
+        """Return the number of the attention and feed-forward weights that each of `dep_q` steps uses."""
         return self._schedule(dep_q) if self.weights_per_step else (0,) * dep_q
 
     def input_weights(self, dep_q: int) -> tuple[int, ...]:
-        """Which input projection each of `dep_q` steps uses."""
+        """Return the number of the input projection that each of `dep_q` steps uses."""
         return self._schedule(dep_q) if self.multi_linear else (0,) * dep_q
 
     def _schedule(self, dep_q: int) -> tuple[int, ...]:
@@ -78,8 +81,12 @@ class DepthConfig:
 class LookupConditioner:
     """A named attribute with a learnt vector per value.
 
-    `bins`: number of values; `dim`: width of its table; `values`: the values by name, where they are listed. `fuse`:
-    "sum" adds the vector to every temporal input, "cross" makes it a position of the cross-attention source.
+    Attributes:
+      name: of the condition.
+      bins: number of values.
+      dim: width of its table.
+      values: the values by name, where they are listed.
+      fuse: "sum" adds the vector to every temporal input, "cross" makes it a position of the cross-attention source.
     """
 
     name: str
@@ -98,10 +105,14 @@ class LookupConditioner:
 
 @dataclass(frozen=True)
 class TensorConditioner:
-    """A named sequence of vectors of width `dim` that comes from outside, such as the voice of a speaker.
+    """A named sequence of vectors that comes from outside, such as the voice of a speaker.
 
-    `length`: its positions, shorter ones are filled up with the learnt vector for absent ones; None: any number (a
-    streaming step needs one). `fuse`: as in `LookupConditioner`; a summed one has one position.
+    Attributes:
+      name: of the condition.
+      dim: width of the vectors.
+      length: positions; shorter sequences are filled up with the learnt vector for absent ones. None: any number, which
+        a streaming step does not allow.
+      fuse: as in `LookupConditioner`; a summed one has one position.
     """
 
     name: str
@@ -129,15 +140,28 @@ def _check_fuse(conditioner: Conditioner) -> None:
 class LMConfig:
     """A language model over the grid of `layout`.
 
-    `card`: codes per audio codebook; `text_card`: text pieces; `text_card_out`: size of the text head where it differs.
-    `demux_text`: a text token may hold two pieces (`TokenTables`), what is fed now and a look ahead, `mux` joins them.
-    `norm_emb`: layer norm on embeddings; `bias_proj`: biases on the heads; `extra_heads` heads of `extra_heads_dim`
-    classes on the temporal output. `conditioners`: those that are summed, then those for cross-attention, each in its
-    order; `cross_positions`: scale of the sinusoidal positions added to the cross-attention source, None without.
-    `pad_id`, `epad_id`: padding pieces. `lora`: low-rank updates beside the weights of linear maps.
-    `scan_layers`: training compiles one layer and scans over stacked parameters; off, every layer has its own arrays,
-    which is faster for small models on CPU (a scan copies the parameters of each layer out and their gradients back).
     Compute and parameter types are those of `temporal` and `depth.transformer`.
+
+    Attributes:
+      layout: rows of the grid and their delays.
+      card: codes per audio codebook.
+      text_card: text pieces.
+      temporal: the temporal transformer.
+      depth: the depth transformer; None without generated or scored audio rows.
+      text_card_out: size of the text head where it differs from `text_card`.
+      demux_text: a text token may hold two pieces (`TokenTables`), what is fed now and a look-ahead; `mux` joins them.
+      norm_emb: layer norm on embeddings.
+      bias_proj: biases on the heads.
+      extra_heads: number of heads beside the text head on the temporal output.
+      extra_heads_dim: classes of each of them.
+      conditioners: those that are summed, then those for cross-attention, each in its order.
+      cross_positions: scale of the sinusoidal positions added to the cross-attention source; None: none are added.
+      pad_id: padding piece.
+      epad_id: piece at the end of padding, before a word.
+      lora: low-rank updates beside the weights of linear maps; None: none.
+      scan_layers: training compiles one layer and scans over stacked parameters; off, every layer has its own arrays,
+        which is faster for small models on CPU (a scan copies the parameters of each layer out and their gradients
+        back).
     """
 
     layout: StreamLayout
@@ -197,7 +221,7 @@ class LMConfig:
         return self.text_card if self.text_card_out is None else self.text_card_out
 
     def mux(self, first: Any, second: Any) -> Any:
-        """The text token that holds `first`, and `second` where it is not -1 (`demux_text`)."""
+        """Return the text token that holds `first`, and `second` where it is not -1 (`demux_text`)."""
         return first + (self.text_card + 1) * (second + 1)
 
     @property
@@ -206,7 +230,7 @@ class LMConfig:
         return (self.text_card,) + (self.card,) * self.layout.n_q
 
     def with_dtype(self, dtype: str, param_dtype: str | None = None, precision: str | None = None) -> LMConfig:
-        """The same model with other types of computation (and parameters)."""
+        """Return the config with other types of computation, and of parameters and precision where they are given."""
 
         def convert(stack: TransformerConfig) -> TransformerConfig:
             return dataclasses.replace(

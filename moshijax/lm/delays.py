@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def delay(codes_BKT: Int[Array, "B K T"], delays: Sequence[int], initial: Sequence[int]) -> Int[Array, "B K T"]:
-    """Row k moved right by `delays[k]`, its first places filled with `initial[k]`; the length stays T."""
+    """Move row k right by `delays[k]`, with `initial[k]` in its first places; the length stays T."""
     T = codes_BKT.shape[2]
     rows = [
         jnp.pad(codes_BKT[:, k, : max(T - d, 0)], ((0, 0), (min(d, T), 0)), constant_values=initial[k])
@@ -25,7 +25,7 @@ def delay(codes_BKT: Int[Array, "B K T"], delays: Sequence[int], initial: Sequen
 
 
 def undelay(x_BQT: Array, delays: Sequence[int]) -> Array:
-    """Row q of `[B, Q, T, ...]` moved left by `delays[q]`; the last places are zero (see `valid`)."""
+    """Move row q of `[B, Q, T, ...]` left by `delays[q]`; the last places are zero (see `valid`)."""
     T = x_BQT.shape[2]
     rest = ((0, 0),) * (x_BQT.ndim - 3)
     rows = [
@@ -36,5 +36,5 @@ def undelay(x_BQT: Array, delays: Sequence[int]) -> Array:
 
 
 def valid(delays: Sequence[int], length: int) -> Bool[Array, "Q T"]:
-    """True where the prediction of a row exists in a sequence of `length` frames: `t < length - delay`."""
+    """Return where the prediction of a row exists in a sequence of `length` frames: `t < length - delay`."""
     return jnp.arange(length) < length - jnp.asarray(tuple(delays), jnp.int32)[:, None]

@@ -39,7 +39,14 @@ State = dict[str, Any]
 
 
 class StepOutput(NamedTuple):
-    """What one step computed: `out_BK` (see `generate_step`) and the logits of the tokens just sampled or forced."""
+    """What one step computed.
+
+    Attributes:
+      out_BK: see `generate_step`.
+      text_logits_BV: of the text token just sampled or forced, float32.
+      logits_BQV: of the codes just sampled or forced, float32.
+      extra_logits: of the extra heads `[B, H, V]`; None without them.
+    """
 
     out_BK: Array
     text_logits_BV: Array
@@ -48,7 +55,13 @@ class StepOutput(NamedTuple):
 
 
 class TextHalf(NamedTuple):
-    """A step between its text and its audio: the temporal output, the text logits and the token sampled from them."""
+    """A step between its text and its audio.
+
+    Attributes:
+      z_ND: temporal output of every row, or of both halves of it with guidance (N = 2 B).
+      text_logits_BV: float32, guided where there is guidance.
+      token_B: the text token sampled from them.
+    """
 
     z_ND: Array
     text_logits_BV: Array
@@ -213,7 +226,10 @@ def commit(
 
 
 def read_given(config: LMConfig, state: State) -> Int[Array, "B G"]:
-    """Tokens of the given rows in the frame that the last step returned (with `max_delay` 0 they are not known yet)."""
+    """Read the tokens of the given rows in the frame that the last step returned.
+
+    With a `max_delay` of 0 they are not known yet.
+    """
     layout = config.layout
     delays = jnp.asarray([layout.delays[row] for row in layout.given_rows], jnp.int32)
     tokens = state["tokens"][:, layout.given_rows[0] :]

@@ -23,9 +23,12 @@ GUIDANCE_INPUTS = {"coefficient": np.float32, "masked_until": np.int32, "text": 
 class Guidance:
     """Parameters of guidance: numbers, or arrays `[B]` with one value per batch row.
 
-    `coefficient` c: `null + c (logits - null)`, 1 is off. `masked_until`: the second half sees `ZERO` in the first so
-    many columns, such as those of a voice prefix. `text`: whether the text logits are guided; if not, the second half
-    sees no text either (`cfg_coef`, `cfg_is_masked_until` and `cfg_is_no_text` of `models/lm.py` of `moshi`).
+    They are `cfg_coef`, `cfg_is_masked_until` and `cfg_is_no_text` of `models/lm.py` of `moshi`.
+
+    Attributes:
+      coefficient: c in `null + c (logits - null)`; 1 is off.
+      masked_until: the second half sees `ZERO` in this many columns at the beginning, such as those of a voice prefix.
+      text: whether the text logits are guided; if not, the second half sees no text either.
     """
 
     coefficient: Any = 1.0

@@ -17,9 +17,14 @@ from moshijax.errors import ConfigError
 class Stream:
     """One row of the grid.
 
-    `kind`: "text" or "audio". `codebook`: level of the codec, 0 = semantic; None for text. `delay`: frames by which the
-    row is shifted right before the model sees it. `given`: its tokens come from outside; `generated`: the model samples
-    them (exactly one of the two). `scored`: it has a loss.
+    Attributes:
+      kind: "text" or "audio".
+      speaker: whose voice or text it is, such as "model" or "user".
+      codebook: level of the codec, 0 = semantic; None for text.
+      delay: frames by which the row is shifted right before the model sees it.
+      given: its tokens come from outside.
+      generated: the model samples its tokens; exactly one of this and `given`.
+      scored: it has a loss.
     """
 
     kind: str
@@ -45,7 +50,11 @@ class Stream:
 
 @dataclass(frozen=True)
 class StreamLayout:
-    """The rows of a grid, in order."""
+    """The rows of a grid, in order.
+
+    Attributes:
+      streams: text first, then audio rows that are generated, then those that are only scored, then those only given.
+    """
 
     streams: tuple[Stream, ...]
 
@@ -80,10 +89,12 @@ class StreamLayout:
 
     @property
     def delays(self) -> tuple[int, ...]:
+        """Frames by which each row is shifted right."""
         return tuple(stream.delay for stream in self.streams)
 
     @property
     def max_delay(self) -> int:
+        """The largest of the delays."""
         return max(self.delays)
 
     @property
@@ -102,7 +113,7 @@ class StreamLayout:
         return tuple(k for k, stream in enumerate(self.streams) if stream.scored)
 
     def rows(self, speaker: str, kind: str = "audio") -> tuple[int, ...]:
-        """Rows of one speaker, by codebook."""
+        """Return the rows of one speaker, by codebook."""
         return tuple(k for k, s in enumerate(self.streams) if s.speaker == speaker and s.kind == kind)
 
 
@@ -117,9 +128,12 @@ def _audio(speaker: str, codebooks: int, acoustic_delay: int, semantic_delay: in
 
 
 def dialogue(codebooks: int = 8, acoustic_delay: int = 1, score_user: bool = False) -> StreamLayout:
-    """Two speakers: the model's text and audio are generated, the user's audio is given.
+    """Return the layout of two speakers: the model's text and audio are generated, the user's audio is given.
 
-    `score_user` trains the model on the user's rows too, as in the pre-training of Moshi (arXiv 2410.00037, 3.4.3).
+    Args:
+      codebooks: of each speaker.
+      acoustic_delay: frames by which all codebooks but the first are delayed.
+      score_user: train the model on the user's rows too, as in the pre-training of Moshi (arXiv 2410.00037, 3.4.3).
     """
     return StreamLayout(
         (
@@ -131,12 +145,15 @@ def dialogue(codebooks: int = 8, acoustic_delay: int = 1, score_user: bool = Fal
 
 
 def single_stream(codebooks: int = 8, acoustic_delay: int = 2) -> StreamLayout:
-    """One voice with its text, everything generated: audio pre-training."""
+    """Return the layout of one voice with its text, all of it generated: audio pre-training."""
     return StreamLayout((Stream("text", MODEL), *_audio(MODEL, codebooks, acoustic_delay)))
 
 
 def recognition(codebooks: int = 8, text_delay: int = 0) -> StreamLayout:
-    """Given audio, generated text. Usually the text is shifted in the data (in seconds), not by `text_delay` frames."""
+    """Return the layout of given audio and generated text.
+
+    Usually the text is shifted in the data (in seconds), not by `text_delay` frames.
+    """
     given = dict(given=True, generated=False, scored=False)
     return StreamLayout((Stream("text", USER, delay=text_delay), *_audio(USER, codebooks, 0, **given)))
 
@@ -144,22 +161,36 @@ def recognition(codebooks: int = 8, text_delay: int = 0) -> StreamLayout:
 def synthesis(
     codebooks: int = 8, acoustic_delay: int = 2, audio_delay: int = 0, two_speakers: bool = False
 ) -> StreamLayout:
-    """Text whose words are forced, and audio `audio_delay` frames behind it; of `two_speakers`, both generated."""
+    """Return the layout of text whose words are forced, and generated audio.
+
+    Args:
+      codebooks: of each speaker.
+      acoustic_delay: frames by which all codebooks but the first are delayed.
+      audio_delay: frames by which all audio is behind the text.
+      two_speakers: both of a conversation are generated.
+    """
     speakers = (MODEL, USER) if two_speakers else (MODEL,)
     rows = [row for speaker in speakers for row in _audio(speaker, codebooks, acoustic_delay, audio_delay)]
     return StreamLayout((Stream("text", MODEL), *rows))
 
 
 def text_only() -> StreamLayout:
-    """A language model of text: pre-training of the temporal transformer."""
+    """Return the layout of a language model of text: pre-training of the temporal transformer."""
     return StreamLayout((Stream("text", MODEL),))
 
 
 def from_delays(delays: Sequence[int], dep_q: int, hears: bool = False) -> StreamLayout:
-    """The layout of a published config: text, `dep_q` generated audio rows, and given rows for the rest.
+    """Return the layout of a published config: text, `dep_q` generated audio rows, and given rows for the rest.
 
-    A second speaker among the generated rows is recognised by its delays: they repeat those of the first half. With
-    `hears` its rows are given, and predicted only in training (`dialogue` with `score_user`).
+    A second speaker among the generated rows is recognised by its delays: they repeat those of the first half.
+
+    Args:
+      delays: of the text row, then of the audio rows.
+      dep_q: generated audio rows.
+      hears: the second speaker's rows are given, and predicted only in training (`dialogue` with `score_user`).
+
+    Raises:
+      ConfigError: `dep_q` does not fit the number of rows.
     """
     audio = list(delays[1:])
     n_q = len(audio)

@@ -27,19 +27,25 @@ NORMALISATIONS = ("paper", "finetune", "split_padding")
 class LossConfig:
     """How the cross entropies are weighted and averaged.
 
-    `normalisation`:
-      - "paper" (arXiv 2410.00037, 4.4): per frame, the audio losses are averaged with `semantic_weight` for codebook 0
-        of each speaker and 1 for the others; text and audio are then averaged over frames. PAD counts
-        `text_padding_weight`.
-      - "finetune" (the code of moshi-finetune): text and audio losses are weighted means over all their targets; PAD
-        and EPAD count `text_padding_weight`.
-      - "split_padding" (the code of nu-dialogue): audio as "finetune"; text is the mean over targets that are not PAD
-        plus `text_padding_weight` times the mean over PAD.
-    `epad_weight`: weight of EPAD, which tells when a word begins; None: as published, 1 in "paper" and "split_padding"
-    (there EPAD counts as a word) and `text_padding_weight` in "finetune".
-    `audio_weight`, `text_weight`: coefficients of the two groups.
-    `frames_at_once`: logits of so many frames exist at once; they are computed again in the backward pass, so that long
-    sequences with a large vocabulary fit. None = all frames, once.
+    Attributes:
+      normalisation: one of
+
+        - "paper" (arXiv 2410.00037, 4.4): per frame, the audio losses are averaged with `semantic_weight` for codebook
+        0
+          of each speaker and 1 for the others; text and audio are then averaged over frames. PAD counts
+          `text_padding_weight`.
+        - "finetune" (the code of moshi-finetune): text and audio losses are weighted means over all their targets; PAD
+          and EPAD count `text_padding_weight`.
+        - "split_padding" (the code of nu-dialogue): audio as "finetune"; text is the mean over targets that are not PAD
+          plus `text_padding_weight` times the mean over PAD.
+      text_padding_weight: see `normalisation`.
+      semantic_weight: of codebook 0 of each speaker; the others have 1.
+      text_weight: coefficient of the text.
+      audio_weight: coefficient of the audio.
+      epad_weight: weight of EPAD, which tells when a word begins; None: as published, 1 in "paper" and "split_padding"
+        (there EPAD counts as a word) and `text_padding_weight` in "finetune".
+      frames_at_once: logits of this many frames exist at a time; they are computed again in the backward pass, so that
+        long sequences with a large vocabulary fit. None: all frames, once.
     """
 
     normalisation: str = "paper"
@@ -70,7 +76,12 @@ class LossConfig:
 
 
 class Term(NamedTuple):
-    """One term of the loss: weights of the cross entropies of the text row or of the audio rows, and what divides."""
+    """One term of the loss.
+
+    Attributes:
+      weights: of the cross entropies of the text row, or of the audio rows.
+      denominator: what divides the weighted sum.
+    """
 
     weights: Float[Array, "B R T"]
     denominator: Float[Array, ""]
@@ -79,7 +90,14 @@ class Term(NamedTuple):
 def terms(
     config: LMConfig, loss: LossConfig, codes_BKT: Int[Array, "B K T"], text_only: bool = False
 ) -> dict[str, Term]:
-    """The terms of the loss of a batch, from its targets alone: "text" (and "text_padding"), "audio"."""
+    """Return the terms of the loss of a batch, from its targets alone: "text" (and "text_padding"), "audio".
+
+    Args:
+      config: of the model.
+      loss: weights and normalisation.
+      codes_BKT: the grid, not delayed.
+      text_only: leave the audio out.
+    """
     mask = target_mask(config, codes_BKT)
     streams = config.layout.streams
     text, valid = codes_BKT[:, :1], mask[:, :1].astype(jnp.float32)
@@ -112,14 +130,17 @@ def terms(
 def denominators(
     config: LMConfig, loss: LossConfig, codes_BKT: Int[Array, "B K T"], text_only: bool = False
 ) -> dict[str, Array]:
-    """What divides each term, from the targets of the whole (global) batch."""
+    """Return what divides each term, from the targets of the whole (global) batch; arguments as in `terms`."""
     return {name: term.denominator for name, term in terms(config, loss, codes_BKT, text_only).items()}
 
 
 def numerators(
     config: LMConfig, loss: LossConfig, scores: LMScores, codes_BKT: Int[Array, "B K T"], text_only: bool = False
 ) -> dict[str, Float[Array, ""]]:
-    """Weighted sums of cross entropies of a (micro)batch; estimates of those over all where some were left out."""
+    """Return the weighted sums of cross entropies of a (micro)batch, by term.
+
+    Where only some targets were scored (`LMScores.counts`) they are estimates of the sums over all.
+    """
     nll = scores.nll if scores.counts is None else scores.nll * scores.counts
     rows = {"text": nll[:, :1], "text_padding": nll[:, :1], "audio": nll[:, 1:]}
     parts = terms(config, loss, codes_BKT, text_only)
@@ -127,7 +148,7 @@ def numerators(
 
 
 def total(loss: LossConfig, sums: dict[str, Array], divisors: dict[str, Array]) -> Float[Array, ""]:
-    """The loss: terms without any target count 0."""
+    """Return the loss, from the numerators and denominators of its terms; a term without any target counts 0."""
     coefficient = {
         "text": loss.text_weight,
         "text_padding": loss.text_weight * loss.text_padding_weight,
@@ -141,16 +162,18 @@ def total(loss: LossConfig, sums: dict[str, Array], divisors: dict[str, Array]) 
 
 
 def loss_fn(config: LMConfig, loss: LossConfig, scores: LMScores, codes_BKT: Int[Array, "B K T"]) -> Float[Array, ""]:
-    """The loss of one batch that is the global batch."""
+    """Return the loss of one batch that is the global batch."""
     return total(loss, numerators(config, loss, scores, codes_BKT), denominators(config, loss, codes_BKT))
 
 
 def stream_statistics(
     config: LMConfig, scores: LMScores, codes_BKT: Int[Array, "B K T"]
 ) -> dict[str, dict[str, Float[Array, ""]]]:
-    """Unweighted sums per stream for the log: `{stream: {"nll", "correct", "count"}}`, to be added up and divided.
+    """Return unweighted sums per stream for the log, to be added up and divided.
 
-    Streams are "text_words", "text_padding" (PAD alone), and "<speaker>_<codebook>" for each scored audio row.
+    Returns:
+      `{stream: {"nll", "correct", "count"}}`. Streams are "text_words", "text_padding" (PAD alone), and
+      "<speaker>_<codebook>" for each scored audio row.
     """
     mask = target_mask(config, codes_BKT)
     if scores.counts is not None:

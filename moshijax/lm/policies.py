@@ -29,34 +29,53 @@ class _Policy:
     """What a policy may say; nothing unless it says otherwise."""
 
     def check(self, config: LMConfig) -> None:
-        """Refuse a model that cannot be used this way, with a `ConfigError`."""
+        """Check that a model can be used this way.
+
+        Raises:
+          ConfigError: it cannot.
+        """
 
     def input_specs(self, batch: int) -> Specs:
-        """Inputs of every step beside those that all models have."""
+        """Return the inputs of every step beside those that all models have, as name -> (shape, dtype)."""
         return {}
 
     def init_state(self, batch: int) -> Arrays:
-        """The policy's part of the state of rows that have not begun."""
+        """Return the policy's part of the state of rows that have not begun."""
         return {}
 
     def given(self, config: LMConfig, inputs: Arrays, given_BK: Any) -> Any:
-        """The tokens of the given rows that the model takes in."""
+        """Return the tokens of the given rows that the model takes in."""
         return given_BK
 
     def text(
         self, config: LMConfig, state: Arrays, inputs: Arrays, token_B: Int[Array, " B"], free_B: Bool[Array, " B"]
     ) -> tuple[Arrays, Int[Array, " B"], Arrays]:
-        """`(state, token to use, outputs)` of the text token sampled; rows not in `free_B` stand still."""
+        """Decide what the sampled text token becomes.
+
+        Args:
+          config: of the model.
+          state: the policy's.
+          inputs: of the step.
+          token_B: the sampled text token.
+          free_B: rows whose text is not forced; the state of the others stays as it is.
+
+        Returns:
+          The state, the token to use, and outputs of the step.
+        """
         return state, token_B, {}
 
     def codes(self, config: LMConfig, offset_B: Int[Array, " B"], force_BQ: Int[Array, "B Q"]) -> Int[Array, "B Q"]:
-        """The codes forced in this step, `UNGENERATED` where they are free."""
+        """Return the codes that are forced in this step, `UNGENERATED` where they are free."""
         return force_BQ
 
     def finish(
         self, config: LMConfig, state: Arrays, inputs: Arrays, text_B: Int[Array, " B"], free_B: Bool[Array, " B"]
     ) -> tuple[Arrays, Arrays]:
-        """`(state, outputs)` once the text of the returned frame is known (`UNGENERATED` where there is none)."""
+        """Take note of the text of the returned frame, `UNGENERATED` where there is none.
+
+        Returns:
+          The state, and outputs of the step.
+        """
         return state, {}
 
 
@@ -67,9 +86,11 @@ class Conversation(_Policy):
 
 @dataclass(frozen=True)
 class Recognition(_Policy):
-    """Audio in, text with word times out: the text is that of `text_delay` seconds ago.
+    """Audio in, text with word times out.
 
-    `silence`: seconds of silence that the model wants to hear first.
+    Attributes:
+      text_delay: seconds by which the text is behind the audio.
+      silence: seconds of silence that the model needs to hear first.
     """
 
     text_delay: Seconds = 0.5
@@ -112,12 +133,17 @@ class Synthesis(_Policy):
     fed one per frame. Its audio follows `audio_delay` frames later; until then the audio rows are `ZERO`. A word comes
     as `word [B, W]` (pieces, then -1; a pause has none), `word_ahead [B, W]`, the pieces of the word `look_ahead`
     words later, and `word_padding [B]`, frames without another word after it. `word_waiting [B]` says that there is
-    one and `text_done [B]` that there will be none any more: the row has `ended` when the model asks for another.
+    one, and `text_done [B]` that no more will come: the row has `ended` when the model asks for another.
 
-    `look_ahead`: words by which the second text stream is ahead, 0 = there is none. `initial_padding` frames come
-    before the first word, after `max_padding` frames of PAD a word must begin, `final_padding` frames follow the end.
-    `max_pieces`: W, pieces of the longest word. `queue`: room for pieces looked ahead at; a word waits while it lacks.
-    `turn_tokens`: a speaker's turn begins with a token for the speaker, BOS or EOS.
+    Attributes:
+      audio_delay: frames by which the audio is behind the text.
+      look_ahead: words by which the second text stream is ahead; 0: there is none.
+      initial_padding: frames before the first word.
+      max_padding: frames of PAD after which a word must begin.
+      final_padding: frames after the end.
+      max_pieces: W, pieces of the longest word.
+      queue: room for pieces looked ahead at; a word waits while there is none.
+      turn_tokens: a speaker's turn begins with a token for the speaker, BOS or EOS.
     """
 
     audio_delay: Frames = 16
@@ -214,7 +240,7 @@ Policy = Conversation | Recognition | Synthesis | Translation
 
 
 def reset(policy: Policy, state: Arrays, rows: Bool[Array, " B"]) -> Arrays:
-    """The rows that are true start afresh."""
+    """Return the policy's state with the rows that are true at their start."""
     new = policy.init_state(rows.shape[0])
     return {name: _where(rows, new[name], old) for name, old in state.items()}
 
@@ -243,5 +269,5 @@ def _append(queue_BN: Array, more_BM: Array) -> Array:
 
 
 def forced(force: Array, token: Array) -> Array:
-    """The tokens to use where some are forced."""
+    """Return the tokens to use where some are forced."""
     return jnp.where(force == UNGENERATED, token, force)

@@ -36,9 +36,15 @@ SAMPLING_INPUTS = {
 class Sampling:
     """Sampling parameters: numbers, or arrays `[B]` with one value per batch row.
 
-    `temperature`, `top_k` for audio, `text_temperature`, `text_top_k` for text; temperature 0 is greedy, top-k 0 off.
-    `pad_bonus` is added to the logit of the PAD piece. `seed`: a number (row i gets the pair `(seed, i)`), or an array
-    `[B]` or `[B, 2]` with a seed per row. The defaults are those of the released Moshi.
+    The defaults are those of the released Moshi.
+
+    Attributes:
+      temperature: of audio; 0 is greedy.
+      text_temperature: of text; 0 is greedy.
+      top_k: of audio; 0 is off.
+      text_top_k: of text; 0 is off.
+      pad_bonus: added to the logit of the PAD piece.
+      seed: a number (row i gets the pair `(seed, i)`), or an array `[B]` or `[B, 2]` with a seed per row.
     """
 
     temperature: Any = 0.8
@@ -50,6 +56,7 @@ class Sampling:
 
     @classmethod
     def greedy(cls) -> Sampling:
+        """Return parameters that always take the most likely token."""
         return cls(temperature=0.0, text_temperature=0.0)
 
     def rows(self, batch_size: int, top_k_limit: int = TOP_K_LIMIT) -> dict[str, Array]:
@@ -93,7 +100,10 @@ def input_specs(batch_size: int) -> dict[str, tuple[tuple[int, ...], Any]]:
 
 
 def row_noise(seed_B2: Array, count_B: Int[Array, " B"], row: int, purpose: int, size: int) -> Float[Array, "B V"]:
-    """Gumbel noise: a function of the row's seed, its own count of executed steps, the grid row and the purpose."""
+    """Draw Gumbel noise for one token of every row.
+
+    It is a function of the row's seed, its own count of executed steps, the grid row and the purpose.
+    """
 
     def one(seed: Array, count: Array) -> Array:
         key = jax.random.wrap_key_data(seed, impl="threefry2x32")
@@ -113,9 +123,21 @@ def sample(
     row: int,
     top_k_limit: int = TOP_K_LIMIT,
 ) -> Int[Array, " B"]:
-    """Gumbel-argmax over the `top_k` largest float32 logits of each row; greedy where the temperature is 0.
+    """Sample one token per row by Gumbel-argmax over its `top_k` largest float32 logits.
 
-    `row`: the grid row. Ties in the cut of top-k go to the lower id. A batch that is all greedy draws nothing.
+    A batch that is all greedy draws nothing.
+
+    Args:
+      logits_BV: any float type.
+      temperature_B: 0 is greedy.
+      top_k_B: 0 is off; of equal logits at the cut the lower ids stay.
+      seed_B2: uint32, of every row.
+      count_B: steps that every row has executed.
+      row: of the grid.
+      top_k_limit: the largest top-k that this compiled step can serve.
+
+    Returns:
+      int32 ids.
     """
     logits_BV = logits_BV.astype(jnp.float32)
     greedy_B = jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)

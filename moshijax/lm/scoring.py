@@ -16,11 +16,13 @@ if TYPE_CHECKING:
 class LMScores(NamedTuple):
     """Scores of the targets, aligned with the codes: row 0 is text, then the rows of the depth transformer.
 
-    `nll`: negative log likelihood of each target in nats. `correct`: the target is the most likely token. Where there
-    is no prediction or no target (see `lm.target_mask`) both are finite and mean nothing.
+    Where there is no prediction or no target (see `lm.target_mask`) they are finite and mean nothing.
 
-    `counts`: how often each score counts in a sum over all targets, where only some were scored: 0 for those left out
-    and 1 / their share for the others. None: all were scored.
+    Attributes:
+      nll: negative log likelihood of each target in nats.
+      correct: the target is the most likely token.
+      counts: how often each score counts in a sum over all targets, where only some were scored: 0 for those left out
+        and 1 / their share for the others. None: all were scored.
     """
 
     nll: Float[Array, "B R T"]
@@ -31,7 +33,10 @@ class LMScores(NamedTuple):
 def score_targets(
     logits: Float[Array, "*A V"], targets: Int[Array, "*A"]
 ) -> tuple[Float[Array, "*A"], Bool[Array, "*A"]]:
-    """Negative log likelihood of each target in float32, and whether it comes first (of equal logits the lowest id)."""
+    """Return the negative log likelihood of each target in float32, and whether it comes first.
+
+    Of equal logits the one with the lowest id comes first.
+    """
     logits = logits.astype(jnp.float32)
     ids, targets = jnp.arange(logits.shape[-1]), targets[..., None]
     picked = jnp.sum(jnp.where(ids == targets, logits, 0.0), axis=-1)
@@ -49,9 +54,16 @@ def score_in_pieces(
     targets_RBT: Int[Array, "R B T"],
     frames: int | None,
 ) -> tuple[Float[Array, "R B T"], Bool[Array, "R B T"]]:
-    """`score_targets` of `head(module, x) -> [R, B, T, V]`, for `frames` frames at once; None = all.
+    """Return `score_targets` of `head(module, x) -> [R, B, T, V]`, without whole logits.
 
     In pieces the logits never exist whole, neither forward nor backward, where they are computed a second time.
+
+    Args:
+      module: which holds the head.
+      head: (module, x) -> logits.
+      x_RBTD: what the head reads.
+      targets_RBT: ids, negative where there is no target.
+      frames: how many are scored at a time; None: all.
     """
 
     def score(module: nn.Module, x: Array, targets: Array) -> tuple[Array, Array]:
@@ -76,12 +88,12 @@ def score_in_pieces(
 
 
 def at_frames(x: Array, frames_BF: Int[Array, "B F"], axis: int) -> Array:
-    """The chosen frames of every row of `x` `[B, ...]`; `axis` is that of the frames."""
+    """Return the chosen frames of every row of `x` `[B, ...]`; `axis` is that of the frames."""
     return jax.vmap(lambda row, chosen: jnp.take(row, chosen, axis=axis - 1))(x, frames_BF)
 
 
 def into_frames(x_RBF: Float[Array, "R B F"], frames_BF: Int[Array, "B F"], T: int) -> Float[Array, "R B T"]:
-    """Back among all T frames; 0 in those that were not chosen."""
+    """Put values of chosen frames back among all T frames, with 0 in the others."""
 
     def place(row_RF: Array, chosen: Array) -> Array:
         return jnp.zeros((row_RF.shape[0], T), row_RF.dtype).at[:, chosen].set(row_RF)

@@ -23,7 +23,7 @@ Transform = Callable[[LMConfig, Flat, LMConfig, Flat], tuple[LMConfig, dict[str,
 
 
 def helium_to_moshi(config: LMConfig, params: Flat, target: LMConfig, fresh: Flat) -> tuple[LMConfig, dict[str, Any]]:
-    """A model of text alone becomes the temporal transformer of `target`; audio tables and depth transformer are new.
+    """Make a text model the temporal transformer of `target`, with new audio tables and a new depth transformer.
 
     The initial tokens of the audio rows embed to zero at first (our choice; the paper says nothing), so that sequences
     of text alone have the text logits that they had (arXiv 2410.00037, 4.4).
@@ -39,7 +39,7 @@ def helium_to_moshi(config: LMConfig, params: Flat, target: LMConfig, fresh: Fla
 
 
 def one_stream_to_two(config: LMConfig, params: Flat, target: LMConfig, fresh: Flat) -> tuple[LMConfig, dict[str, Any]]:
-    """A second speaker: its token tables and depth steps are copies of the first one's, codebook by codebook.
+    """Add a second speaker, whose token tables and depth steps are copies of the first one's, codebook by codebook.
 
     Public code that goes from one stream to two copies likewise (Hibiki, arXiv 2502.03382; nu-dialogue). What has
     nothing to be copied from starts at zero: the initial tokens of the new rows, so that text logits stay as they are
@@ -51,7 +51,7 @@ def one_stream_to_two(config: LMConfig, params: Flat, target: LMConfig, fresh: F
 
 
 def score_user(config: LMConfig, params: Flat, target: LMConfig, fresh: Flat) -> tuple[LMConfig, dict[str, Any]]:
-    """Depth steps for the user's rows, copied from the model's: from the released form back to the trained one."""
+    """Add depth steps for the user's rows, copied from the model's: from the released form back to the trained one."""
     if config.layout.dep_q >= target.layout.dep_q:
         raise ConfigError(
             f"score_user: that model has {config.layout.dep_q} depth steps and this one {target.layout.dep_q}; it adds "
@@ -61,7 +61,7 @@ def score_user(config: LMConfig, params: Flat, target: LMConfig, fresh: Flat) ->
 
 
 def release(config: LMConfig, params: Flat, target: LMConfig, fresh: Flat) -> tuple[LMConfig, dict[str, Any]]:
-    """Without the depth steps of the user's rows, which a call never runs: 16 to 8 in Moshi, as it was released."""
+    """Remove the depth steps of the user's rows, which a call never runs: 16 to 8 in Moshi, as it was released."""
     if config.layout.dep_q <= target.layout.dep_q:
         raise ConfigError(
             f"release: that model has {config.layout.dep_q} depth steps and this one {target.layout.dep_q}; it removes "
@@ -71,13 +71,13 @@ def release(config: LMConfig, params: Flat, target: LMConfig, fresh: Flat) -> tu
 
 
 def delays(config: LMConfig, params: Flat, target: LMConfig, fresh: Flat) -> tuple[LMConfig, dict[str, Any]]:
-    """The delays of `target`; no parameter changes. Moshi goes from 2 frames to 1 after pre-training."""
+    """Take over the delays of `target`; no parameter changes. Moshi goes from 2 frames to 1 after pre-training."""
     layout = _with_delays(config.layout, target.layout.delays, "delays")
     return dataclasses.replace(config, layout=layout), dict(params)
 
 
 def recognition(config: LMConfig, params: Flat, target: LMConfig, fresh: Flat) -> tuple[LMConfig, dict[str, Any]]:
-    """A model that hears and writes: the audio rows are given and the depth transformer goes."""
+    """Make a model that hears and writes: all audio rows are given, and the depth transformer is removed."""
     if target.layout.dep_q or not config.layout.n_q:
         raise ConfigError(
             f"recognition: that model has {config.layout.n_q} audio rows and this one {target.layout.dep_q} depth "
