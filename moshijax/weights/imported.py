@@ -30,7 +30,7 @@ MAX_BYTES = 4 << 30
 
 
 def is_imported(path: Path) -> bool:
-    """Whether this is a directory of imported weights."""
+    """Return whether this is a directory of imported weights."""
     return (path / MODEL).is_file() and has_tensors(path / PARAMETERS)
 
 

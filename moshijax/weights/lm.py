@@ -17,7 +17,7 @@ def load_lm(
     shardings: Any = None,
     merge_adapter: bool = True,
 ) -> tuple[LMConfig, dict[str, Any]]:
-    """A language model from published weights, from imported ones, or from a run.
+    """Load a language model from published weights, from imported ones, or from a run.
 
     Args:
       path: a safetensors file or the index of several (one without a `config.json` beside it is read as the released

@@ -54,10 +54,10 @@ class Adapter:
 
 
 def open_adapter(path: Path, scaling: float, rank: int | None) -> Adapter:
-    """The adapter in a file.
+    """Open the adapter in a file.
 
     Raises:
-      DataError: something else is in it, or half of it.
+      DataError: the file holds something else, or half of an adapter.
     """
     return Adapter(_fused(open_tensors(path), str(path)), scaling, path, path, rank)
 
@@ -89,7 +89,7 @@ def _fused(file: Tensors, where: str) -> Renamed:
 
 
 def split(tensors: Tensors, depth_weights: int) -> Renamed:
-    """Fused pairs under the names that the package has in memory; `depth_weights` as in `check`."""
+    """View fused pairs under the names that the package has in memory; `depth_weights` as in `check`."""
     groups = []
     for name, shape in tensors.shapes.items():
         if match := _FUSED.match(name):
@@ -101,11 +101,15 @@ def split(tensors: Tensors, depth_weights: int) -> Renamed:
 
 
 def check(tensors: Tensors, adapter: Adapter, depth_weights: int) -> dict[str, str]:
-    """Published weight -> the linear map whose pair adds to it; every pair fits one, and the adapter does something.
+    """Find the linear map to which every pair of an adapter adds.
 
     Args:
       tensors: the published tensors of the model.
+      adapter: whose pairs must all fit.
       depth_weights: attention weights of every layer of its depth transformer.
+
+    Returns:
+      Published weight -> the linear map of the pair that adds to it.
 
     Raises:
       DataError: names or shapes that do not fit the model (both shapes are named), or an adapter that does nothing.
@@ -140,7 +144,7 @@ def _count(stem: str, depth_weights: int) -> int:
 
 
 def merged(tensors: Tensors, adapter: Adapter, depth_weights: int) -> Renamed:
-    """The published tensors with the adapter added; sums are float32, the types those of the weights."""
+    """View the published tensors with the adapter added; sums are float32, the types those of the weights."""
     pairs = check(tensors, adapter, depth_weights)
 
     def add(name: str, weight: np.ndarray) -> np.ndarray:
@@ -160,7 +164,7 @@ def merged(tensors: Tensors, adapter: Adapter, depth_weights: int) -> Renamed:
 
 
 def with_updates(config: LMConfig, adapter: Adapter) -> LMConfig:
-    """The config of the model in which the adapter is a part of the layers.
+    """Return the config of the model in which the adapter is a part of the layers.
 
     Raises:
       ConfigError: pairs of different ranks or types, of some layers only, or of maps that have no place for one.

@@ -22,9 +22,13 @@ def _same(arrays: Arrays) -> Arrays:
 
 @dataclass(frozen=True)
 class Group:
-    """Tensors `theirs` that together hold what the published tensors `ours` hold.
+    """Tensors of another vocabulary that together hold what some published tensors hold.
 
-    `read` makes ours of theirs, `write` theirs of ours, in the order of the names.
+    Attributes:
+      theirs: names and shapes in the other vocabulary.
+      ours: published names and shapes.
+      read: makes ours of theirs, in the order of the names.
+      write: makes theirs of ours, in the order of the names.
     """
 
     theirs: Shapes
@@ -34,21 +38,21 @@ class Group:
 
 
 def renamed(theirs: str, ours: str, shape: tuple[int, ...], as_shape: tuple[int, ...] | None = None) -> Group:
-    """One tensor, perhaps without the axes of length one."""
+    """Return the group of one tensor, perhaps without the axes of length one (`as_shape`)."""
     if as_shape is None or as_shape == shape:
         return Group({theirs: shape}, {ours: shape})
     return Group({theirs: as_shape}, {ours: shape}, lambda a: [a[0].reshape(shape)], lambda a: [a[0].reshape(as_shape)])
 
 
 def stacked(theirs: str, ours: Sequence[str], shape: tuple[int, ...]) -> Group:
-    """Several tensors of one shape as one with a leading axis."""
+    """Return the group of several tensors of one shape that are one with a leading axis there."""
     return Group(
         {theirs: (len(ours), *shape)}, dict.fromkeys(ours, shape), lambda a: list(a[0]), lambda a: [np.stack(a)]
     )
 
 
 def concatenated(theirs: Sequence[str], ours: str, shape: tuple[int, ...]) -> Group:
-    """One tensor whose rows are several tensors."""
+    """Return the group of one tensor whose rows are several tensors there."""
     parts = len(theirs)
     part = (shape[0] // parts, *shape[1:])
     return Group(
@@ -57,7 +61,7 @@ def concatenated(theirs: Sequence[str], ours: str, shape: tuple[int, ...]) -> Gr
 
 
 def copied(theirs: Sequence[str], ours: str, shape: tuple[int, ...], as_shape: tuple[int, ...] | None = None) -> Group:
-    """One tensor that the others repeat; they must agree."""
+    """Return the group of one tensor that several repeat there; they must agree."""
     theirs = list(theirs)
     inner = shape if as_shape is None else as_shape
 
@@ -120,5 +124,5 @@ def _common(tensors: Tensors, names: Shapes) -> np.dtype:
 
 
 def theirs(groups: Sequence[Group]) -> Shapes:
-    """All names and shapes of the other vocabulary."""
+    """Return all names and shapes of the other vocabulary."""
     return {name: shape for group in groups for name, shape in group.theirs.items()}

@@ -46,10 +46,12 @@ class PublishedFiles:
 
     @property
     def is_directory(self) -> bool:
+        """Whether the path is a directory."""
         return self.path.is_dir()
 
     @property
     def folder(self) -> Path:
+        """The directory, or that of the file."""
         return self.path if self.is_directory else self.path.parent
 
     @property
@@ -95,7 +97,7 @@ class PublishedFiles:
 
 
 def has_tensors(file: Path) -> bool:
-    """Whether a weight file is there, or the index of several that stand for it."""
+    """Return whether a weight file is there, or the index of several that stand for it."""
     return file.exists() or file.with_name(file.name.removesuffix(".safetensors") + INDEX_SUFFIX).exists()
 
 

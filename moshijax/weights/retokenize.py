@@ -22,16 +22,18 @@ HEADS = ("text_linear.weight", "text_linear.bias")
 
 
 def carried(old: Sequence[str], new: Sequence[str]) -> np.ndarray:
-    """For every new id the old id of the same piece, -1 where there is none; special ids keep their place."""
+    """Return for every new id the old id of the same piece, -1 where there is none; special ids keep their place."""
     places = {piece: i for i, piece in enumerate(old) if i not in SPECIAL}
     return np.asarray([i if i in SPECIAL else places.get(piece, -1) for i, piece in enumerate(new)], np.int64)
 
 
 def retokenize(model: OpenedModel, old: Sequence[str], new: Sequence[str], seed: int = 0) -> OpenedModel:
-    """The model over the pieces `new`; everything but the text tables and heads is as it was.
+    """Return the model over the pieces `new`; everything but the text tables and heads stays as it was.
 
     Args:
       model: a language model whose text ids are those of `old`.
+      old: pieces of the model.
+      new: pieces that it is to have.
       seed: of the fresh rows, which are drawn as a new model's (`moshijax.lm.init`).
 
     Raises:

@@ -117,7 +117,7 @@ def tree_of(metadata: Any, item: str) -> Any:
 
 
 def is_run(path: str | Path) -> bool:
-    """Whether `path` is the directory of a run that has begun to save checkpoints."""
+    """Return whether `path` is the directory of a run that has begun to save checkpoints."""
     return (Path(path) / CHECKPOINTS).is_dir()
 
 

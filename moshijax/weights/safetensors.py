@@ -190,7 +190,7 @@ INDEX_SUFFIX = ".safetensors.index.json"
 
 
 def open_tensors(path: str | Path) -> TensorFile | ShardedFile:
-    """The tensors of a weights file, or of the index that stands for several (named, or in place of the file)."""
+    """Open a weights file, or the index that stands for several (named, or in place of the file)."""
     path = Path(path)
     if path.name.endswith(INDEX_SUFFIX):
         return ShardedFile(path)

@@ -29,7 +29,14 @@ _ALIGNMENT = 64
 
 @dataclass(frozen=True)
 class Entry:
-    """One published tensor: `split` makes the pieces of our tree of it, `join` makes it of them."""
+    """One published tensor and its pieces in our tree.
+
+    Attributes:
+      shape: of the published tensor.
+      targets: where the pieces lie.
+      split: makes the pieces of the tensor, in the order of the targets.
+      join: makes the tensor of the pieces.
+    """
 
     shape: tuple[int, ...]
     targets: tuple[Target, ...]
@@ -41,13 +48,13 @@ Table = Mapping[str, Entry]
 
 
 def plain(shape: tuple[int, ...], path: str, slot: int | None = None, ours: tuple[int, ...] | None = None) -> Entry:
-    """A tensor that is one piece, perhaps with axes of length one taken out (`ours`)."""
+    """Return the entry of a tensor that is one piece, perhaps with axes of length one taken out (`ours`)."""
     inner = shape if ours is None else ours
     return Entry(shape, ((path, slot),), lambda a: [a.reshape(inner)], lambda p: p[0].reshape(shape))
 
 
 def locate(path: str, slot: int | None, tree: Mapping[str, Any]) -> Location:
-    """Where a target lies in a flat tree of any layout (`moshijax.nn.layout`)."""
+    """Find where a target lies in a flat tree of any layout (`moshijax.nn.layout`)."""
     parts = [(part, _NUMBERED.match(part)) for part in path.split("/")]
     for kept in (("layers", "steps"), ("layers",), ("steps",), ()):
         stacked = [(part, match if match and match[1] not in kept else None) for part, match in parts]
@@ -114,7 +121,7 @@ class _Buffers:
 
 
 def aligned(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-    """An empty array that jax on a CPU can use where it lies."""
+    """Allocate an array that jax on a CPU can use where it lies."""
     size = math.prod(shape) * np.dtype(dtype).itemsize
     raw = np.empty(size + _ALIGNMENT, np.uint8)
     start = -raw.ctypes.data % _ALIGNMENT
@@ -162,11 +169,12 @@ class AsParameters(Mapping):
         return len(self._specs)
 
     def tree(self) -> dict[str, Any]:
+        """Return all parameters as a nested dict."""
         return unflatten_dict({path: self[path] for path in self}, sep="/")
 
 
 def same(abstract: Mapping[str, Any]) -> dict[str, Entry]:
-    """The table of a model whose file has our own names."""
+    """Return the table of a model whose file has our own names."""
     flat = flatten_dict(abstract, sep="/")
     return {path: plain(tuple(spec.shape), path) for path, spec in flat.items()}
 

@@ -22,7 +22,7 @@ NAME = "reference"
 
 
 def find_record(path: Path, reference: str | Path | None) -> Path:
-    """The record that was named (either file of it), or the one that lies with the weights.
+    """Return the record that was named (either file of it), or the one that lies with the weights.
 
     Raises:
       DataError: there is none.
@@ -40,7 +40,7 @@ def find_record(path: Path, reference: str | Path | None) -> Path:
 
 
 def read_record(record: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Description and arrays.
+    """Read the description and the arrays of a record.
 
     Raises:
       DataError: the files are not a record.
@@ -60,7 +60,7 @@ def read_record(record: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
 
 
 def verify(path: str | Path, reference: str | Path | None = None) -> list[Part]:
-    """Every part of the model at `path` against a record, in the order in which they are computed.
+    """Compare every part of the model at `path` with a record, in the order in which they are computed.
 
     Raises:
       DataError: no record, or one of another kind of model.
@@ -77,7 +77,7 @@ def _family(record_kind: str) -> Family:
 
 
 def verdict(parts: list[Part]) -> str:
-    """One line: "equal", "equal within ...", or what differs first."""
+    """Return one line: "equal", "equal within ...", or what differs first."""
     for part in parts:
         if part.where is not None:
             place = f"first at {list(part.where)}"

@@ -23,7 +23,7 @@ def _size(tensors: Tensors, name: str) -> int:
 
 
 def header_of(tensors: Tensors, names: list[str], metadata: Mapping[str, str] | None = None) -> bytes:
-    """The first bytes of a file of these tensors, in this order."""
+    """Return the first bytes of a file of these tensors, in this order."""
     header: dict = {"__metadata__": dict(metadata)} if metadata else {}
     end = 0
     for name in names:
@@ -39,12 +39,12 @@ def header_of(tensors: Tensors, names: list[str], metadata: Mapping[str, str] | 
 
 
 def order(tensors: Tensors) -> list[str]:
-    """The order of the safetensors library: wide types first, then by name."""
+    """Return the names in the order of the safetensors library: wide types first, then by name."""
     return sorted(tensors.shapes, key=lambda name: (-tensors.dtypes[name].itemsize, NAMES[tensors.dtypes[name]], name))
 
 
 def file_size(tensors: Tensors, metadata: Mapping[str, str] | None = None) -> int:
-    """Bytes that `write` makes of all tensors in one file; nothing is computed."""
+    """Return how many bytes `write` makes of all tensors in one file; nothing is computed."""
     names = order(tensors)
     return len(header_of(tensors, names, metadata)) + sum(_size(tensors, name) for name in names)
 

@@ -30,6 +30,8 @@ from moshijax.weights.writer import Progress
 
 
 class CodecFamily(Family):
+    """Codecs: Mimi and configs of the same architecture."""
+
     kind: ClassVar[str] = "codec"
     title: ClassVar[str] = "a codec"
     config_class: ClassVar[type] = codec.MimiConfig
@@ -63,7 +65,10 @@ class CodecFamily(Family):
     # Published files
 
     def claims(self, published: PublishedFiles) -> bool:
-        """A codec's own config or tensors; or the config of a language model that names its codec."""
+        """Return whether the files are a codec's.
+
+        They are if a codec's own config or tensors are there, or the config of a language model that names its codec.
+        """
         if published.of_transformers:
             return published.fields["model_type"] == "mimi"
         if not published.is_directory:
@@ -165,10 +170,10 @@ CODEC = CodecFamily()
 
 
 def is_codec(tensors: Tensors) -> bool:
-    """Whether these are the names of a codec, of the PyTorch package or of Transformers."""
+    """Return whether these are the names of a codec, of the PyTorch package or of Transformers."""
     return any(name.startswith(("quantizer.", "encoder.", "decoder.model.")) for name in tensors.shapes)
 
 
 def of_transformers(tensors: Tensors) -> bool:
-    """Whether these are the names of a codec of Transformers."""
+    """Return whether these are the names of a codec of Transformers."""
     return any(name.startswith("encoder.layers.") for name in tensors.shapes)

@@ -42,6 +42,8 @@ MIMI_FILE, MIMI_CONFIG = "mimi.safetensors", "mimi.json"
 
 
 class LanguageModelFamily(Family):
+    """Language models over the token grid: Moshi and its relatives."""
+
     kind: ClassVar[str] = "lm"
     title: ClassVar[str] = "a language model"
     config_class: ClassVar[type] = lm.LMConfig
@@ -71,13 +73,19 @@ class LanguageModelFamily(Family):
         return replace(config, lora=config.lora and replace(config.lora, param_dtype=None))
 
     def dtypes_settled(self, config: lm.LMConfig, dtypes: Mapping[str, np.dtype]) -> lm.LMConfig:
-        """Conditioners are float32 whatever the others are; where those differ, float32 holds them all."""
+        """Return the config with the dtypes that hold every value of the published tensors.
+
+        Conditioners are float32 whatever the others are; where those differ, float32 holds them all.
+        """
         found = {dtype.name for name, dtype in dtypes.items() if not name.startswith("condition_provider.")}
         dtype = found.pop() if len(found) == 1 else "float32"
         return config.with_dtype(dtype, dtype)
 
     def adjusted(self, params: dict[str, Any], provenance: Provenance) -> dict[str, Any]:
-        """In a translation model the end of the text must not end the translation: it embeds like a pause."""
+        """Return the parameters of a translation model in which the end of the text does not end the translation.
+
+        It embeds like a pause. Other models stay as they are.
+        """
         if provenance.config.get("model_type") == "hibiki":
             table = params["text_embedding"]["table"]
             if isinstance(table, np.ndarray):
@@ -89,7 +97,10 @@ class LanguageModelFamily(Family):
     # Runs
 
     def open_run(self, config: lm.LMConfig, params: dict[str, Any], where: Path, tokenizer: Path | None) -> OpenedModel:
-        """Updates of the run's own (`config.lora`) are the adapter of a model without them."""
+        """Open the parameters of a run.
+
+        Low-rank updates of its own (`config.lora`) become the adapter of a model without them.
+        """
         model = super().open_run(replace(config, lora=None), params, where, tokenizer)
         if config.lora is None:
             return model
@@ -103,7 +114,11 @@ class LanguageModelFamily(Family):
     # Published files
 
     def claims(self, published: PublishedFiles) -> bool:
-        """A config that is not a codec's; without one, a lone file of other tensors than a codec's."""
+        """Return whether the files are a language model's.
+
+        They are if a config is there that is not a codec's or, without one, a lone file of other tensors than a
+        codec's.
+        """
         if published.of_transformers:
             return published.fields["model_type"] in huggingface_config.CODECS
         if published.is_directory:

@@ -49,12 +49,12 @@ _PARTS = {
 
 
 def to_halves(rows: np.ndarray, heads: int) -> np.ndarray:
-    """Rows of queries or keys for half-split instead of interleaved rotary positions."""
+    """Reorder rows of queries or keys from interleaved to half-split rotary positions."""
     return rows.reshape(heads, -1, 2, rows.shape[-1]).swapaxes(1, 2).reshape(rows.shape)
 
 
 def to_pairs(rows: np.ndarray, heads: int) -> np.ndarray:
-    """The inverse of `to_halves`."""
+    """Invert `to_halves`."""
     return rows.reshape(heads, 2, -1, rows.shape[-1]).swapaxes(1, 2).reshape(rows.shape)
 
 
@@ -78,7 +78,7 @@ def _attention(theirs: str, ours: str, c: TransformerConfig, linear: str) -> Ite
 
 
 def mimi_groups(config: MimiConfig, prefix: str = "") -> list[Group]:
-    """Their names of a codec."""
+    """Return the names of Transformers for the tensors of a codec, with `prefix` before each."""
     shapes = {name: entry.shape for name, entry in mimi_table(config).items()}
     c = config.transformer
     groups: list[Group] = []
@@ -99,7 +99,7 @@ def mimi_groups(config: MimiConfig, prefix: str = "") -> list[Group]:
 
 
 def lm_groups(config: LMConfig) -> list[Group]:
-    """Their names of a language model."""
+    """Return the names of Transformers for the tensors of a language model."""
     c, layout = config.temporal, config.layout
     recognition = config.depth is None
     model = "model" if recognition else "decoder.model"

@@ -81,7 +81,7 @@ DELAYS = ("audio_delay_seconds", "audio_silence_prefix_seconds")
 
 
 def is_config(fields: Mapping[str, Any]) -> bool:
-    """Whether a config.json is of one of these classes; the published package has `model_type` too."""
+    """Return whether a config.json is of one of these classes; the published package has `model_type` too."""
     model_type = fields.get("model_type")
     return (
         isinstance(model_type, str)
@@ -105,10 +105,10 @@ def _period(fields: Mapping[str, Any]) -> float:
 
 
 def mimi_config(fields: Mapping[str, Any]) -> MimiConfig:
-    """The codec that a config.json of `MimiModel` describes.
+    """Return the codec that a config.json of `MimiModel` describes.
 
     Raises:
-      ConfigError: a value that this codec does not do.
+      ConfigError: a value that this codec does not support.
     """
     f = checked({**_MIMI, **fields}, _HINTS, "config.json")
     dim, heads = f["hidden_size"], f["num_attention_heads"]
@@ -155,7 +155,7 @@ def mimi_config(fields: Mapping[str, Any]) -> MimiConfig:
 
 
 def published_mimi_config(config: MimiConfig) -> dict[str, Any]:
-    """The fields of `MimiModel` for a codec; `mimi_config` of them gives it back.
+    """Return the fields of `MimiModel` for a codec: the inverse of `mimi_config`.
 
     Raises:
       ConfigError: the class has no place for this codec.
@@ -227,7 +227,7 @@ def _stack(f: Mapping[str, Any], **fields: Any) -> TransformerConfig:
 
 
 def check_preprocessor(fields: Mapping[str, Any], config: MimiConfig) -> None:
-    """What prepares the sound for a class says the same as its codec; ours needs nothing else of it but the delays.
+    """Check that the preprocessor of a class agrees with its codec; nothing else of it is needed but the delays.
 
     Raises:
       ConfigError: another sample rate, or more than one channel.
@@ -242,7 +242,13 @@ def check_preprocessor(fields: Mapping[str, Any], config: MimiConfig) -> None:
 
 
 def published_preprocessor(kind: str, sample_rate: int, said: Mapping[str, Any]) -> dict[str, Any]:
-    """`preprocessor_config.json` for a class, by its `model_type`; `said`: the `stt_config` of a recognition model."""
+    """Return `preprocessor_config.json` for a class.
+
+    Args:
+      kind: its `model_type`.
+      sample_rate: in Hz.
+      said: the `stt_config` of a recognition model.
+    """
     out = {
         "feature_extractor_type": "EncodecFeatureExtractor",
         "feature_size": 1,
@@ -260,17 +266,17 @@ def published_preprocessor(kind: str, sample_rate: int, said: Mapping[str, Any])
 
 
 def loader_fields(fields: Mapping[str, Any], preprocessor: Mapping[str, Any]) -> dict[str, Any]:
-    """What `moshijax.weights.formats.lm_config.loader_fields` gives of a published config, for a class."""
+    """Return for a class what `moshijax.weights.formats.lm_config.loader_fields` returns for a published config."""
     if fields.get("model_type") != "kyutai_speech_to_text":
         return {}
     return {"model_type": "stt", "stt_config": {name: preprocessor.get(name) or 0.0 for name in DELAYS}}
 
 
 def lm_config(fields: Mapping[str, Any]) -> LMConfig:
-    """The language model that a config.json of one of the classes describes.
+    """Return the language model that a config.json of one of the classes describes.
 
     Raises:
-      ConfigError: a value that this model does not do.
+      ConfigError: a value that this model does not support.
     """
     if fields["model_type"] == "kyutai_speech_to_text":
         f = checked({**_SPEECH_TO_TEXT, **fields}, _HINTS, "config.json")
@@ -310,7 +316,7 @@ def _published_stack(stack: TransformerConfig) -> dict[str, Any]:
 
 
 def published_lm_config(config: LMConfig, codec: MimiConfig) -> dict[str, Any]:
-    """The fields of one of the classes for a language model with its codec; `lm_config` of them gives it back.
+    """Return the fields of one of the classes for a language model with its codec: the inverse of `lm_config`.
 
     Raises:
       ConfigError: the classes have no place for this model.

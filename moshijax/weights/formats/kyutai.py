@@ -41,7 +41,7 @@ def _fused_name(name: str) -> tuple[str, int]:
 
 
 def fused(tensors: Tensors, where: str) -> Renamed:
-    """A file of the PyTorch package, however spelt, under the names of the released files."""
+    """Open a file of the PyTorch package, in either spelling, under the names of the released files."""
     parts: dict[str, dict[int, str]] = {}
     for name in tensors.shapes:
         ours, number = _fused_name(name)
@@ -63,14 +63,15 @@ def fused(tensors: Tensors, where: str) -> Renamed:
 
 
 def spelling(tensors: Tensors) -> str:
-    """The format of a file: "kyutai" with split projections, "kyutai-fused" with those of the released files."""
+    """Return the format of a file: "kyutai" with split projections, "kyutai-fused" with those of the released files."""
     return "kyutai" if any(_SPLIT.match(name) for name in tensors.shapes) else "kyutai-fused"
 
 
 def split(tensors: Tensors, depth_weights: int = 1) -> Renamed:
-    """Tensors of released names under those that the package has in memory.
+    """View tensors with released names under the names that the package has in memory.
 
     Args:
+      tensors: under released names.
       depth_weights: attention weights of every layer of the depth transformer.
     """
     groups = []
@@ -91,12 +92,12 @@ _STACKED = re.compile(r"^depformer\.layers\.\d+\.self_attn\.(in_proj_weight|out_
 
 
 def depth_steps(tensors: Tensors) -> int:
-    """Heads of the depth transformer, one per step."""
+    """Return the number of heads of the depth transformer, one per step."""
     return sum(bool(re.match(r"linears\.\d+\.weight$", name)) for name in tensors.shapes)
 
 
 def widened(tensors: Tensors) -> Renamed:
-    """Released names with twice the depth steps, the second half a copy of the first (as `personaplex` loads them).
+    """View a model with twice the depth steps, the second half a copy of the first (as `personaplex` loads them).
 
     The token table between the halves exists in neither; it is zero.
     """
@@ -124,12 +125,15 @@ def widened(tensors: Tensors) -> Renamed:
 
 
 def dequantise(weight: np.ndarray, scale: np.ndarray) -> np.ndarray:
-    """float32 weights `[out, in]` of int8 ones and the largest magnitude of each row."""
+    """Return float32 weights `[out, in]` from int8 ones and the largest magnitude of each row."""
     return weight.astype(np.float32) * scale.astype(np.float32)[:, None] / np.float32(127)
 
 
 def quantise(weight: np.ndarray, scale: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """int8 weights and the magnitudes by which they are scaled: those given where they still fit, else the largest."""
+    """Return int8 weights and the magnitudes by which they are scaled.
+
+    These are the given ones where they still fit, else the largest of each row.
+    """
     weight = weight.astype(np.float32)
     largest = np.abs(weight).max(axis=1) if weight.size else np.zeros(len(weight), np.float32)
     if scale is not None:
@@ -140,12 +144,12 @@ def quantise(weight: np.ndarray, scale: np.ndarray | None = None) -> tuple[np.nd
 
 
 def scales(tensors: Tensors) -> dict[str, str]:
-    """Names of int8 weights and of their scales."""
+    """Return the names of int8 weights and of their scales."""
     return {name: name + SCALE for name in tensors.shapes if name + SCALE in tensors.shapes}
 
 
 def dequantised(tensors: Tensors, where: str) -> Tensors:
-    """The same tensors with float32 in place of int8 weights; a file without any as it is."""
+    """View the same tensors with float32 in place of int8 weights; a file without any is returned as it is."""
     scaled = scales(tensors)
     for name, scale in scaled.items():
         rows = tuple(tensors.shapes[name])[:1]
@@ -175,7 +179,7 @@ def dequantised(tensors: Tensors, where: str) -> Tensors:
 
 
 def quantised(tensors: Tensors, names: Mapping[str, np.ndarray | None]) -> Renamed:
-    """Tensors with int8 in place of the named weights; the scales where they are known."""
+    """View tensors with int8 in place of the named weights, with the given scales where they are known."""
     groups = [
         Group(
             {name: shape, name + SCALE: shape[:1]},
@@ -199,16 +203,16 @@ LINEAR = re.compile(
 
 
 def stem_of(weight: str) -> str:
-    """The linear map of a weight."""
+    """Return the name of the linear map of a weight."""
     return weight.removesuffix("_weight") if weight.endswith(".in_proj_weight") else weight.removesuffix(".weight")
 
 
 def linear_weights(tensors: Tensors, extra: Mapping[str, np.ndarray]) -> dict[str, np.ndarray | None]:
-    """The weights that an int8 file holds as int8, with their scales where an earlier file had them."""
+    """Return the weights that an int8 file holds as int8, with their scales where an earlier file had them."""
     held = {name.removesuffix(SCALE): scale for name, scale in extra.items() if name.endswith(SCALE)}
     return held or {name: None for name in tensors.shapes if LINEAR.search(name)}
 
 
 def linear_maps(tensors: Tensors) -> list[str]:
-    """Weights to which an adapter can add: those of linear maps without a bias."""
+    """Return the weights to which an adapter can add: those of linear maps without a bias."""
     return [name for name in tensors.shapes if LINEAR.search(name) and f"{stem_of(name)}.bias" not in tensors.shapes]

@@ -154,14 +154,19 @@ PERSONAPLEX: dict[str, Any] = {
 
 
 def completed(published: Mapping[str, Any]) -> dict[str, Any]:
-    """A published config with what its own loader knows: PersonaPlex states no architecture; others are as they are."""
+    """Return a published config with what its own loader knows.
+
+    PersonaPlex states no architecture; other configs are returned as they are.
+    """
     if published.get("model_type") != "personaplex" or "dim" in published:
         return dict(published)
     return {**PERSONAPLEX, **{name: value for name, value in published.items() if name in LOADER_FIELDS}}
 
 
 def loader_fields(published: Mapping[str, Any]) -> dict[str, Any]:
-    """What a published config says beside the parameters: names of files, kind of model, sampling, delays in seconds.
+    """Return what a published config says beside the parameters.
+
+    These are file names, the kind of model, sampling, and delays in seconds.
 
     Raises:
       ConfigError: a value of the wrong type, or an unknown field in a table.
@@ -181,13 +186,13 @@ def loader_fields(published: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def unused_fields(published: Mapping[str, Any]) -> list[str]:
-    """Fields of `lm_gen_config` and `tts_config` that are kept and have no effect, such as `lm_gen_config.check`."""
+    """Return the fields of `lm_gen_config` and `tts_config` that are kept and have no effect."""
     tables = ((name, published.get(name)) for name in ("lm_gen_config", "tts_config"))
     return [f"{name}.{key}" for name, table in tables for key in table or () if key not in TABLES[name]]
 
 
 def lm_config(published: Mapping[str, Any]) -> LMConfig:
-    """The configuration that a published `config.json` describes.
+    """Return the configuration that a published `config.json` describes.
 
     Raises:
       ConfigError: an unknown field (with the nearest name), a missing one, or one that this model family lacks.
@@ -321,7 +326,7 @@ def _published_conditioner(conditioner: Conditioner) -> dict[str, Any]:
 
 
 def published_config(config: LMConfig) -> dict[str, Any]:
-    """The published fields of a configuration; `lm_config` of them gives it back (names of speakers apart)."""
+    """Return the published fields of a configuration: the inverse of `lm_config`, but for the names of speakers."""
     stack, depth = config.temporal, config.depth
     out: dict[str, Any] = {
         "dim": stack.dim,

@@ -146,13 +146,13 @@ def _head(entries: dict[str, Entry], name: str, rows: int, dim: int, path: str, 
 
 
 def lm_table(config: LMConfig) -> dict[str, Entry]:
-    """Every published tensor of a model (fused names), with its place in the inference layout."""
+    """Return every published tensor of a model (fused names), with its place in the inference layout."""
     entries = _weights(config)
     return entries if config.lora is None else {**entries, **_updates(config, entries)}
 
 
 def module_of(path: str) -> str:
-    """The path of the linear map to which an update at `path` belongs, as `moshijax.nn.lora.LoRA` names it."""
+    """Return the path of the linear map to which an update at `path` belongs, as `moshijax.nn.lora.LoRA` names it."""
     stem = re.sub(r"[/_]lora_[ab]$", "", _NUMBERED.sub("", path))
     return stem.removesuffix("/gate") + "/up" if stem.endswith("/gate") else stem
 

@@ -54,10 +54,14 @@ _READ: dict[str, dict[str, Any]] = {
 
 
 def mimi_config(fields: Mapping[str, Any], source: str = "config.json") -> MimiConfig:
-    """The config of a codec from its published JSON form (`seanet`, `transformer`, `quantizer` tables).
+    """Return the codec that a published config describes.
+
+    Args:
+      fields: the published JSON form, with the tables `seanet`, `transformer` and `quantizer`.
+      source: its name in messages.
 
     Raises:
-      ConfigError: a table or field is missing, or has a value that this codec does not do.
+      ConfigError: a table or field is missing, or has a value that this codec does not support.
     """
     top = _table("", fields, source)
     s, t, q = (_table(name, top[name], source) for name in ("seanet", "transformer", "quantizer"))
@@ -105,7 +109,7 @@ def _table(name: str, fields: Mapping[str, Any], source: str) -> dict[str, Any]:
 
 
 def published_mimi_config(config: MimiConfig) -> dict[str, Any]:
-    """The published fields of a configuration; `mimi_config` of them gives it back."""
+    """Return the published fields of a configuration: the inverse of `mimi_config`."""
     s, t, q = config.seanet, config.transformer, config.quantizer
     return {
         "sample_rate": config.sample_rate,

@@ -98,7 +98,7 @@ def _quantizer(config: MimiConfig) -> Iterator[tuple[str, Entry]]:
 
 
 def mimi_table(config: MimiConfig) -> dict[str, Entry]:
-    """Published name -> where it belongs in the variables of the codec."""
+    """Return every published tensor of a codec, with its place in the variables."""
     table: dict[str, Entry] = {}
     for side in ("encoder", "decoder"):
         table |= _seanet(config, side)

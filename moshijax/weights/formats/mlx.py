@@ -29,21 +29,23 @@ _STEP = re.compile(r"\.gating\.(\d+)\.")
 
 
 def is_file(tensors: Tensors) -> bool:
-    """Whether these are the names of a language model of that package."""
+    """Return whether these are the names of a language model of the MLX package."""
     return any(name.startswith(("audio_embs.", "depformer.slices.")) for name in tensors.shapes)
 
 
 def dequantised(tensors: Tensors, shapes: Mapping[str, tuple[int, ...]], where: str) -> Tensors:
-    """The same tensors with float32 in place of packed integers; a file without any as it is.
+    """View the same tensors with float32 in place of packed integers; a file without any is returned as it is.
 
-    The 4 and 8 bit files of the package hold of every linear map and table `weight [out, words]` uint32, and a scale
+    For every linear map and table, the 4 and 8 bit files of the package hold `weight [out, words]` uint32, and a scale
     and a bias for every group of values in a row (`mlx.core.quantize`, affine): `scale * integer + bias`.
 
     Args:
+      tensors: of the file.
       shapes: of the model's tensors, which say how many values the words hold.
+      where: name of the file in messages.
 
     Raises:
-      DataError: no, or other, scales and biases; words that do not hold such a row.
+      DataError: scales and biases are missing or of other shapes, or words do not hold such a row.
     """
     packed = [name for name, dtype in tensors.dtypes.items() if dtype == np.uint32]
     if not packed:
@@ -72,7 +74,14 @@ def dequantised(tensors: Tensors, shapes: Mapping[str, tuple[int, ...]], where: 
 
 
 def unpacked(words: np.ndarray, scales: np.ndarray, biases: np.ndarray, bits: int) -> np.ndarray:
-    """float32 `[R, C]` of words `[R, W]`, the first value in the lowest bits, and scales and biases `[R, groups]`."""
+    """Return float32 `[R, C]` from packed integers.
+
+    Args:
+      words: uint32 `[R, W]`, the first value in the lowest bits.
+      scales: `[R, groups]`.
+      biases: `[R, groups]`.
+      bits: of each integer.
+    """
     shifts = np.arange(0, 32, bits, dtype=np.uint32)
     values = (words[:, :, None] >> shifts) & np.uint32(2**bits - 1)
     values = values.reshape(len(words), scales.shape[1], -1).astype(np.float32)
@@ -111,7 +120,7 @@ def _repeated(theirs: Sequence[str], ours: str, shape: tuple[int, ...], schedule
 
 
 def lm_groups(config: LMConfig) -> list[Group]:
-    """Their names of a language model.
+    """Return the names of the MLX package for the tensors of a language model.
 
     Raises:
       ConfigError: the package has no depth transformer of this kind.
