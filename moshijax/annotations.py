@@ -14,7 +14,12 @@ from typing import Annotated, Any
 
 @dataclass(frozen=True)
 class Between:
-    """The numbers that a field takes, both ends included, beside its type: `Annotated[int, Between(1, 10)]`."""
+    """The numbers that a field takes, beside its type: `Annotated[int, Between(1, 10)]`.
+
+    Attributes:
+      low: the smallest of them.
+      high: the largest of them.
+    """
 
     low: float
     high: float
@@ -43,7 +48,11 @@ class Mismatch(Exception):
 
 
 def checked(value: Any, hint: Any) -> Any:
-    """`value` if it fits `hint` (an int where a float is due becomes one), else `Mismatch` with the remedy."""
+    """Return `value` if it fits an annotation; an int where a float is expected becomes one.
+
+    Raises:
+      Mismatch: it does not; the message is the remedy.
+    """
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if hint is Any:
         return value
@@ -93,6 +102,7 @@ def _is_literal(text: str, kind: type) -> bool:
 
 
 def name_of(hint: Any) -> str:
+    """Return an annotation as a message names it."""
     if typing.get_origin(hint) is Annotated:
         kind, rule = typing.get_args(hint)
         return f"{'a whole number' if kind is int else 'a number'} from {rule.low:.12g} to {rule.high:.12g}"
@@ -108,11 +118,12 @@ def name_of(hint: Any) -> str:
 
 
 def shown(value: Any) -> str:
-    """`value` as a message shows it: its beginning, if it is long."""
+    """Return `value` as a message shows it: its beginning, if it is long."""
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
+    """Return "did you mean ...? " with the known name that is most like `name`, or "" if none is."""
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f"did you mean {close[0]!r}? " if close else ""

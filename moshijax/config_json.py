@@ -15,7 +15,13 @@ from moshijax.errors import ConfigError
 
 
 def to_json(value: Any) -> Any:
-    """JSON value of a config: dataclasses become objects (with their class name under "type"), tuples lists."""
+    """Return the JSON value of a config.
+
+    Dataclasses become objects, with their class name under "type", and tuples become lists.
+
+    Raises:
+      TypeError: a value that is no part of a config.
+    """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = {f.name: to_json(getattr(value, f.name)) for f in dataclasses.fields(value) if f.init}
         return {"type": type(value).__name__, **fields}
@@ -31,11 +37,16 @@ def to_json(value: Any) -> Any:
 
 
 def from_json(cls: Any, value: Any, where: str = "") -> Any:
-    """The config of class (or type hint) `cls` that `to_json` wrote as `value`.
+    """Return the config that `to_json` wrote as `value`.
+
+    Args:
+      cls: class or type hint of the config.
+      value: the JSON value.
+      where: names the place in messages.
 
     Raises:
       ConfigError: an unknown or missing field, or a value that is not of the field's type or outside its range
-        (`Annotated[int, Between(1, 10)]`); `where` names the place.
+        (`Annotated[int, Between(1, 10)]`).
     """
     if dataclasses.is_dataclass(cls):
         return _dataclass_from_json(cls, value, where)
@@ -114,7 +125,7 @@ def _union_from_json(choices: tuple[Any, ...], value: Any, where: str) -> Any:
 
 
 def differences(old: Any, new: Any, where: str = "") -> list[tuple[str, Any, Any]]:
-    """Every leaf in which two JSON values differ, as (path, old, new); a missing side is None."""
+    """Return every leaf in which two JSON values differ, as (path, old, new); a missing side is None."""
     if isinstance(old, dict) and isinstance(new, dict):
         keys = [*old, *(key for key in new if key not in old)]
         parts = [differences(old.get(k), new.get(k), f"{where}.{k}" if where else k) for k in keys]

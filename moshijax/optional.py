@@ -29,7 +29,7 @@ class MissingPackage(MoshijaxError, ModuleNotFoundError):
 
 
 def missing(module: str) -> MissingPackage:
-    """The error that names the extra which brings `module` (a key of `EXTRA_OF`)."""
+    """Return the error that names the extra which brings `module` (a key of `EXTRA_OF`)."""
     extra = EXTRA_OF[module]
     return MissingPackage(f"package {module!r} is not installed: pip install 'moshijax[{extra}]'", name=module)
 

@@ -87,6 +87,7 @@ class Echo(logging.Handler):
     """Write log lines to standard output, above a progress bar if there is one."""
 
     def emit(self, record: logging.LogRecord) -> None:
+        """Print one record."""
         click.echo(record.getMessage())
 
 

@@ -54,6 +54,7 @@ def _channels(text: str | None) -> tuple[int, int] | None:
 
 
 def rule_options(function):
+    """Add the options that decide how recordings are judged to a command."""
     for option in (
         click.option("--strict", is_flag=True, help="Exit with 3 if any item is rejected or flagged."),
         click.option(
@@ -137,7 +138,7 @@ def synthesize(texts: Path, out: Path, seed: int, copies: int, calls: int, worke
 
 
 def shipped(path: Path) -> Path:
-    """The path itself if it exists, else the file or folder of that name which ships with the package."""
+    """Return the path itself if it exists, else the file or folder of that name that ships with the package."""
     if path.exists() or path.parts[:1] != ("data",):
         return path
     from moshijax.shipped import folder

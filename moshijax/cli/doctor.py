@@ -28,7 +28,14 @@ EXTRAS = {
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """One line of the report; `fix` is empty if nothing is wrong, `needed` says whether the quickstart needs it."""
+    """One line of the report.
+
+    Attributes:
+      subject: what was checked.
+      state: what was found.
+      fix: how to mend it; empty if nothing is wrong.
+      needed: whether the quickstart needs it.
+    """
 
     subject: str
     state: str

@@ -47,9 +47,11 @@ class Commands(click.Group):
     """A group whose commands are modules, so that `moshijax doctor` does not import the trainer."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names of the commands that are built."""
         return [name for name in COMMANDS if importlib.util.find_spec(f"moshijax.cli.{name}")]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import the module of a command and return it."""
         if cmd_name not in self.list_commands(ctx):
             return None
         return importlib.import_module(f"moshijax.cli.{cmd_name}").command

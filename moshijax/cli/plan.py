@@ -75,7 +75,7 @@ def command(
 
 
 def child(text: str) -> int:
-    """Body of the process that plans; the recipe is in the environment."""
+    """Run the process that plans; the recipe is in the environment."""
     import tempfile
 
     from moshijax import config

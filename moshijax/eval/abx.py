@@ -21,7 +21,16 @@ GAP = 0.03  # seconds between phonemes that still follow each other
 
 
 class Triphone(NamedTuple):
-    """A place in a recording: three phonemes, who speaks, and from when to when, in seconds."""
+    """A place in a recording where three phonemes follow each other.
+
+    Attributes:
+      before: symbol of the first.
+      middle: symbol of the second, the one that is told apart.
+      after: symbol of the third.
+      speaker: who speaks.
+      start: in seconds.
+      end: in seconds.
+    """
 
     before: str
     middle: str
@@ -39,7 +48,13 @@ class Token(NamedTuple):
 
 
 class AbxResult(NamedTuple):
-    """`error` 0 to 1 (NaN without a comparison), averaged over `cells` (speaker, neighbours and pair of middles)."""
+    """The ABX error of a set of tokens.
+
+    Attributes:
+      error: 0 to 1, averaged over the cells; NaN without a comparison.
+      cells: combinations of speaker, neighbours and pair of middles.
+      comparisons: of tokens, over all cells.
+    """
 
     error: float
     cells: int

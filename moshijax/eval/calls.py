@@ -48,7 +48,12 @@ class HeldOutCall:
 
 @dataclass(frozen=True)
 class Rate:
-    """`hits` of `total`."""
+    """A share of calls.
+
+    Attributes:
+      hits: calls that count.
+      total: all calls.
+    """
 
     hits: int
     total: int

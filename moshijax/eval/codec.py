@@ -74,7 +74,13 @@ class CodecEvaluation(Evaluation):
 
 @dataclass
 class Measured:
-    """Figures by name, notes on what was not measured, and the first clips as (recording, {codebooks: decoded})."""
+    """What was measured on a codec.
+
+    Attributes:
+      values: figures by name.
+      notes: on how they came about, and on what was not measured.
+      examples: the first clips as (recording, {codebooks: decoded}), each [N] float32.
+    """
 
     values: dict[str, float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)

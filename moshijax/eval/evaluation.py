@@ -29,7 +29,7 @@ Section = Callable[[Page], None]
 
 
 def silent(done: float, total: float | None = None, note: str = "") -> None:
-    """Progress that nobody looks at."""
+    """Ignore the progress."""
 
 
 @dataclass

@@ -79,7 +79,14 @@ class SpokenQA(Evaluation):
 
 
 class Recording(NamedTuple):
-    """Everything of a call: text tokens [T], codes [K, T] int32, and the model's and the user's voices float32 [N]."""
+    """Everything of a played call of T frames.
+
+    Attributes:
+      text: int32 text tokens.
+      codes: int32 columns of the grid.
+      pcm: the model's voice.
+      user: the user's voice.
+    """
 
     text: Int[np.ndarray, " T"]
     codes: Int[np.ndarray, "K T"]
@@ -157,7 +164,13 @@ class PlayedCalls:
 
 @dataclass(frozen=True)
 class Question:
-    """A recording to play: the sidecar's `meta`, and the second at which its user stops (None: no word)."""
+    """A recording to play.
+
+    Attributes:
+      item: of the manifest.
+      meta: of the sidecar.
+      user_end: second at which its user stops; None: no word.
+    """
 
     item: Item
     meta: Mapping[str, str]

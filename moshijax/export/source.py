@@ -48,7 +48,14 @@ PUBLISHED_CONDITIONS = (("description", "very_good", "very_bad"), ("control", "o
 
 
 class ArtifactSource(NamedTuple):
-    """The models of an artifact, and how they are used: arguments of `moshijax.export.artifact.build`."""
+    """The models of an artifact, and how they are used: arguments of `moshijax.export.artifact.build`.
+
+    Attributes:
+      codec_model: config and parameters of the codec.
+      lm_model: config and parameters of the language model.
+      pieces: the string of every text id.
+      use: the keyword arguments.
+    """
 
     codec_model: tuple[MimiConfig, Any]
     lm_model: tuple[LMConfig, Any]

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 
 def flatten(tree: Any, prefix: str = "") -> Arrays:
-    """A pytree as {path: leaf}; paths join the keys of dicts, tuples and dataclasses with '/'."""
+    """Return a pytree as {path: leaf}; paths join the keys of dicts, tuples and dataclasses with '/'."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
     named = {"/".join([prefix] * bool(prefix) + [_key(key) for key in path]): leaf for path, leaf in leaves}
     if len(named) != len(leaves):
@@ -49,12 +49,18 @@ def _key(key: Any) -> str:
 
 
 def unflatten_like(tree: Any, named: Arrays, prefix: str = "") -> Any:
-    """The inverse of `flatten` for a tree of the same structure."""
+    """Invert `flatten` for a tree of the same structure."""
     return jax.tree.unflatten(jax.tree.structure(tree), [named[name] for name in flatten(tree, prefix)])
 
 
 class Signature(NamedTuple):
-    """One program to export: for `batch` rows, and where it takes blocks of steps or frames, for `length` of them."""
+    """One program to export.
+
+    Attributes:
+      name: of the function.
+      batch: its rows.
+      length: steps or frames that it takes in a block; None where it takes one, or none.
+    """
 
     name: str
     batch: int

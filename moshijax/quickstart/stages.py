@@ -22,7 +22,13 @@ CLAIM = "quickstart.json"
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage of the job. `work` may be interrupted anywhere and run again; what it returns goes into the marker."""
+    """One stage of the job.
+
+    Attributes:
+      name: of its marker.
+      title: what is shown while it runs.
+      work: may be interrupted anywhere and run again; what it returns goes into the marker.
+    """
 
     name: str
     title: str

@@ -23,7 +23,13 @@ TRANSLATION_TAIL = 30.0  # seconds that a translation may still speak after its 
 
 @dataclass(frozen=True)
 class ScriptWord:
-    """A word to speak: its text pieces, and the frames after it without another word. One without pieces is a pause."""
+    """A word to speak.
+
+    Attributes:
+      text: as it is shown.
+      pieces: its text tokens; a word without any is a pause.
+      padding: frames after it without another word.
+    """
 
     text: str
     pieces: tuple[int, ...]

@@ -29,7 +29,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Timing:
-    """Wall time of every step of the batch, joins and prompts included, and the duration of a frame, in seconds."""
+    """How long the steps of a batch took.
+
+    Attributes:
+      step_seconds: wall time of every step, joins and prompts included.
+      frame_seconds: duration of a frame.
+    """
 
     step_seconds: Float[np.ndarray, " steps"]
     frame_seconds: float

@@ -67,7 +67,12 @@ class CallOptions:
 
 @dataclass(frozen=True)
 class Row:
-    """A call's place in the batch; usable as an index: `frame.pcm[row]`. A closed row's handle stays closed."""
+    """A call's place in the batch, usable as an index: `frame.pcm[row]`. A closed row's handle stays closed.
+
+    Attributes:
+      slot: place in the batch.
+      serial: number of the call, which no other call of these rows has.
+    """
 
     slot: int
     serial: int
@@ -104,12 +109,21 @@ class Frame:
 
 @dataclass(eq=False)
 class Tick:
-    """One tick under way. `heard [B]`: the rows that take in their audio of this tick, known before the result is."""
+    """One tick under way.
+
+    Attributes:
+      rows: that it belongs to.
+      heard: bool `[B]`, the rows that take in their audio of this tick; known before the result is.
+      stepped: slot -> the call that took a step, and how many steps it has executed.
+      outputs: on the device; None where no row took a step.
+      started: when `submit` began.
+      frame: the result, once it is here.
+    """
 
     rows: Rows
     heard: np.ndarray
-    stepped: dict[int, tuple[_OpenCall, int]]  # slot -> the call, and how many steps it has executed
-    outputs: dict[str, Any] | None  # on the device; None where no row took a step
+    stepped: dict[int, tuple[_OpenCall, int]]
+    outputs: dict[str, Any] | None
     started: float
     frame: Frame | None = None
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def folder(name: str) -> Path:
-    """The shipped folder `experiments` or `data` (or a path inside one, such as `data/small_world`).
+    """Return the shipped folder `experiments` or `data`, or a path inside one, such as `data/small_world`.
 
     The package is always installed unzipped, so this is a real path on disk.
     """

@@ -47,7 +47,11 @@ PIECES = tuple(
 def tiny_models(
     seed: int = 0, lm_config: lm.LMConfig = LM, codec_config: codec.MimiConfig = CODEC
 ) -> tuple[tuple[codec.MimiConfig, Any], tuple[lm.LMConfig, Any], tuple[str, ...]]:
-    """((codec config, params), (lm config, params), text pieces): the first arguments of `export.artifact.build`."""
+    """Make a codec and a language model with random parameters, small enough for tests.
+
+    Returns:
+      ((codec config, params), (lm config, params), text pieces): the first arguments of `export.artifact.build`.
+    """
     random = np.random.RandomState(seed)
     codec_params = _fill(jax.eval_shape(lambda: codec.init(codec_config, jax.random.key(0))), random)
     params = _fill(lm.abstract(lm_config), random)

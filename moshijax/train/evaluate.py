@@ -21,7 +21,14 @@ from moshijax.train.task import Batch, Batches, StepKind
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What an evaluator sees: steps done, the model's config, and its parameters (the running average, if kept)."""
+    """What an evaluator sees of a run.
+
+    Attributes:
+      step: steps done.
+      model_config: of the model.
+      params: its parameters; the running average, if one is kept.
+      model_state: what is learnt without gradients.
+    """
 
     step: int
     model_config: Any

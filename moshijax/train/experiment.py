@@ -28,7 +28,13 @@ FREE_ON_RESUME = (
 
 @dataclass(frozen=True)
 class MeshConfig:
-    """Devices per mesh axis; one axis may be -1 and takes the rest. Batches are spread over data x fsdp."""
+    """Devices per mesh axis; one axis may be -1 and takes the rest. Batches are spread over data x fsdp.
+
+    Attributes:
+      data: copies of the parameters.
+      fsdp: devices over which the model width of the parameters is spread.
+      tensor: devices over which heads and hidden units are spread.
+    """
 
     data: int = -1
     fsdp: int = 1

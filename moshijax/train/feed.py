@@ -150,4 +150,5 @@ class Feed:
         return StepBatch(kind, index, arrays, waited)
 
     def close(self) -> None:
+        """Stop making batches."""
         self._pool.shutdown(wait=True, cancel_futures=True)

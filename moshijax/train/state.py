@@ -148,6 +148,7 @@ class StatePlan:
 
     @property
     def shardings(self) -> TrainState:
+        """Where every leaf of the state lives."""
         return jax.tree.map(lambda leaf: leaf.sharding, self.abstract)
 
     def create(self, seed: int) -> TrainState:

@@ -174,11 +174,11 @@ class Task(ABC):
         return self.loss_parts(update, params, model_state, batch, self.denominators(update, batch), key)
 
     def owns(self, update: str, path: str) -> bool:
-        """Whether an update trains the parameter at this path; all others stay as they are, bit for bit."""
+        """Return whether an update trains the parameter at this path; all others stay as they are, bit for bit."""
         return True
 
     def training_only(self, path: str) -> bool:
-        """Whether only training uses a leaf of the parameters or of the model state, such as a discriminator's.
+        """Return whether only training uses a leaf of the parameters or of the model state, such as a discriminator's.
 
         Such leaves have no running average, and `init_from` initialises them afresh when the source lacks them.
         """

@@ -51,8 +51,13 @@ class Footprint:
 
 @dataclass(frozen=True)
 class Change:
-    """Something that would take less memory: the setting, what it costs, and about how many bytes per device it
-    saves."""
+    """Something that would take less memory.
+
+    Attributes:
+      setting: such as "model.x='y'".
+      cost: what it costs.
+      saving: about how many bytes per device it saves.
+    """
 
     setting: str
     cost: str
@@ -194,7 +199,7 @@ def _kept(
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether a device had no memory left."""
+    """Return whether an error says that a device had no memory left."""
     text = str(error)
     return isinstance(error, jax.errors.JaxRuntimeError) and (
         "RESOURCE_EXHAUSTED" in text or "out of memory" in text.lower()

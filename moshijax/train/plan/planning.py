@@ -27,8 +27,11 @@ class Request:
     """What to plan for.
 
     Attributes:
-      memory_gb: of a device.
-      kind: name of a device whose peak the times assume.
+      recipe: its name, for a reader.
+      devices: their number.
+      memory_gb: of a device, in 10^9 bytes; None: nothing is compared with it.
+      topology: a TPU slice to compile for, such as "v5p-256"; None: devices of this machine.
+      kind: name of a device whose peak the times assume; None: the kind compiled for.
       mfu: share of the peak that the times assume.
     """
 
@@ -40,16 +43,23 @@ class Request:
     mfu: float = 0.4
 
     def to_text(self) -> str:
+        """Return the request as text for another process."""
         return json.dumps(dataclasses.asdict(self))
 
     @staticmethod
     def from_text(text: str) -> Request:
+        """Return the inverse of `to_text`."""
         return Request(**json.loads(text))
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Lines for a reader, and what is wrong if a step does not fit."""
+    """What was planned.
+
+    Attributes:
+      lines: for a reader.
+      verdict: what is wrong if a step does not fit, else None.
+    """
 
     lines: list[str]
     verdict: str | None
