@@ -39,13 +39,6 @@ def amount(items: int, name: str, seconds: float | None = None) -> str:
 class BatchSource:
     """Batches of a Grain `MapDataset` whose elements are dicts of equally shaped numpy arrays.
 
-<<<<<<< HEAD
-    The dataset is infinite (reshuffled in every epoch) and index-addressable, so `batch(n)` costs the same for
-    every n and a resumed run needs no state but n. Elements of a batch are made in so many threads. `identity` names
-    the parts of the data and the sha256 of what each holds: batches are a function of these, the seed and n. `content`
-    says what that is, `files` (name -> path) where it is read from. `skipped` grows as items turn out to be unusable:
-    id -> reason.
-=======
     The dataset is infinite (reshuffled in every epoch) and index-addressable, so `batch(n)` costs the same for every n,
     and a resumed run needs no state but n.
 
@@ -55,9 +48,10 @@ class BatchSource:
       items: elements of one epoch.
       identity: name of each part of the data -> sha256 of what it holds. Batches are a function of these, the seed and
         n.
+      content: what the data is, in words: recordings, hours and the like.
+      files: name -> path that a part of the data is read from.
       threads: how many make the elements of a batch.
       skipped: id -> reason; grows as items turn out to be unusable.
->>>>>>> 9dc79b8 (data: docstrings in Google style, in the imperative mood)
     """
 
     def __init__(

@@ -15,7 +15,7 @@ from tests.data.sets import RATE, WORDS, LevelEncoder, tones, write_item, write_
 
 @pytest.fixture
 def codec(monkeypatch):
-    """A codec that needs no weights, in the place of the one that `--codec` names."""
+    """A codec that needs no weights, instead of the one that `--codec` names."""
     from moshijax.data import encoder
 
     monkeypatch.setattr(encoder.CodecEncoder, "load", classmethod(lambda cls, path, count=None: LevelEncoder()))

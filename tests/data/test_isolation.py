@@ -1,4 +1,4 @@
-"""Functions in processes of their own: answers and errors come back, a crash or a hang is tried once more."""
+"""Functions in processes of their own: answers and errors come back, a crash or a hang is tried a second time."""
 
 from __future__ import annotations
 

@@ -282,8 +282,8 @@ def test_a_file_that_breaks_off_in_the_middle(tmp_path):
 
 
 def test_damage_in_the_middle_costs_the_windows_on_it(tmp_path, caplog):
-    """Such a file only fails where it is damaged; the rest of it is as good as ever. (MP3 and Ogg decoders go on behind
-    the damage, and only who reads all of a file can tell.)"""
+    """Such a file only fails where it is damaged; the rest of it is as good as ever. (MP3 and Ogg decoders continue
+    after the damage, and only reading the whole file shows it.)"""
     write_tones(tmp_path, "good.wav", RATE, seconds=20.0)
     path = write_tones(tmp_path, "worse.flac", RATE, seconds=20.0)
     damage_middle(path)

@@ -83,7 +83,7 @@ def test_logits_equal_a_whole_sequence_far_beyond_the_window(models, loaded):
 
 
 def test_step_and_step_tokens_share_one_state(loaded):
-    """Rows may be stepped by either program; the codec of a row that takes tokens stands still."""
+    """Rows may be stepped by either program; the codec of a row that takes tokens does not advance."""
     state = loaded.init_state(4)
     inputs = loaded.program("step_tokens", 4).inputs()
     inputs["active"][:2] = True

@@ -136,7 +136,7 @@ def test_the_same_seed_twice_and_another_seed():
 
 
 def test_frozen_rows():
-    """A frozen row gives nothing, keeps its state, and goes on as if nothing had happened."""
+    """A frozen row gives nothing, keeps its state, and continues as if nothing had happened."""
     tree, given = params(CONFIG, stacked=False), user(CONFIG, 2)
     start = lm.init_generation(CONFIG, tree, 2)
     _, base = run(CONFIG, tree, start, given, SAMPLED)

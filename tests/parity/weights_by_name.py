@@ -86,7 +86,7 @@ def fill(shapes: Mapping[str, Sequence[int]], seed: int, zero_rows: Sequence[str
 
 
 def frame(seed: int, size: int) -> np.ndarray:
-    """`size` float32 samples of noise at several speeds, mixed anew and with a loudness of its own per seed."""
+    """`size` float32 samples of noise at several speeds, in a mixture and with a loudness of its own per seed."""
     random = np.random.RandomState([seed, size])
     loudness = np.float32(0.05) + np.float32(0.4) * (uniform(random, (1,)) + np.float32(1.0))
     signal = np.zeros(size, np.float32)

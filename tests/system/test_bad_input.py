@@ -183,7 +183,7 @@ def on_a_small_disk(folder: Path, size: str, *arguments: object) -> subprocess.C
     command = ["unshare", "--map-root-user", "--mount", "bash", "-c", script, "bash", *MOSHIJAX]
     done = subprocess.run([*command, *map(str, arguments)], capture_output=True, text=True, env=ENVIRONMENT)
     if done.returncode == 99 or "unshare" in done.stderr:
-        pytest.skip("this machine does not allow a file system of one's own")
+        pytest.skip("this machine does not allow mounting a file system")
     return done
 
 

@@ -85,7 +85,7 @@ def main() -> None:
     for name, seconds in (
         ("a frame of the call, codec and all", frames),
         ("the prompt through `prefill`", through),
-        ("the prompt, made and gone through", through + voiced),
+        ("the prompt, made and processed", through + voiced),
     ):
         table.append([name, f"{1e3 * seconds:.1f} ms", f"{frame / seconds:.2f}", f"{seconds / frames:.2f}"])
     support.write_section("A prompted call: before it begins", "python -m tools.bench.prompt", about, table)
