@@ -1,4 +1,4 @@
-"""Does a value fit a type annotation; if not, what is the remedy."""
+"""Checks that values fit type annotations, with the remedy where they do not."""
 
 from __future__ import annotations
 

@@ -63,7 +63,7 @@ class _Screen:
     show_default=True,
     help="Where everything is written; an interrupted run continues there.",
 )
-@click.option("--until", help="Stop after this stage (synthesize, tokenizer, teacher, codec, prepare, moshi, ...).")
+@click.option("--until", help="Stop after this stage (synthesize, tokenizer, teacher, hearing, codec, ...).")
 @click.option("--seed", default=0, show_default=True, help="Seed of voices, data order, parameters and sampling.")
 def command(run_dir: Path, until: str | None, seed: int) -> None:
     """Make speech, train a small codec and a small Moshi, export it, and let it answer held-out calls.

@@ -12,7 +12,7 @@ from moshijax.errors import ConfigError
 
 @click.group()
 def command() -> None:
-    """Published models in and out, bit for bit.
+    """Import and export published models, bit for bit.
 
     \b
     Example:

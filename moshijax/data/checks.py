@@ -1,4 +1,4 @@
-"""Is a recording fit to train on? Every finding has a name, is counted, and names the file.
+"""Checks that recordings are fit to train on. Every finding has a name, is counted, and names the file.
 
 Findings either reject an item or flag it; `--strict` turns flags into rejections.
 """

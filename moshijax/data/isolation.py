@@ -1,4 +1,4 @@
-"""Functions called in processes of their own, where a library may crash or hang without taking the job along."""
+"""Functions called in separate processes, where a library may crash or hang without taking the job along."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 MODEL_RATE = 16_000
 HOP = MODEL_RATE // RATE
-#: Longer recordings go through in pieces of so many features, with so many more on each side that are thrown away.
+#: Longer recordings are processed in pieces of `PIECE` features, with `CONTEXT` more on each side that are discarded.
 PIECE, CONTEXT = 30 * RATE, 5 * RATE
 
 

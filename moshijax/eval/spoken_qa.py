@@ -1,4 +1,4 @@
-"""Spoken questions, answered by an exported artifact that is fed the user's channel alone, and the controls."""
+"""Spoken questions, answered by an exported artifact that hears only the user's channel, and the controls."""
 
 from __future__ import annotations
 
@@ -286,7 +286,7 @@ def result(model: Artifact, question: Question, played: Call) -> HeldOutCall:
 def choose(results: Sequence[HeldOutCall], count: int) -> list[int]:
     """Choose calls of the first group to show, at least one.
 
-    Questions with different answers come first, rightly answered and long ones before others, then one unrelated
+    Questions with different answers come first, correctly answered and long ones before others, then one unrelated
     utterance.
     """
     group = results[0].group

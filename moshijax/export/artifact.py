@@ -126,7 +126,7 @@ def build(
         otherwise when they begin (`moshijax.runtime.conditions.arrays` says what values are); the others are absent. A
         sequence of vectors fixes the length of its conditioner where the model leaves it open.
       tokenizer: the SentencePiece model itself, so that text can be given to the artifact.
-      prefill_lengths: blocks in which a prompt is gone through, in columns.
+      prefill_lengths: blocks in which a prompt is processed, in columns.
 
     Raises:
       ConfigError: models that do not fit each other, an unknown platform or type, or `out_dir` exists.
@@ -311,7 +311,7 @@ def _description(
 
 
 def check_request(platforms: Sequence[str], batches: Sequence[int]) -> None:
-    """Check what an artifact is to be made for.
+    """Check the platforms and sizes that an artifact is requested for.
 
     Raises:
       ConfigError: unknown platforms, or batch sizes that are not positive.

@@ -1,13 +1,13 @@
 """One frame of a call as pure functions: user audio in, the model's audio and text out.
 
 `CallStep` composes the codec and the language model into the programs of an artifact. At their boundary there are only
-flat dicts of arrays, named by path, so that whoever runs them needs no class of ours.
+flat dicts of arrays, named by path, so that running them needs no class of ours.
 
 The order within a step is fixed: reset, encode, language model, decode. A row's first executed step after a reset only
 primes position 0: its audio is ignored, its encoder is not advanced and nothing is returned for it; so the first frame
 the encoder sees is the first that the model hears (the generator of `moshi`, `models/lm.py`, ignores the first codes it
 is given). The decoder advances only on ready rows. For a row that is given codes in place of audio, `step` is
-`step_tokens`: its codec stands still.
+`step_tokens`: its codec does not advance.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ PREFILL_LENGTHS = (16, 64, 256)
 
 @dataclass(frozen=True)
 class CallStep:
-    """The programs of an artifact for one pair of models (see `moshijax.export.artifact.Programs`).
+    """The programs of an artifact for one pair of models (see `moshijax.export.artifact.PureFunctions`).
 
     Weights are `{"codec/...", "lm/..."}`, each model in its inference layout. Which inputs and outputs there are
     follows from the layout and the policy: without given rows no `pcm` or `given` comes in, without generated audio

@@ -81,7 +81,7 @@ class _Policy:
 
 @dataclass(frozen=True)
 class Conversation(_Policy):
-    """The model hears the given rows and speaks for itself."""
+    """A conversation: the model hears the given rows and speaks for itself."""
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,11 @@ class Settings:
 
 @dataclass(frozen=True)
 class Folder:
-    """Where everything of a run is."""
+    """The files of a quickstart run.
+
+    Attributes:
+      path: the run directory.
+    """
 
     path: Path
 

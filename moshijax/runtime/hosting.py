@@ -61,7 +61,7 @@ class Call:
 
 
 class Use:
-    """What every use has: nothing to put in but audio, and nothing to end it."""
+    """Host side of a call that takes nothing but audio and has no end of its own; the base of all uses."""
 
     def __init__(self, artifact: Artifact):
         self.artifact = artifact
@@ -133,7 +133,7 @@ class Use:
 
 
 class Conversation(Use):
-    """As long as what is heard."""
+    """A call that lasts as long as the recording that it hears."""
 
     silence = 0.0  # seconds to be heard before the recording
     text_delay = 0.0
@@ -169,7 +169,10 @@ class Conversation(Use):
 
 
 class Recognition(Conversation):
-    """A recording with the silence that the model wants before it, and time for its late text after it."""
+    """A call that hears a recording, with the silence that the model needs before it and after it.
+
+    The silence after it gives the late text time to come out.
+    """
 
     def __init__(self, artifact: Artifact):
         super().__init__(artifact)
@@ -182,7 +185,7 @@ class Recognition(Conversation):
 
 
 class Translation(Conversation):
-    """As long as what is heard, then silence until the model has finished."""
+    """A call that hears a recording, then silence until the model has finished."""
 
     def __init__(self, artifact: Artifact):
         super().__init__(artifact)
@@ -226,7 +229,7 @@ class Translation(Conversation):
 
 
 class Synthesis(Use):
-    """Words in, until the model has asked for one after the last and its voice has caught up."""
+    """A call that speaks words, until the model has asked for one after the last and its voice has caught up."""
 
     def __init__(self, artifact: Artifact):
         super().__init__(artifact)

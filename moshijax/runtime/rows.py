@@ -8,7 +8,7 @@
     rows.close(row)
 
 Never more than one `step` is run per tick. A call joins in the next one, which only primes the model: the row's audio
-of that tick is not heard (`Tick.heard` says so), and is to be sent again. A prompt is encoded and gone through in
+of that tick is not heard (`Tick.heard` says so), and must be sent again. A prompt is encoded and processed in
 blocks, by programs of one row, in between the ticks; the call joins when it is done. So nobody waits for anybody.
 """
 
@@ -158,7 +158,7 @@ class Rows:
       artifact: what `moshijax.runtime.load` returned.
       batch: how many rows, one of the artifact's batch sizes.
       prompts: False compiles less; then no call may have a prompt.
-      block: the longest block of a prompt, in frames, that is gone through at once between two ticks.
+      block: the longest block of a prompt, in frames, that is processed at once between two ticks.
       blocks_per_tick: blocks that `submit` goes through; an engine that knows its slack sets 0 and calls
         `advance_prompts` itself.
 

@@ -1,4 +1,4 @@
-"""`check_streaming`: does a layer keep the streaming contract of `moshijax.nn.streaming`?"""
+"""`check_streaming`: checks that a layer keeps the streaming contract of `moshijax.nn.streaming`."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ class Interrupted(Exception):
 
 
 class HeldOutLoss:
-    """Evaluator: losses on the held-out batches 0, 1, ... of a kind of steps, without gradients."""
+    """Evaluate the losses on the held-out batches 0, 1, ... of a kind of steps, without gradients."""
 
     def __init__(
         self,

@@ -57,7 +57,7 @@ class OptimizerConfig:
       clip_norm: largest global norm of the gradients; None: no clipping.
       moments_dtype: type in which the two moments are kept between steps, "float32" or "bfloat16"; they are computed in
         float32. bfloat16 halves them and has 8 bits of precision: with a `b2` above 0.99 the second moment would change
-        by less than that and stand still.
+        by less than that, which is not at all.
       moments_memory: "device", or "host" to keep the moments in pinned memory of the host between steps. Those of a
         kind of steps that is not running then take no memory of the device; each step of their kind moves them there
         and back.

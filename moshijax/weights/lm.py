@@ -1,4 +1,4 @@
-"""Language models in: published files, imported weights, runs."""
+"""Loading language models from published files, imported weights or runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Codecs in: published files, imported weights, runs."""
+"""Loading codecs from published files, imported weights or runs."""
 
 from __future__ import annotations
 

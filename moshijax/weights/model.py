@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Provenance:
-    """How a model was published, as far as its parameters do not say it.
+    """How a model was published, where its parameters do not show it.
 
     Attributes:
       format: of the files, one of `moshijax.weights.transfer.FORMATS`; "run" for a run of ours.

@@ -1,4 +1,4 @@
-"""The released form of a language model, which has depth steps for the rows that it generates alone.
+"""The released form of a language model, which has depth steps only for the rows that it generates.
 
 Tested in `tests/train/tasks/test_stages.py`.
 """

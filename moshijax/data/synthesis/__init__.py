@@ -1,4 +1,4 @@
-"""Speech from texts: scripts of calls, spoken by espeak-ng in a process of its own and mixed to two channels."""
+"""Speech from texts: scripts of calls, spoken by espeak-ng in a separate process and mixed to two channels."""
 
 from moshijax.data.synthesis.dialogue import Dialogue, Utterance, Voice
 from moshijax.data.synthesis.run import SynthesisResult, synthesize

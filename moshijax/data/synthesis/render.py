@@ -1,4 +1,4 @@
-"""A dialogue to a recording and its sidecar; called in a process of its own, which then holds espeak-ng."""
+"""A dialogue to a recording and its sidecar; called in a separate process, which then holds espeak-ng."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Closed worlds of spoken questions and answers: random calls in which the model answers, or rightly keeps silent."""
+"""Closed worlds of spoken questions and answers: random calls that the model answers or leaves unanswered."""
 
 from __future__ import annotations
 
