@@ -53,7 +53,7 @@ def _held(lock: Path, target: Path) -> Iterator[None]:
             try:
                 yield
             finally:
-                # Removed before it is released: whoever has opened it meanwhile finds that it is gone.
+                # Removed before it is released: a process that has opened it meanwhile finds that it is gone.
                 with contextlib.suppress(OSError):
                     lock.unlink(missing_ok=True)
             return

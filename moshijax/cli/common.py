@@ -103,7 +103,7 @@ def show_log() -> None:
 
 
 def writable(folder: Path) -> bool:
-    """Say whether a file can be created in `folder`, which is created if need be."""
+    """Return whether a file can be created in `folder`, which is created if it does not exist."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):

@@ -15,11 +15,11 @@ from moshijax.cli.common import ProgressBar, overrides_of, recipe_overrides, sho
     "--out",
     type=click.Path(path_type=Path),
     required=True,
-    help="Folder for report.html, results.json and recordings; created if need be.",
+    help="Folder for report.html, results.json and recordings; created if it does not exist.",
 )
 @recipe_overrides
 def command(recipe: str, out: Path, overrides: tuple[str, ...]) -> None:
-    """Run the evaluation that RECIPE names, and write its figures and a report with audio to hear.
+    """Run the evaluation that RECIPE names, and write its figures and a report with audio.
 
     RECIPE is a gin file, or the name of a recipe that ships with the package: eval/codec.gin measures how much of a
     recording a codec keeps, eval/spoken_qa.gin plays spoken questions to an exported artifact and scores the answers.

@@ -68,7 +68,7 @@ def slopes(
 ) -> tuple[dict[str, Float[Array, " B"]], dict[str, Float[Array, "B ..."]]]:
     """Return the losses of every row of `x` and their gradients, from one forward pass.
 
-    Both are constants for whoever differentiates further.
+    Both are constants if the result is differentiated further.
 
     Args:
       function: from `x` to losses per row, by name.

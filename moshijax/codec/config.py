@@ -24,7 +24,7 @@ class SeanetConfig:
       last_kernel_size: of the last convolution.
       n_residual_layers: residual blocks per ratio; their dilation is `dilation_base ** index`.
       dilation_base: see above.
-      compress: residual blocks work with so many times fewer channels.
+      compress: factor by which residual blocks have fewer channels inside.
     """
 
     dimension: Size = 512

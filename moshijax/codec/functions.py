@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 #: The only sequence lengths, in frames, that whole-file functions compile for; longer input runs in pieces of the last.
 FRAMES_PER_CALL = (4, 16, 32, 64, 125)
-#: Convolution kernels of at least so many values become matrices in the inference layout.
+#: Convolution kernels of at least this many values become matrices in the inference layout.
 MATRIX_KERNEL = 1 << 20
 
 

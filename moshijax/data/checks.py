@@ -213,7 +213,7 @@ class SignalStatistics:
         levels = self.levels()
         loud = (levels > SPEECH_RMS).any(axis=0) if len(levels) else np.zeros(self.channels, bool)
         if words and not loud.any():
-            return flags, "silent", "nothing is to be heard but the transcript has words: check the recording"
+            return flags, "silent", "the recording is silent but the transcript has words: check it"
         flags["silent_channel"] += int((~loud).sum())
         if self.channels == 1:
             return +flags, None, None

@@ -35,7 +35,7 @@ class GridData:
       batch_size: rows of the global batch.
       num_frames: frames of a window, T. Shorter recordings are filled up with ZERO, which is not scored.
       placement: rules of the text row.
-      text_jitter: the text of a row is moved by a time drawn uniformly from +- so many seconds.
+      text_jitter: the text of a row is moved by at most this many seconds in either direction, drawn uniformly.
       text_mask: probability that a row's text is all ZERO.
       swap_speakers: probability that the user plays the model's part (both channels and words change sides).
       user_mask: share of the user's codes that are ZERO, drawn per cell; the model learns to hear through gaps.
@@ -293,7 +293,7 @@ class GridSource(BatchSource):
         """Place the words of recordings without jitter, and count what happened to them.
 
         Args:
-          most: at most about so many recordings of each data set, at even distances; None: all.
+          most: about how many recordings of each data set to look at, at even distances; None: all.
 
         Returns:
           How many recordings were looked at, and the counts.

@@ -125,7 +125,7 @@ def make_shard(
       plan: how.
       items: of which.
       path: of the shard.
-      watch: told of every item, for whoever shows progress; everything that counts is in the result.
+      watch: told of every item, to show progress; everything that counts is in the result.
 
     Raises:
       MoshijaxError: the shard cannot be written.

@@ -1,4 +1,4 @@
-"""The report of a codec's figures: tables, and clips to hear and see."""
+"""The report of a codec's figures: tables, audio clips and spectrograms."""
 
 from __future__ import annotations
 

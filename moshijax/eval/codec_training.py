@@ -28,7 +28,7 @@ ABX_RECORDINGS = 16  # of the held-out ones
 class CodecEvaluator:
     """Evaluator of a training run: the figures of `measure_distances` on the first held-out batch.
 
-    ABX is measured on the first held-out recordings if they have phonemes. A page with clips to hear,
+    ABX is measured on the first held-out recordings if they have phonemes. A page with audio clips,
     `evaluation.html` in the run directory, shows the newest evaluation.
     """
 

@@ -1,4 +1,4 @@
-"""The report of played calls: figures, one call frame by frame, calls to hear, every answer, and the step times."""
+"""The report of played calls: figures, one call frame by frame, audio, every answer, and the step times."""
 
 from __future__ import annotations
 

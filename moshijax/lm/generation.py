@@ -79,13 +79,13 @@ def init_generation(
     """Return the state of `batch_size` rows at their start.
 
     Args:
-      params: Only a model with conditioners needs them; None leaves its conditions to `set_conditions`.
-      conditions: As `lm.forward` takes them.
-      guided: Rows have two halves, and every step takes `guidance`. The second halves have all conditions absent unless
+      params: only a model with conditioners needs them; None leaves its conditions to `set_conditions`.
+      conditions: as `lm.forward` takes them.
+      guided: rows have two halves, and every step takes `guidance`. The second halves have all conditions absent unless
         `set_conditions` gives them others.
 
     Raises:
-      ConfigError: The model has no attention window, so its cache would have no bound; or the conditions are bad.
+      ConfigError: the model has no attention window, so its cache would have no bound; or the conditions are bad.
     """
     if config.temporal.context is None:
         raise ConfigError("temporal.context is None: generation needs an attention window; set context")
@@ -132,12 +132,12 @@ def set_conditions(
     """Return the state with other conditions.
 
     Args:
-      conditions: As `lm.forward` takes them; those that are missing are absent.
-      null: Those of the second halves, with guidance; those that are missing are absent.
-      rows: Rows to change; None changes all.
+      conditions: as `lm.forward` takes them; those that are missing are absent.
+      null: those of the second halves, with guidance; those that are missing are absent.
+      rows: rows to change; None changes all.
 
     Raises:
-      ConfigError: The model does not have one of the conditions, or its shape is wrong.
+      ConfigError: the model does not have one of the conditions, or its shape is wrong.
     """
     batch = state["offset"].shape[0]
     module, variables = LanguageModel.streaming(config, params)
@@ -334,16 +334,16 @@ def prefill(
     chunks anywhere, and steps and chunks may alternate.
 
     Args:
-      columns_BKT: What T steps take in, so a prompt has to be delayed first: for call n of a row (counted from 1 after
+      columns_BKT: what T steps take in, so a prompt has to be delayed first: for call n of a row (counted from 1 after
         its start) column n - 1 of the delayed prompt, whose text and codes have index `n - 1 - delay_k` and whose given
         tokens have index n - 2. Every token must be set, `ZERO` for none; where the index is negative any token will
         do, because the model sees initial tokens there.
-      lengths_B: Only the first so many of the T columns count, 0 to T, so that a program of fixed T serves remainders;
+      lengths_B: how many of the columns count, 0 to T, so that a program of fixed T serves remainders;
         None: all. A row of length 0 is frozen.
-      guidance: As in `generate_step`.
+      guidance: as in `generate_step`.
 
     Raises:
-      ConfigError: The columns have the wrong shape, or guidance does not fit the state.
+      ConfigError: the columns have the wrong shape, or guidance does not fit the state.
     """
     layout, tokens, offset_B = config.layout, state["tokens"], state["offset"]
     B, K, slots = tokens.shape
@@ -399,7 +399,7 @@ def step(
     """Run `generate_step` and return everything it computed.
 
     Raises:
-      ConfigError: Tokens have the wrong shape, or guidance does not fit the state.
+      ConfigError: tokens have the wrong shape, or guidance does not fit the state.
     """
     state, text_half = sample_text(
         config, params, state, given_BK, sampling, guidance, active_B, top_k_limit=top_k_limit
@@ -432,21 +432,21 @@ def generate_step(
     """Generate one frame of every row.
 
     Args:
-      params: In the inference layout for speed (`moshijax.nn.layout.unstack_layers`); the training layout works too.
-      given_BK: Tokens of `layout.given_rows`, the newest frame of each (undelayed); None when there are none.
-      sampling: Parameters of every row, as `Sampling.rows` returns them.
-      guidance: Parameters of every row, as `Guidance.rows` returns them, where the state has two halves; else None.
-      force_BK: Tokens that replace the ones sampled in this call, text then the generated audio rows;
+      params: in the inference layout for speed (`moshijax.nn.layout.unstack_layers`); the training layout works too.
+      given_BK: tokens of `layout.given_rows`, the newest frame of each (undelayed); None when there are none.
+      sampling: parameters of every row, as `Sampling.rows` returns them.
+      guidance: parameters of every row, as `Guidance.rows` returns them, where the state has two halves; else None.
+      force_BK: tokens that replace the ones sampled in this call, text then the generated audio rows;
         `UNGENERATED` leaves a row free. Index `n - 1 - delay_k` in call n.
-      active_B: Rows that are false keep their state and return `UNGENERATED`.
-      top_k_limit: Largest top-k this compiled step can serve.
+      active_B: rows that are false keep their state and return `UNGENERATED`.
+      top_k_limit: largest top-k this compiled step can serve.
 
     Returns:
       The state and `out_BK`, tokens of `layout.model_rows` of the frame `max_delay` calls ago; `UNGENERATED` where a
       row is not ready.
 
     Raises:
-      ConfigError: Tokens have the wrong shape, or guidance does not fit the state.
+      ConfigError: tokens have the wrong shape, or guidance does not fit the state.
     """
     state, output = step(
         config, params, state, given_BK, sampling, guidance, force_BK, active_B, top_k_limit=top_k_limit

@@ -39,7 +39,7 @@ class Guidance:
         """Return the parameters as arrays `[B]`: the argument `guidance` of a generation step.
 
         Raises:
-          ConfigError: A value has another batch size.
+          ConfigError: a value has another batch size.
         """
         out = {}
         for name, dtype in GUIDANCE_INPUTS.items():
@@ -71,9 +71,9 @@ def null_column(
     """Return what the second half of a row sees: less of the past, and perhaps no text.
 
     Args:
-      guidance: As `Guidance.rows` returns them.
-      column_BK: What the first half sees.
-      index_BK: Column of the undelayed grid that each token comes from, counted from 1.
+      guidance: as `Guidance.rows` returns them.
+      column_BK: what the first half sees.
+      index_BK: column of the undelayed grid that each token comes from, counted from 1.
       started_BK: False where the token is an initial one, which both halves see.
     """
     masked = index_BK <= guidance["masked_until"][:, None]

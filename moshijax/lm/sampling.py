@@ -63,7 +63,7 @@ class Sampling:
         """Return the parameters as arrays `[B]`, `seed` `[B, 2]`: the argument `sampling` of a generation step.
 
         Raises:
-          ConfigError: A value is out of range or has another batch size.
+          ConfigError: a value is out of range or has another batch size.
         """
         out: dict[str, Array] = {}
         for name, dtype in SAMPLING_INPUTS.items():

@@ -88,7 +88,7 @@ class Use:
         raise ConfigError(f"the layout of {self.artifact.path} takes no text in; only synthesis speaks words")
 
     def end_input(self) -> None:
-        """Note that there is no more to hear.
+        """Note that the input is over.
 
         Raises:
           ConfigError: the artifact does not translate.
@@ -193,7 +193,7 @@ class Translation(Conversation):
         self.complete = False
 
     def fill(self, inputs: dict[str, np.ndarray], slot: int, hears: bool) -> bool:
-        """Tell the model in the next step that would hear that there is no more; it hears no audio then."""
+        """Tell the model that the input is over, in the next step that would hear; it hears no audio then."""
         if not (self.ending and hears):
             return hears
         inputs["end_of_input"][slot] = True
@@ -201,7 +201,7 @@ class Translation(Conversation):
         return False
 
     def end_input(self) -> None:
-        """Note that there is no more to hear."""
+        """Note that the input is over."""
         self.ending = not self.ended
 
     def listen(self, waveform: Float[np.ndarray, " N"], tail_seconds: float | None = None) -> None:

@@ -264,7 +264,7 @@ class Rows:
         return self._call(row).use.spoken()
 
     def end_input(self, row: Row) -> None:
-        """Tell a translation in its next step that there is no more to hear.
+        """Tell a translation in its next step that its input is over.
 
         Raises:
           ConfigError: the row is closed, or the artifact does not translate.

@@ -52,20 +52,20 @@ def check_streaming(
     its structure and has leading axis B; frozen and reset rows are right.
 
     Args:
-      layer: A streaming layer, unbound.
-      variables: Its variables (`{"params": ...}`), or a PRNG key to initialise it with (then vectors are jittered).
-      features: Dimensions of the input after `[B, T]`.
+      layer: a streaming layer, unbound.
+      variables: its variables (`{"params": ...}`), or a PRNG key to initialise it with (then vectors are jittered).
+      features: dimensions of the input after `[B, T]`.
       batch_size: B, at least 2.
-      blocks: Length of the sequence, in blocks; None: twice the largest step and three more.
-      sizes: Blocks in one step, 1 among them. Each is compiled once.
-      splits: Number of random splits.
-      gradients: Also compare gradients.
-      atol: Absolute tolerance; gradients are compared relative to their largest entry as well.
-      rtol: Relative tolerance.
-      seed: Of inputs and splits.
+      blocks: length of the sequence, in blocks; None: twice the largest step and three more.
+      sizes: blocks in one step, 1 among them. Each is compiled once.
+      splits: number of random splits.
+      gradients: also compare gradients.
+      atol: absolute tolerance; gradients are compared relative to their largest entry as well.
+      rtol: relative tolerance.
+      seed: of inputs and splits.
 
     Raises:
-      AssertionError: A property fails; the message names it and the largest error.
+      AssertionError: a property fails; the message names it and the largest error.
     """
     features = (features,) if isinstance(features, int) else tuple(features)
     rng = np.random.RandomState(seed)

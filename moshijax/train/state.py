@@ -113,7 +113,7 @@ def state_shardings(task: Task, abstract: TrainState, mesh: Mesh, optimizers: Ma
     """Lay out a boxed abstract state: parameters by the rule table, optimiser states and average like them.
 
     Raises:
-      ConfigError: moments are to be in host memory, and the devices have no pinned host memory.
+      ConfigError: the config wants moments in host memory, and the devices have no pinned host memory.
     """
     params = sharding.shardings_of(abstract.params, mesh)
     flat = flatten_dict(params, sep="/")

@@ -2,7 +2,7 @@
 
 A checkpoint is a directory of Orbax items; the item `MODEL_ITEM` holds `params`, `model_state` (what is learnt without
 gradients, such as codebooks) and `ema` (the running average of the parameters), each where the run has it. The trainer
-(`moshijax.train.run.checkpoint`) writes it and the rest of the state; whoever wants the model alone reads it here.
+(`moshijax.train.run.checkpoint`) writes it and the rest of the state; what needs the model alone reads it here.
 """
 
 from __future__ import annotations
