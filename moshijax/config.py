@@ -62,6 +62,7 @@ def dump(config: Any, defaults: bool = True) -> str:
     """Write a resolved config as gin text; `load` of it gives an equal config.
 
     Args:
+      config: what `load` returns, or another config of a recipe.
       defaults: write fields that hold the default of their class too, so that the text stays a full record when a
         later version has other defaults.
 

@@ -34,7 +34,11 @@ def shard_name(index: int, count: int) -> str:
 
 
 def pack(record: dict[str, Any]) -> bytes:
-    """Serialise a record as msgpack, with numpy arrays as {"dtype", "shape", "data"} (little endian)."""
+    """Serialise a record as msgpack, with numpy arrays as {"dtype", "shape", "data"} (little endian).
+
+    Raises:
+      TypeError: a value that cannot be stored.
+    """
 
     def default(value: Any) -> Any:
         if isinstance(value, np.ndarray):

@@ -41,7 +41,12 @@ class Triphone(NamedTuple):
 
 
 class Token(NamedTuple):
-    """A triphone and its frames [T, D]."""
+    """A triphone as a representation shows it.
+
+    Attributes:
+      triphone: where it is.
+      frames: that it touches.
+    """
 
     triphone: Triphone
     frames: Float[np.ndarray, "T D"]

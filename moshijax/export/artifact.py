@@ -126,6 +126,7 @@ def build(
         otherwise when they begin (`moshijax.runtime.conditions.arrays` says what values are); the others are absent. A
         sequence of vectors fixes the length of its conditioner where the model leaves it open.
       tokenizer: the SentencePiece model itself, so that text can be given to the artifact.
+      progress: called with the name of every file before it is written.
       prefill_lengths: blocks in which a prompt is processed, in columns.
 
     Raises:

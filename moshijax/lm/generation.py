@@ -79,7 +79,9 @@ def init_generation(
     """Return the state of `batch_size` rows at their start.
 
     Args:
+      config: of the model.
       params: only a model with conditioners needs them; None leaves its conditions to `set_conditions`.
+      batch_size: B.
       conditions: as `lm.forward` takes them.
       guided: rows have two halves, and every step takes `guidance`. The second halves have all conditions absent unless
         `set_conditions` gives them others.
@@ -132,6 +134,9 @@ def set_conditions(
     """Return the state with other conditions.
 
     Args:
+      config: of the model.
+      params: its parameters.
+      state: of a generation.
       conditions: as `lm.forward` takes them; those that are missing are absent.
       null: those of the second halves, with guidance; those that are missing are absent.
       rows: rows to change; None changes all.
@@ -255,6 +260,9 @@ def sample_text(
     """Run the first half of a step: take in the given tokens, run the temporal transformer, sample the text token.
 
     `sample_audio` must follow, with the token to use. Arguments as in `generate_step`.
+
+    Raises:
+      ConfigError: tokens have the wrong shape, or guidance does not fit the state.
     """
     B, given = state["offset"].shape[0], len(config.layout.given_rows)
     if given_BK is None:
@@ -297,7 +305,17 @@ def sample_audio(
 ) -> tuple[State, StepOutput]:
     """Run the second half of a step: sample the audio rows that follow `text_B`, store the column, advance the rows.
 
-    `force_BQ`: codes that replace those sampled, `UNGENERATED` = free. Other arguments as in `generate_step`.
+    Args:
+      config: of the model.
+      params: its parameters, as in `generate_step`.
+      state: after `sample_text`.
+      text_half: what `sample_text` returned.
+      text_B: the text token to use.
+      sampling: as in `generate_step`.
+      guidance: as in `generate_step`.
+      force_BQ: codes that replace those sampled; `UNGENERATED` leaves a row free.
+      active_B: as in `generate_step`.
+      top_k_limit: as in `generate_step`.
     """
     module, variables = LanguageModel.streaming(config, params)
     token, sampled, past, audio_logits = text_B, [text_B], (), []
@@ -334,6 +352,9 @@ def prefill(
     chunks anywhere, and steps and chunks may alternate.
 
     Args:
+      config: of the model.
+      params: its parameters, as in `generate_step`.
+      state: of the rows.
       columns_BKT: what T steps take in, so a prompt has to be delayed first: for call n of a row (counted from 1 after
         its start) column n - 1 of the delayed prompt, whose text and codes have index `n - 1 - delay_k` and whose given
         tokens have index n - 2. Every token must be set, `ZERO` for none; where the index is negative any token will
@@ -432,7 +453,9 @@ def generate_step(
     """Generate one frame of every row.
 
     Args:
+      config: of the model.
       params: in the inference layout for speed (`moshijax.nn.layout.unstack_layers`); the training layout works too.
+      state: as `init_generation` returns it.
       given_BK: tokens of `layout.given_rows`, the newest frame of each (undelayed); None when there are none.
       sampling: parameters of every row, as `Sampling.rows` returns them.
       guidance: parameters of every row, as `Guidance.rows` returns them, where the state has two halves; else None.

@@ -27,6 +27,9 @@ def helium_to_moshi(config: LMConfig, params: Flat, target: LMConfig, fresh: Fla
 
     The initial tokens of the audio rows embed to zero at first (our choice; the paper says nothing), so that sequences
     of text alone have the text logits that they had (arXiv 2410.00037, 4.4).
+
+    Raises:
+      ConfigError: the model has audio rows already.
     """
     if config.layout.n_q:
         raise ConfigError(
@@ -51,7 +54,11 @@ def one_stream_to_two(config: LMConfig, params: Flat, target: LMConfig, fresh: F
 
 
 def score_user(config: LMConfig, params: Flat, target: LMConfig, fresh: Flat) -> tuple[LMConfig, dict[str, Any]]:
-    """Add depth steps for the user's rows, copied from the model's: from the released form back to the trained one."""
+    """Add depth steps for the user's rows, copied from the model's: from the released form back to the trained one.
+
+    Raises:
+      ConfigError: the model has no fewer depth steps than `target`.
+    """
     if config.layout.dep_q >= target.layout.dep_q:
         raise ConfigError(
             f"score_user: that model has {config.layout.dep_q} depth steps and this one {target.layout.dep_q}; it adds "
@@ -61,7 +68,11 @@ def score_user(config: LMConfig, params: Flat, target: LMConfig, fresh: Flat) ->
 
 
 def release(config: LMConfig, params: Flat, target: LMConfig, fresh: Flat) -> tuple[LMConfig, dict[str, Any]]:
-    """Remove the depth steps of the user's rows, which a call never runs: 16 to 8 in Moshi, as it was released."""
+    """Remove the depth steps of the user's rows, which a call never runs: 16 to 8 in Moshi, as it was released.
+
+    Raises:
+      ConfigError: the model has no more depth steps than `target`.
+    """
     if config.layout.dep_q <= target.layout.dep_q:
         raise ConfigError(
             f"release: that model has {config.layout.dep_q} depth steps and this one {target.layout.dep_q}; it removes "
@@ -77,7 +88,11 @@ def delays(config: LMConfig, params: Flat, target: LMConfig, fresh: Flat) -> tup
 
 
 def recognition(config: LMConfig, params: Flat, target: LMConfig, fresh: Flat) -> tuple[LMConfig, dict[str, Any]]:
-    """Make a model that hears and writes: all audio rows are given, and the depth transformer is removed."""
+    """Make a model that hears and writes: all audio rows are given, and the depth transformer is removed.
+
+    Raises:
+      ConfigError: the model has no audio, or `target` has depth steps.
+    """
     if target.layout.dep_q or not config.layout.n_q:
         raise ConfigError(
             f"recognition: that model has {config.layout.n_q} audio rows and this one {target.layout.dep_q} depth "

@@ -139,7 +139,11 @@ class Conversation(Use):
     text_delay = 0.0
 
     def listen(self, waveform: Float[np.ndarray, " N"], tail_seconds: float | None = None) -> None:
-        """Take a recording of any length; `tail_seconds` of silence after it leave time for a late answer."""
+        """Take a recording of any length; `tail_seconds` of silence after it leave time for a late answer.
+
+        Raises:
+          ConfigError: this is no waveform `[N]`.
+        """
         rate, size = self.artifact.sample_rate, self.artifact.frame_size
         waveform = np.asarray(waveform, np.float32)
         if waveform.ndim != 1 or not len(waveform):

@@ -11,7 +11,13 @@ WORD_MARK = "\u2581"  # SentencePiece's mark of a word's beginning
 
 
 class HeardWord(NamedTuple):
-    """A word with its start and end in seconds."""
+    """A word that the model has said.
+
+    Attributes:
+      text: without surrounding space.
+      start: in seconds.
+      end: in seconds.
+    """
 
     text: str
     start: float

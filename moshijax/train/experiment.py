@@ -68,7 +68,11 @@ class WandbConfig:
     """Where the numbers of a run go in Weights & Biases.
 
     Attributes:
+      project: of the run there.
+      entity: user or team that owns the project; None: the default one.
       name: of the run there; None: the name of the run directory.
+      group: of runs that belong together.
+      tags: of the run there.
       mode: "online", "offline" or "disabled".
     """
 
@@ -97,7 +101,12 @@ class ExperimentConfig:
       seed: of the initial parameters, the order of the data and the randomness inside the steps.
       ema_decay: of the running average of the parameters that evaluation and export use; None: no average.
       microbatches: parts of a batch that go through the model one after the other.
+      mesh: how the devices are divided.
       eval_batches: number of held-out batches, of each kind of steps that has any.
+      eval_every: steps between evaluations; there is one after the last step too.
+      log_every: steps between log lines.
+      checkpoint_every: steps between checkpoints; there is one after the last step too.
+      keep_checkpoints: number of the newest checkpoints that are kept.
       init_from: a run, or published or imported weights, whose parameters are the first of this run.
       init_transforms: names of `moshijax.lm.transforms.TRANSFORMS`, in order, that make this model's parameters of
         those; without any it must be the same model.
@@ -166,6 +175,7 @@ def place_of_step(step: int, shares: Mapping[str, Fraction]) -> tuple[str, int]:
     kinds each takes its share of the steps that the ones before it leave.
 
     Args:
+      step: the global step, from 0.
       shares: kind -> its share; they add up to 1, and the first one takes what the others leave.
     """
     first, *others = shares

@@ -68,6 +68,9 @@ def put(
 
     Args:
       batch: the whole of it, or the rows `own` (a slice with start and stop) of one of `rows` rows.
+      shardings: of its arrays.
+      own: rows that `batch` holds; None: all.
+      rows: of the whole batch, where `own` is given.
     """
     if jax.process_count() == 1:
         return {name: jax.device_put(batch[name], where) for name, where in shardings.items()}

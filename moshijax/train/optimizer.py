@@ -53,8 +53,17 @@ class OptimizerConfig:
     unnamed rest.
 
     Attributes:
+      learning_rate: the largest rate.
+      warmup_steps: steps in which the rate rises.
       decay: "cosine", "linear" or "constant".
+      decay_start: fraction of all steps at which the decay begins.
+      final_scale: rate at the last step, relative to `learning_rate`.
+      b1: decay of the first moment.
+      b2: decay of the second moment.
+      eps: added to the root of the second moment.
+      weight_decay: relative to the rate; added to the update, not to the gradient.
       clip_norm: largest global norm of the gradients; None: no clipping.
+      groups: parameters with rates or decays of their own, or frozen.
       moments_dtype: type in which the two moments are kept between steps, "float32" or "bfloat16"; they are computed in
         float32. bfloat16 halves them and has 8 bits of precision: with a `b2` above 0.99 the second moment would change
         by less than that, which is not at all.

@@ -72,7 +72,10 @@ def spec_of(
 
     Args:
       name: path of the array, for messages.
-      shape: its sizes; `logical_axes` has one name (or None) for each.
+      shape: its sizes.
+      logical_axes: a name (or None) for each of them.
+      mesh: of the run.
+      rules: logical axis -> mesh axes.
 
     Raises:
       ConfigError: two dimensions fall on one mesh axis, a dimension does not divide by its devices (both numbers are
@@ -134,6 +137,7 @@ def like_parameters(tree: Any, parameters: Mapping[str, NamedSharding], mesh: Me
     Args:
       tree: abstract tree; somewhere on the way to a copy stands a dict keyed by parameter path.
       parameters: parameter path -> its sharding.
+      mesh: of the run.
     """
 
     def one(keys: tuple[Any, ...], leaf: Any) -> NamedSharding:

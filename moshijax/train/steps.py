@@ -61,7 +61,14 @@ def loss_and_gradients(
     Denominators come from the whole batch, so that the result does not depend on `count` beyond rounding.
 
     Args:
-      owned: what to differentiate with respect to; `merge` makes all parameters of it.
+      task: whose loss it is.
+      update: its name.
+      owned: what to differentiate with respect to.
+      merge: makes all parameters of `owned`.
+      model_state: what is learnt without gradients.
+      batch: the whole of it.
+      key: random key of the step.
+      count: microbatches; the rows must divide by it.
 
     Returns:
       Loss parts, and gradients like `owned`.

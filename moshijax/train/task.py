@@ -128,7 +128,9 @@ class Task(ABC):
         """Open the batches of a kind of steps.
 
         Args:
+          kind: of the steps.
           data: the kind's `data` or `eval_data`.
+          seed: of the run.
 
         Raises:
           ConfigError: the task cannot use this data.
@@ -163,8 +165,12 @@ class Task(ABC):
         """Return the loss of a microbatch in an update.
 
         Args:
+          update: its name.
+          params: all parameters, in training form.
+          model_state: what is learnt without gradients.
           batch: with `batch["row"]` [B], the row numbers in the whole batch: randomness that is drawn per row from
             `key` and these is the same for every number of microbatches.
+          denominators: of the whole batch.
           key: the same for all updates of a step.
         """
 

@@ -61,7 +61,10 @@ def concatenated(theirs: Sequence[str], ours: str, shape: tuple[int, ...]) -> Gr
 
 
 def copied(theirs: Sequence[str], ours: str, shape: tuple[int, ...], as_shape: tuple[int, ...] | None = None) -> Group:
-    """Return the group of one tensor that several repeat there; they must agree."""
+    """Return the group of one tensor that several repeat there.
+
+    Reading them raises `DataError` where they differ.
+    """
     theirs = list(theirs)
     inner = shape if as_shape is None else as_shape
 

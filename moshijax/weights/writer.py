@@ -61,6 +61,9 @@ def write(
     Args:
       path: ends in `.safetensors`. With more than `max_bytes` of tensors, files `STEM-00001-of-0000N.safetensors`
         and their index are written in its place.
+      tensors: what to write.
+      max_bytes: of tensors in one file; None: no limit.
+      metadata: of every file's header.
       progress: called with every name before it is written.
 
     Returns:

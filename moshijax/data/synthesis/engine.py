@@ -151,8 +151,9 @@ class Engine:
     def speak(self, text: str, voice: Voice) -> Speech:
         """Speak one utterance.
 
-        Raises:
-          DataError: an unknown voice, or a text in which nothing is spoken.
+          Raises:
+            DataError: an unknown voice, or a text in which nothing is spoken.
+        MoshijaxError: the library fails.
         """
         text = " ".join(text.split())
         self._set_voice(voice)

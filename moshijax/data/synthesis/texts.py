@@ -34,7 +34,11 @@ _FIELDS = {"gain": "gain_db", "snr": "snr_db"}
 
 
 def parse_voice(text: str) -> Voice:
-    """Read `language[+variant] [rate=N] [pitch=N] [range=N]`."""
+    """Read `language[+variant] [rate=N] [pitch=N] [range=N]`.
+
+    Raises:
+      DataError: another setting, or a value out of range.
+    """
     name, *settings = text.split()
     language, _, variant = name.partition("+")
     values: dict[str, int] = {}

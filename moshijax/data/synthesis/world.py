@@ -62,7 +62,11 @@ class CallRanges:
 
 
 def parse_world(text: str, where: str = "text") -> World:
-    """Read lines `question => answer`; a line without `=>` is unrelated speech; `#` begins a comment."""
+    """Read lines `question => answer`; a line without `=>` is unrelated speech; `#` begins a comment.
+
+    Raises:
+      DataError: a line without a question, or without an answer after `=>`; `where` names it.
+    """
     questions, unrelated = [], []
     for number, raw in enumerate(text.splitlines(), 1):
         line = raw.strip()

@@ -35,13 +35,16 @@ def training_flops(loss: Any, params: Any, *arguments: Any, parts: Sequence[str]
     """Count the FLOPs of `loss(params, *arguments)` [] and of its gradient with respect to `params`.
 
     They are found on the forward pass: 2 per multiply-add of every contraction and convolution. The body of a scan
-    counts once per iteration, the body of a while loop once, and of branches the dearest one.
+    counts once per iteration, the body of a while loop once, and of branches the most expensive one.
 
     A contraction counts once forward and once more for each of its operands that the gradient needs, so what is frozen,
     or lies before the first thing that is trained, costs its forward pass alone. Nothing counts twice because it is
     computed again in the backward pass.
 
     Args:
+      loss: the function.
+      params: what is trained; shapes are enough.
+      *arguments: other arguments of `loss`; shapes are enough.
       parts: names of modules; a contraction belongs to the first one in its name scope.
 
     Returns:

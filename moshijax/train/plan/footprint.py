@@ -29,6 +29,7 @@ class Footprint:
     """What one kind of step of a run takes; memory in bytes per device.
 
     Attributes:
+      kind: of the steps.
       parameters, optimizer, average, other: of the state, which lives throughout.
       batch: of the rows of a device.
       temporary: what the compiled step allocates: gradients, activations, copies in the compute dtype.

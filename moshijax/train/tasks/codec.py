@@ -95,8 +95,11 @@ class CodecTask(Task):
     """Training of `model` on windows of speech.
 
     Attributes:
+      model: config of the codec.
+      audio: its steps, with data and optimisers.
       teacher_dim: width of the teacher's features; None: no distillation.
       quantizer: how codebooks learn.
+      loss: weights of the losses.
       discriminators: they learn on every step before the codec does; None: no adversarial losses.
       weight_norm: normalise the weights of both SEANets in training; what is saved for others is plain.
       filterbank: start as a filterbank (`moshijax.codec.filterbank`), whose first part stays as it is.

@@ -41,7 +41,11 @@ def _fused_name(name: str) -> tuple[str, int]:
 
 
 def fused(tensors: Tensors, where: str) -> Renamed:
-    """Open a file of the PyTorch package, in either spelling, under the names of the released files."""
+    """Open a file of the PyTorch package, in either spelling, under the names of the released files.
+
+    Raises:
+      DataError: two tensors that say the same, or parts that do not fit together.
+    """
     parts: dict[str, dict[int, str]] = {}
     for name in tensors.shapes:
         ours, number = _fused_name(name)
@@ -149,7 +153,11 @@ def scales(tensors: Tensors) -> dict[str, str]:
 
 
 def dequantised(tensors: Tensors, where: str) -> Tensors:
-    """View the same tensors with float32 in place of int8 weights; a file without any is returned as it is."""
+    """View the same tensors with float32 in place of int8 weights; a file without any is returned as it is.
+
+    Raises:
+      DataError: scales are missing, or do not fit their weights.
+    """
     scaled = scales(tensors)
     for name, scale in scaled.items():
         rows = tuple(tensors.shapes[name])[:1]

@@ -326,7 +326,11 @@ def _published_conditioner(conditioner: Conditioner) -> dict[str, Any]:
 
 
 def published_config(config: LMConfig) -> dict[str, Any]:
-    """Return the published fields of a configuration: the inverse of `lm_config`, but for the names of speakers."""
+    """Return the published fields of a configuration: the inverse of `lm_config`, but for the names of speakers.
+
+    Raises:
+      ConfigError: the published form has no place for this model.
+    """
     stack, depth = config.temporal, config.depth
     out: dict[str, Any] = {
         "dim": stack.dim,
