@@ -33,7 +33,8 @@ def import_(source: str, directory: str, adapter: str | None) -> None:
     """Import the published model SOURCE into DIRECTORY, which every command accepts in place of a run.
 
     SOURCE is a safetensors file, the index of several, or a directory with its config.json. The codec and the tokenizer
-    that lie beside a language model come along. Nothing is rounded: `moshijax weights export` gives the same tensors.
+    that lie beside a language model are imported too. Nothing is rounded: `moshijax weights export` gives the same
+    tensors.
 
     \b
     Example:
@@ -64,7 +65,7 @@ def import_(source: str, directory: str, adapter: str | None) -> None:
 @click.option("--codec", type=click.Path(), help="The codec to put beside a language model that does not lead to it.")
 @click.option("--max-file-gb", type=click.FloatRange(min=0, min_open=True), help="Split into files of this size.")
 @click.option("--merge-adapter", is_flag=True, help="Add the LoRA adapter to the weights.")
-@click.option("--release", is_flag=True, help="Without the depth steps of the user's rows, which a call never runs.")
+@click.option("--release", is_flag=True, help="Omit the depth steps of the user's rows, which a call never runs.")
 def export(
     source: str,
     directory: str,
@@ -131,8 +132,8 @@ def verify(path: str, reference: str | None) -> None:
 @click.argument("source", type=click.Path())
 @click.argument("directory", type=click.Path())
 @click.option("--tokenizer", required=True, type=click.Path(), help="The new SentencePiece model.")
-@click.option("--old-tokenizer", type=click.Path(), help="The present one, where SOURCE does not have it.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the rows of pieces that are new.")
+@click.option("--old-tokenizer", type=click.Path(), help="The current one, if SOURCE does not have it.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the rows for new pieces.")
 def retokenize(source: str, directory: str, tokenizer: str, old_tokenizer: str | None, seed: int) -> None:
     """Give the language model SOURCE another text vocabulary, of any size, and write it into DIRECTORY.
 
