@@ -16,9 +16,7 @@ import numpy as np
 
 from moshijax.errors import ConfigError
 from moshijax.lm.config import Conditioner, LookupConditioner
-from moshijax.nn import lora
-from moshijax.nn.lora import Place
-from moshijax.nn.projection import uniform
+from moshijax.nn.projection import Kernels, uniform
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Float, Int
@@ -38,12 +36,20 @@ Conditions = Mapping[str, Any]  # name -> value indices [B] of a lookup, or Vect
 
 
 def default_length(conditioner: Conditioner) -> int:
-    """Positions of a condition that is absent."""
+    """Return how many positions an absent condition has."""
     return 1 if isinstance(conditioner, LookupConditioner) else conditioner.length or 1
 
 
 def complete(conditioners: tuple[Conditioner, ...], conditions: Conditions | None, batch: int) -> dict[str, Any]:
-    """Every condition of `batch` rows, those that were not given absent, shorter ones filled up with absent positions.
+    """Return every condition of `batch` rows; those that were not given are absent, shorter ones are filled up.
+
+    Args:
+      conditioners: Of the model.
+      conditions: Those given; None: none.
+      batch: Rows.
+
+    Returns:
+      Name -> value indices `[B]` of a lookup, `ABSENT` where it is absent, or `Vectors`.
 
     Raises:
       ConfigError: a condition that the model does not have, or one of the wrong shape.
@@ -84,39 +90,47 @@ def complete(conditioners: tuple[Conditioner, ...], conditions: Conditions | Non
 
 
 def absent(conditions: Conditions) -> dict[str, Any]:
-    """Conditions of the same shapes, all absent."""
+    """Return conditions of the same shapes, all absent."""
     return {
         name: Vectors(*map(jnp.zeros_like, value)) if isinstance(value, Vectors) else jnp.full_like(value, ABSENT)
         for name, value in conditions.items()
     }
 
 
-class ConditionProjection(nn.Module):
-    """A condition's vectors `[B, S, dim]` in the width of the model, float32; `bins` makes it a lookup."""
+class ConditionProjection(Kernels):
+    """A condition's vectors in the width of the model, float32; where they are absent, a learnt vector.
+
+    Parameters: `kernel [D, width]`, `absent [D]`, and of a lookup `table [bins + 1, width]`
+    (`conditioners/base.py` of `moshi`).
+
+    Attributes:
+      width: Of the vectors.
+      dim: D, of the model.
+      bins: Values of a lookup; None: the vectors are given.
+    """
+
+    kernel_axes = ("embed", None)
 
     width: int
     dim: int
     bins: int | None = None
-    place: Place = Place()
 
-    @nn.compact
-    def __call__(self, value: Int[Array, " B"] | Vectors) -> Float[Array, "B S D"]:
+    def setup(self) -> None:
         partition = nn.with_logical_partitioning
         if self.bins is not None:
-            table = self.param("table", partition(uniform(1), (None, None)), (self.bins + 1, self.width))
-            value = Vectors(table[jnp.maximum(value, 0)][:, None], (value >= 0)[:, None])
-        kernel = self.param("kernel", partition(uniform(self.width), ("embed", None)), (self.dim, self.width))
-        if (update := self.place.update) is not None:
-            a = lora.down(self, update, self.width, None, "float32")
-            b = lora.up(self, update, self.dim, "embed", "float32")
-            kernel = kernel + lora.product(update, a, b, "highest").astype(kernel.dtype)
-        absent = self.param("absent", partition(nn.initializers.normal(0.2), ("embed",)), (self.dim,))
-        rows = jnp.einsum("bsw,dw->bsd", value.vectors, kernel, precision="highest")
-        return jnp.where(value.mask[..., None], rows, absent)
+            self.table = self.param("table", partition(uniform(1), (None, None)), (self.bins + 1, self.width))
+        self.add_kernels(("kernel",), (self.dim, self.width), "float32")
+        self.absent = self.param("absent", partition(nn.initializers.normal(0.2), ("embed",)), (self.dim,))
+
+    def __call__(self, value: Int[Array, " B"] | Vectors) -> Float[Array, "B S D"]:
+        if self.bins is not None:
+            value = Vectors(self.table[jnp.maximum(value, 0)][:, None], (value >= 0)[:, None])
+        rows = jnp.einsum("bsw,dw->bsd", value.vectors, self.kernel_of("kernel"), precision="highest")
+        return jnp.where(value.mask[..., None], rows, self.absent)
 
 
 def spec(conditioner: Conditioner, batch: int) -> dict[str, tuple[tuple[int, ...], Any]]:
-    """Shapes and dtypes of the arrays that make a condition of `batch` rows: {suffix of its name: (shape, dtype)}."""
+    """Return the arrays that make a condition of `batch` rows: {suffix of its name: (shape, dtype)}."""
     if isinstance(conditioner, LookupConditioner):
         return {"": ((batch,), np.int32)}
     length = default_length(conditioner)

@@ -16,7 +16,6 @@ import jax.numpy as jnp
 from moshijax.lm.config import DepthConfig, LMConfig
 from moshijax.lm.embedding import TokenTables
 from moshijax.nn import rope
-from moshijax.nn.lora import Place
 from moshijax.nn.mlp import ACTIVATIONS
 from moshijax.nn.norms import NORM_KINDS, Norm, normalise
 from moshijax.nn.projection import StepLinear
@@ -27,22 +26,24 @@ if TYPE_CHECKING:
 
 
 class DepthAttention(nn.Module):
-    """Causal attention over the steps, with projections per step. State of a frame: the keys and values so far."""
+    """Causal attention over the steps, with projections per step. State of a frame: the keys and values so far.
+
+    Attributes:
+      config: Of the depth transformer.
+      schedule: The weights of every step (`StepLinear`).
+      stacked: The weights of all steps are one array.
+    """
 
     config: DepthConfig
     schedule: tuple[int, ...]
     stacked: bool
-    place: Place
 
     def setup(self) -> None:
         c = self.config.transformer
         settings = dict(dtype=c.dtype, param_dtype=c.param_dtype, precision=c.precision, stacked=self.stacked)
         rows = (c.num_heads + 2 * (c.num_heads // c.kv_repeat)) * (c.dim // c.num_heads)
-        place = self.place
-        self.in_proj = StepLinear(c.dim, rows, self.schedule, ("heads", "embed"), **settings, place=place / "in_proj")
-        self.out_proj = StepLinear(
-            c.dim, c.dim, self.schedule, ("embed", "heads"), **settings, place=place / "out_proj"
-        )
+        self.in_proj = StepLinear(c.dim, rows, self.schedule, ("heads", "embed"), **settings)
+        self.out_proj = StepLinear(c.dim, c.dim, self.schedule, ("embed", "heads"), **settings)
 
     def _split(self, qkv: Array, positions: Array) -> tuple[Array, Array, Array]:
         """`[..., rows]` to queries `[..., G, R, C]`, keys and values `[..., G, C]`; positions lead like `qkv`."""
@@ -70,7 +71,7 @@ class DepthAttention(nn.Module):
         return self.out_proj(y.reshape(K, N, c.dim))
 
     def step(self, k_step: int, past: tuple[Array, ...], x_ND: Array) -> tuple[tuple[Array, ...], Array]:
-        """Step `k_step`; `past` holds keys and values `[N, G, k, C]` of the earlier ones (empty at step 0)."""
+        """Run step `k_step`; `past` holds keys and values `[N, G, k, C]` of the earlier ones (empty at step 0)."""
         c = self.config.transformer
         q, k, v = self._split(self.in_proj.step(k_step, x_ND), jnp.full((1,), k_step))
         k, v = k[:, :, None], v[:, :, None]
@@ -83,12 +84,11 @@ class DepthAttention(nn.Module):
 
 
 class DepthMLP(nn.Module):
-    """Feed-forward block with weights per step."""
+    """Feed-forward block with weights per step, otherwise as `mlp.MLP`. Attributes as in `DepthAttention`."""
 
     config: DepthConfig
     schedule: tuple[int, ...]
     stacked: bool
-    place: Place
 
     def setup(self) -> None:
         c = self.config.transformer
@@ -96,40 +96,37 @@ class DepthMLP(nn.Module):
         settings["used"] = self.config.hidden_dims
         wide = c.dim, c.hidden_dim, self.schedule, ("mlp", "embed")
         if c.gating != "none":
-            self.gate = StepLinear(*wide, **settings, place=self.place / "up", owns_low=False)
-        self.up = StepLinear(*wide, **settings, place=self.place / "up")
-        settings |= dict(used_axis=1, place=self.place / "down")
-        self.down = StepLinear(c.hidden_dim, c.dim, self.schedule, ("embed", "mlp"), **settings)
+            self.gate = StepLinear(*wide, **settings)
+        self.up = StepLinear(*wide, **settings)
+        self.down = StepLinear(c.hidden_dim, c.dim, self.schedule, ("embed", "mlp"), used_axis=1, **settings)
 
     def __call__(self, x_KND: Array) -> Array:
         gating = self.config.transformer.gating
         if gating == "none":
             return self.down(ACTIVATIONS["gelu"](self.up(x_KND)))
-        low = self.up.low(x_KND)
-        return self.down(ACTIVATIONS[gating](self.gate(x_KND, low)) * self.up(x_KND, low))
+        return self.down(ACTIVATIONS[gating](self.gate(x_KND)) * self.up(x_KND))
 
     def step(self, k: int, x_ND: Array) -> Array:
+        """Run step k alone, `[N, D] -> [N, D]`."""
         gating = self.config.transformer.gating
         if gating == "none":
             return self.down.step(k, ACTIVATIONS["gelu"](self.up.step(k, x_ND)))
-        low = self.up.low_step(k, x_ND)
-        return self.down.step(k, ACTIVATIONS[gating](self.gate.step(k, x_ND, low)) * self.up.step(k, x_ND, low))
+        return self.down.step(k, ACTIVATIONS[gating](self.gate.step(k, x_ND)) * self.up.step(k, x_ND))
 
 
 class DepthLayer(nn.Module):
-    """Pre-norm layer; norms and layer scales are shared by all steps."""
+    """Pre-norm layer; norms and layer scales are shared by all steps. Attributes as in `DepthAttention`."""
 
     config: DepthConfig
     schedule: tuple[int, ...]
     stacked: bool
-    place: Place
 
     def setup(self) -> None:
         c = self.config.transformer
         self.norm1 = Norm(c.dim, c.norm, c.param_dtype)
-        self.attention = DepthAttention(self.config, self.schedule, self.stacked, self.place / "attention")
+        self.attention = DepthAttention(self.config, self.schedule, self.stacked)
         self.norm2 = Norm(c.dim, c.norm, c.param_dtype)
-        self.mlp = DepthMLP(self.config, self.schedule, self.stacked, self.place / "mlp")
+        self.mlp = DepthMLP(self.config, self.schedule, self.stacked)
         if c.layer_scale is not None:
             self.layer_scale_1 = LayerScale(c.dim, c.layer_scale, c.param_dtype)
             self.layer_scale_2 = LayerScale(c.dim, c.layer_scale, c.param_dtype)
@@ -144,13 +141,14 @@ class DepthLayer(nn.Module):
         return x_KND + self._scale(2, self.mlp(self.norm2(x_KND))), None
 
     def step(self, k: int, past: tuple[Array, ...], x_ND: Array) -> tuple[tuple[Array, ...], Array]:
+        """Run step k alone; `past` as in `DepthAttention.step`."""
         past, update = self.attention.step(k, past, self.norm1(x_ND))
         x_ND = x_ND + self._scale(1, update)
         return past, x_ND + self._scale(2, self.mlp.step(k, self.norm2(x_ND)))
 
 
 class StepNorm(nn.Module):
-    """A norm with parameters per codebook: `scale [K, D]`, `bias [K, D]`."""
+    """A norm with parameters per codebook: `scale [K, D]`, and `bias [K, D]` if its kind has one (`NORM_KINDS`)."""
 
     steps: int
     dim: int
@@ -168,11 +166,20 @@ class StepNorm(nn.Module):
         return normalise(x_KND, self.kind, self.scale[:, None], None if self.bias is None else self.bias[:, None])
 
     def step(self, k: int, x_ND: Array) -> Array:
+        """Normalise the inputs of step k."""
         return normalise(x_ND, self.kind, self.scale[k], None if self.bias is None else self.bias[k])
 
 
 class DepthTransformer(nn.Module):
-    """Logits of the generated audio rows of a frame, from the temporal output and the tokens before each row."""
+    """Logits of the generated audio rows of a frame, from the temporal output and the tokens before each row.
+
+    Moshi (arXiv 2410.00037, 3.4.1; `models/lm.py` of `moshi`).
+
+    Attributes:
+      config: Of the whole model.
+      scan_layers: Parameters of layers have a leading axis (`moshijax.nn.layout`).
+      stack_steps: Parameters of steps have a leading axis.
+    """
 
     config: LMConfig
     scan_layers: bool
@@ -182,16 +189,13 @@ class DepthTransformer(nn.Module):
         lm, depth = self.config, self.config.depth
         c, K = depth.transformer, lm.layout.dep_q
         types = dict(dtype=c.dtype, param_dtype=c.param_dtype, precision=c.precision)
-        place = Place(lm.lora, "depth")
         maps = dict(**types, stacked=self.stack_steps)
         axes = ("embed_depth", "embed")
-        self.inputs = StepLinear(lm.temporal.dim, c.dim, depth.input_weights(K), axes, **maps, place=place / "inputs")
+        self.inputs = StepLinear(lm.temporal.dim, c.dim, depth.input_weights(K), axes, **maps)
         tables = dict(low_rank=depth.low_rank, use_norm=lm.norm_emb, **types)
-        self.text_embedding = TokenTables(
-            1, lm.text_card + 1, c.dim, demux=lm.demux_text, **tables, place=place / "text_embedding"
-        )
+        self.text_embedding = TokenTables(1, lm.text_card + 1, c.dim, demux=lm.demux_text, **tables)
         if K > 1:
-            self.audio_embedding = TokenTables(K - 1, lm.card + 1, c.dim, **tables, place=place / "audio_embedding")
+            self.audio_embedding = TokenTables(K - 1, lm.card + 1, c.dim, **tables)
         layer = DepthLayer
         if c.remat_policy is not None:
             layer = nn.remat(layer, policy=REMAT_POLICIES[c.remat_policy], prevent_cse=not self.scan_layers)
@@ -204,21 +208,13 @@ class DepthTransformer(nn.Module):
                 length=c.num_layers,
                 metadata_params={nn.PARTITION_NAME: "layers"},
             )
-            self.layers = layer(depth, schedule, self.stack_steps, place)
+            self.layers = layer(depth, schedule, self.stack_steps)
         else:
-            self.layers = [layer(depth, schedule, self.stack_steps, place) for _ in range(c.num_layers)]
+            self.layers = [layer(depth, schedule, self.stack_steps) for _ in range(c.num_layers)]
         if depth.output_norm is not None:
             self.output_norm = StepNorm(K, c.dim, depth.output_norm, c.param_dtype)
-        self.heads = StepLinear(
-            c.dim,
-            lm.card,
-            tuple(range(K)),
-            ("vocab", "embed_depth"),
-            lm.bias_proj,
-            "truncated_normal",
-            **maps,
-            place=place / "heads",
-        )
+        axes = ("vocab", "embed_depth")
+        self.heads = StepLinear(c.dim, lm.card, tuple(range(K)), axes, lm.bias_proj, "truncated_normal", **maps)
 
     def _positions(self, x: Array, positions: Array) -> Array:
         c = self.config.depth.transformer
@@ -227,13 +223,13 @@ class DepthTransformer(nn.Module):
         return x
 
     def __call__(self, codes_BKT: Int[Array, "B K T"], z_BTD: Float[Array, "B T D"]) -> Float[Array, "B Q T V"]:
-        """Teacher-forced logits; row 0 of the codes is text, row k the audio row that step k predicts."""
+        """Return teacher-forced logits: step k reads row k of the codes (0 is text) and predicts row k + 1."""
         x_KBTD = self.hidden(codes_BKT, z_BTD)
         K, B, T, D = x_KBTD.shape
         return jnp.moveaxis(self.heads(x_KBTD.reshape(K, B * T, D)).reshape(K, B, T, -1), 0, 1)
 
     def hidden(self, codes_BKT: Int[Array, "B K T"], z_BTD: Float[Array, "B T D"]) -> Float[Array, "Q B T D"]:
-        """What the heads read, teacher-forced."""
+        """Return what the heads read, teacher-forced."""
         K = self.config.layout.dep_q
         B, T, D = z_BTD.shape
         x_KND = self.inputs(jnp.broadcast_to(z_BTD.reshape(1, B * T, D), (K, B * T, D)))

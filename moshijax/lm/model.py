@@ -22,9 +22,8 @@ from moshijax.lm.embedding import TokenTables
 from moshijax.lm.scoring import LMScores, at_frames, into_frames, score_in_pieces
 from moshijax.nn import lora, rope
 from moshijax.nn.layout import is_stacked, unstack_layers
-from moshijax.nn.lora import Place
 from moshijax.nn.norms import Norm
-from moshijax.nn.projection import Linear, uniform
+from moshijax.nn.projection import Kernels, Linear
 from moshijax.nn.transformer import Transformer
 from moshijax.tokens import BOS, ZERO
 
@@ -38,6 +37,13 @@ class LMOutput(NamedTuple):
     """Predictions aligned with the codes: `logits[:, q, t]` are of `codes[:, 1 + q, t]`.
 
     Where a mask is false there is no prediction or no target, and the logits mean nothing (they are finite).
+
+    Attributes:
+      logits: Of the audio rows that the depth transformer predicts, in the compute dtype as all logits.
+      mask: Of `logits`.
+      text_logits: Of the text row.
+      text_mask: Of `text_logits`.
+      extra_logits: Of the H extra heads; None: the model has none.
     """
 
     logits: Float[Array, "B Q T V"]
@@ -47,11 +53,16 @@ class LMOutput(NamedTuple):
     extra_logits: Float[Array, "B T H V"] | None = None
 
 
-class LanguageModel(nn.Module):
-    """The parameters and the pieces that training and generation share.
+class LanguageModel(Kernels):
+    """The parameters and the pieces that training and generation share; its methods run through `init` and `apply`.
 
-    `scan_layers`, `stack_steps`: which parameters have a leading axis (`moshijax.nn.layout`).
+    Attributes:
+      config: What the model is.
+      scan_layers: Parameters of layers have a leading axis (`moshijax.nn.layout`).
+      stack_steps: Parameters of depth steps have a leading axis.
     """
+
+    kernel_axes = (None, None, "embed")  # of the extra heads
 
     config: LMConfig
     scan_layers: bool = False
@@ -67,38 +78,40 @@ class LanguageModel(nn.Module):
         """Return the module that runs step by step, and its variables: one array per layer and step."""
         return cls(config), {"params": unstack_layers(params) if is_stacked(params) else params}
 
+    @nn.nowrap
+    def init_with_output(self, *args: Any, **kwargs: Any) -> Any:
+        """Initialise, with the low-rank updates of the config; `init` calls this."""
+        with lora.updates(self.config.lora):
+            return super().init_with_output(*args, **kwargs)
+
+    @nn.nowrap
+    def apply(self, *args: Any, **kwargs: Any) -> Any:
+        """Run a method, with the low-rank updates of the config."""
+        with lora.updates(self.config.lora):
+            return super().apply(*args, **kwargs)
+
     def setup(self) -> None:
         c = self.config
-        t, place = c.temporal, Place(c.lora)
+        lora.require_active(c.lora)
+        t = c.temporal
         types = dict(dtype=t.dtype, param_dtype=t.param_dtype, precision=t.precision)
         if c.layout.n_q:
             self.audio_embedding = TokenTables(c.layout.n_q, c.card + 1, t.dim, use_norm=c.norm_emb, **types)
         self.text_embedding = TokenTables(1, c.text_card + 1, t.dim, use_norm=c.norm_emb, demux=c.demux_text, **types)
         self.conditioners = {
-            x.name: ConditionProjection(
-                x.dim, t.dim, x.bins if isinstance(x, LookupConditioner) else None, place / f"conditioners_{x.name}"
-            )
+            x.name: ConditionProjection(x.dim, t.dim, x.bins if isinstance(x, LookupConditioner) else None)
             for x in c.conditioners
         }
-        self.temporal = Transformer(t, scan_layers=self.scan_layers, place=place / "temporal")
+        self.temporal = Transformer(t, scan_layers=self.scan_layers)
         self.out_norm = Norm(t.dim, t.norm, t.param_dtype)
-        head = dict(**types, place=place / "text_head")
-        self.text_head = Linear(t.dim, c.text_vocab, ("vocab", "embed"), c.bias_proj, **head)
-        if c.extra_heads:
-            init = nn.with_logical_partitioning(uniform(t.dim), (None, None, "embed"))
-            shape = (c.extra_heads, c.extra_heads_dim, t.dim)
-            self.extra_heads = self.param("extra_heads", init, shape, jnp.dtype(t.param_dtype))
-            self.extra_update = (place / "extra_heads").update
-            if self.extra_update is not None:
-                lead = ((None, c.extra_heads),)
-                a = lora.down(self, self.extra_update, t.dim, "embed", t.param_dtype, lead, "extra_heads_lora_a")
-                b = lora.up(self, self.extra_update, c.extra_heads_dim, None, t.param_dtype, lead, "extra_heads_lora_b")
-                self.extra_pair = a, b
+        self.text_head = Linear(t.dim, c.text_vocab, ("vocab", "embed"), c.bias_proj, **types)
+        heads = ("extra_heads",) if c.extra_heads else ()
+        self.add_kernels(heads, (c.extra_heads, c.extra_heads_dim, t.dim), t.param_dtype)
         if c.depth is not None:
             self.depth = DepthTransformer(c, self.scan_layers, self.stack_steps)
 
     def embed(self, codes_BKT: Array) -> Float[Array, "B T D"]:
-        """Sum of the embeddings of all rows: audio in order, then text."""
+        """Return the sum of the embeddings of all rows: audio in order, then text."""
         c = self.config
         x = None
         if c.layout.n_q:
@@ -109,9 +122,16 @@ class LanguageModel(nn.Module):
         return text if x is None else x + text
 
     def condition(self, conditions: Conditions | None, batch: int) -> dict[str, Array]:
-        """What is added to every temporal input (`sum [B, D]`), and the source of cross-attention (`cross [B, S, D]`).
+        """Return what conditions become: `sum [B, D]`, added to every temporal input, and `cross [B, S, D]`, a source.
 
         In the compute dtype; only what the model has.
+
+        Args:
+          conditions: As in `forward`.
+          batch: Rows.
+
+        Raises:
+          ConfigError: A condition that the model does not have, or one of the wrong shape.
         """
         c = self.config
         found: dict[str, list[Array]] = {"sum": [], "cross": []}
@@ -131,13 +151,13 @@ class LanguageModel(nn.Module):
         return out
 
     def source_caches(self, source_BSD: Array) -> tuple[dict[str, Array], ...]:
-        """Keys and values of the cross-attention source, per layer of the temporal transformer."""
+        """Return keys and values of the cross-attention source, per layer of the temporal transformer."""
         return self.temporal.source_caches(source_BSD)
 
     def _temporal(
         self, codes_BKT: Array, conditions: Conditions | None, segments_BT: Array | None = None
     ) -> Float[Array, "B T D"]:
-        """The temporal transformer over whole sequences of input columns, normalised: what all heads read."""
+        """Run the temporal transformer over whole sequences of input columns: what all heads read, normalised."""
         fused = self.condition(conditions, codes_BKT.shape[0])
         x = self.embed(codes_BKT)
         if "sum" in fused:
@@ -145,13 +165,14 @@ class LanguageModel(nn.Module):
         return self.out_norm(self.temporal(x, fused.get("cross"), segments_BT))
 
     def inputs(self, codes_BKT: Array) -> Int[Array, "B K T+1"]:
-        """The initial column, then the delayed codes: position p of row k holds code `p - 1 - delay_k`."""
+        """Return the initial column, then the delayed codes: position p of row k holds code `p - 1 - delay_k`."""
         c = self.config
         first = jnp.asarray(c.initial_column, codes_BKT.dtype)
         first = jnp.broadcast_to(first[None, :, None], (codes_BKT.shape[0], c.layout.num_streams, 1))
         return jnp.concatenate([first, delays.delay(codes_BKT, c.layout.delays, c.initial_column)], axis=2)
 
     def __call__(self, codes_BKT: Array, conditions: Conditions | None = None) -> LMOutput:
+        """Predict; see `forward`."""
         c = self.config
         B, _, T = codes_BKT.shape
         sequence = self.inputs(codes_BKT)
@@ -176,7 +197,10 @@ class LanguageModel(nn.Module):
         frames: int | None,
         depth_frames_BF: Array | None,
     ) -> LMScores:
-        """Scores where the model predicts, in its own order; only they are moved back to the codes, not the logits."""
+        """Score the targets; see the function `score`.
+
+        They are made where the model predicts, in its own order; only they are moved back to the codes, not the logits.
+        """
         sequence = self.inputs(codes_BKT)
         documents = None
         if separate_documents:  # the first one sees the initial column, as every sequence does
@@ -220,9 +244,17 @@ class LanguageModel(nn.Module):
         conditions: dict[str, Any] | None = None,
         lengths_B: Array | None = None,
     ) -> tuple[Any, Float[Array, "B T D"]]:
-        """Run T positions of input columns: the state, and what all heads read.
+        """Run T positions of input columns.
 
-        `conditions` are those of a generation state; `lengths_B`: only the first so many positions count.
+        Args:
+          state: Of the temporal transformer.
+          columns_BKT: Input columns, delayed.
+          active_B: Rows that are false are frozen; None: none.
+          conditions: Those of a generation state.
+          lengths_B: Only the first so many positions count; None: all.
+
+        Returns:
+          The new state, and what all heads read.
         """
         conditions = conditions or {}
         x = self.embed(columns_BKT)
@@ -234,24 +266,22 @@ class LanguageModel(nn.Module):
     def temporal_step(
         self, state: Any, column_BK: Array, active_B: Array | None, conditions: dict[str, Any] | None = None
     ) -> tuple[Any, Array, Array]:
-        """Run one position: `(state, z [B, D], text logits [B, V])`."""
+        """Run one position; return the new state, what all heads read `[B, D]`, and text logits `[B, V]`."""
         state, z = self.temporal_steps(state, column_BK[:, :, None], active_B, conditions)
         return state, z[:, 0], self.text_head(z)[:, 0]
 
     def depth_step(self, k: int, past: Any, token_B: Array, z_BD: Array) -> tuple[Any, Array]:
+        """Run step k of the depth transformer; see `DepthTransformer.step`."""
         return self.depth.step(k, past, token_B, z_BD)
 
     def extra(self, z: Float[Array, "... D"]) -> Float[Array, "... H V"]:
-        """Logits of the extra heads."""
-        kernel, precision = self.extra_heads.astype(z.dtype), self.config.temporal.precision
-        if self.extra_update is not None:
-            a, b = (part.astype(z.dtype) for part in self.extra_pair)
-            kernel = kernel + lora.product(self.extra_update, a, b, precision)
+        """Return the logits of the extra heads."""
+        kernel, precision = self.kernel_of("extra_heads").astype(z.dtype), self.config.temporal.precision
         return jnp.einsum("...d,hvd->...hv", z, kernel, precision=precision)
 
 
 def target_mask(config: LMConfig, codes_BKT: Int[Array, "B K T"]) -> Bool[Array, "B 1+Q T"]:
-    """True where row k (text, then the rows of the depth transformer) has a prediction and a target, not `ZERO`."""
+    """Return where row k (text, then the rows of the depth transformer) has a prediction and a target, not `ZERO`."""
     rows = 1 + config.layout.dep_q
     exists = delays.valid(config.layout.delays[:rows], codes_BKT.shape[2])
     return exists & (codes_BKT[:, :rows] != ZERO)
@@ -266,13 +296,13 @@ def _check_codes(config: LMConfig, codes_BKT: Array) -> None:
 
 
 def init_boxed(config: LMConfig, key: Array) -> Params:
-    """New parameters in the training layout, each boxed with its logical axis names (for sharding)."""
+    """Return new parameters in the training layout, each boxed with its logical axis names (for sharding)."""
     codes = jnp.zeros((1, config.layout.num_streams, 2), jnp.int32)
     return LanguageModel(config, config.scan_layers, stack_steps=True).init(key, codes)["params"]
 
 
 def init(config: LMConfig, key: Array, stacked: bool = True) -> Params:
-    """New parameters as a plain tree of arrays, in the training layout or, with `stacked=False`, for inference."""
+    """Return new parameters as a plain tree of arrays, in the training layout, or for inference if not `stacked`."""
     return _init(config, stacked, key)
 
 
@@ -283,17 +313,17 @@ def _init(config: LMConfig, stacked: bool, key: Array) -> Params:
 
 
 def abstract(config: LMConfig, stacked: bool = True) -> Params:
-    """Shapes and types of the parameters; allocates nothing."""
+    """Return the shapes and types of the parameters; nothing is allocated."""
     return jax.eval_shape(lambda key: init(config, key, stacked), jax.random.key(0))
 
 
 def partition_specs(config: LMConfig) -> Params:
-    """Logical axis names of every parameter of the training layout, as a tree of `PartitionSpec`."""
+    """Return the logical axis names of every parameter of the training layout, as a tree of `PartitionSpec`."""
     return nn.get_partition_spec(jax.eval_shape(lambda key: init_boxed(config, key), jax.random.key(0)))
 
 
 def count_parameters(config: LMConfig) -> int:
-    """Number of learnt values, without the padding of uneven depth widths."""
+    """Return the number of learnt values, without the padding of uneven depth widths."""
     total = sum(leaf.size for leaf in jax.tree.leaves(abstract(config)))
     depth = config.depth
     if depth is not None and depth.hidden_dims is not None:
@@ -307,10 +337,17 @@ def count_parameters(config: LMConfig) -> int:
 def forward(
     config: LMConfig, params: Params, codes_BKT: Int[Array, "B K T"], conditions: Conditions | None = None
 ) -> LMOutput:
-    """Teacher-forced predictions for every scored or generated row, aligned with the codes.
+    """Predict every scored or generated row from the codes before it (teacher forcing), aligned with the codes.
 
-    `conditions`: per conditioner of the config the value indices `[B]` of a lookup (-1 = absent), or
-    `conditioning.Vectors`; those that are missing are absent.
+    Args:
+      config: Of the model.
+      params: In either layout of `moshijax.nn.layout`.
+      codes_BKT: One row per stream of the layout, not delayed.
+      conditions: Per conditioner of the config the value indices `[B]` of a lookup (-1 = absent), or
+        `conditioning.Vectors`; those that are missing are absent.
+
+    Raises:
+      ConfigError: Codes or conditions that do not fit the model.
     """
     _check_codes(config, codes_BKT)
     return LanguageModel.of(config, params).apply({"params": params}, codes_BKT, conditions)
@@ -327,12 +364,21 @@ def score(
     frames: int | None = None,
     depth_frames_BF: Int[Array, "B F"] | None = None,
 ) -> LMScores:
-    """Scores of every target, aligned with the codes; what `forward` would predict, without whole logits.
+    """Score every target by what `forward` would predict, aligned with the codes, without whole logits.
 
-    `text_only`: the text row alone; the depth transformer does not run. `separate_documents`: what begins with BOS sees
-    nothing of what comes before it. `frames`: logits of so many frames exist at once (they are computed again in the
-    backward pass); None = of all. `depth_frames_BF`: numbers (0 to T - 1, none twice in a row) of the frames of the
-    temporal transformer that the depth transformer runs on, the same count F in each row; None = on all.
+    Args:
+      config: As in `forward`.
+      params: As in `forward`.
+      codes_BKT: As in `forward`.
+      conditions: As in `forward`.
+      text_only: The text row alone; the depth transformer does not run.
+      separate_documents: What begins with BOS sees nothing of what comes before it.
+      frames: Logits of so many frames exist at once (they are computed again in the backward pass); None: of all.
+      depth_frames_BF: Numbers (0 to T - 1, none twice in a row) of the frames of the temporal transformer that the
+        depth transformer runs on, the same count F in each row; None: on all.
+
+    Raises:
+      ConfigError: Codes or conditions that do not fit the model.
     """
     _check_codes(config, codes_BKT)
     model = LanguageModel.of(config, params)

@@ -18,7 +18,6 @@ import jax.numpy as jnp
 from moshijax.errors import ConfigError
 from moshijax.nn import rope
 from moshijax.nn.causal_attention import attend, causal_attention, window_mask
-from moshijax.nn.lora import Place
 from moshijax.nn.projection import Linear
 from moshijax.nn.streaming import whole_blocks
 
@@ -29,7 +28,7 @@ RINGS = ("exact", "window")
 
 
 def ring_positions(end_B: Int[Array, " B"], capacity: int) -> Int[Array, "B S"]:
-    """Absolute position held by every slot once positions `0 .. end - 1` were written; negative where nothing is."""
+    """Return the position that every slot of a ring holds once `0 .. end - 1` were written; negative where none is."""
     slot = jnp.arange(capacity)
     last = (end_B - 1)[:, None]
     # The newest position p <= last with p = slot (mod capacity).
@@ -39,11 +38,20 @@ def ring_positions(end_B: Int[Array, " B"], capacity: int) -> Int[Array, "B S"]:
 def ring_write(
     cache_BGSC: Array, new_BTGC: Array, offset_B: Int[Array, " B"], count_B: Int[Array, " B"] | None
 ) -> Array:
-    """Write the first `count` of T entries at slots `(offset + i) mod capacity`; of more than fit, the last ones stay.
+    """Write new entries into a ring, entry i at slot `(offset + i) mod capacity`; of more than fit, the last ones stay.
 
-    `count_B`: None writes all T. A scatter over the merged axis `B G`: XLA on CPU does it in place, where updating
-    slices of the four axes copies the whole cache (and ten times over when B is 1). Entries that do not count get slots
-    out of bounds, which the scatter drops.
+    A scatter over the merged axis `B G`: XLA on CPU does it in place, where updating slices of the four axes copies the
+    whole cache (and ten times over when B is 1). Entries that do not count get slots out of bounds, which the scatter
+    drops.
+
+    Args:
+      cache_BGSC: The ring, S its capacity.
+      new_BTGC: Entries, cast to the type of the ring.
+      offset_B: Entries written before.
+      count_B: Only the first so many of the T entries are written; None: all.
+
+    Returns:
+      The ring after it, `[B, G, S, C]`.
     """
     B, T, G, C = new_BTGC.shape
     capacity = cache_BGSC.shape[2]
@@ -91,12 +99,26 @@ def attend_parts(
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention without biases: `[B, T, D] -> [B, T, D]`.
+    """Multi-head self-attention without biases: `[B, T, D] -> [B, T, D]` (`modules/transformer.py` of `moshi`).
 
-    Streaming state: `k`, `v` `[B, G, capacity, C]` and `offset [B]`, the number of positions seen. `block` is the count
-    of positions that arrive together; the ring then holds `context + block - 1` positions, or `context` with
-    `ring="window"`, where the earlier positions of a block see fewer keys than they are entitled to
-    (`modules/transformer.py` of `moshi`).
+    Streaming state: `k`, `v` `[B, G, capacity, C]` in the compute dtype and `offset [B]`, the number of positions seen.
+
+    Attributes:
+      dim: D.
+      num_heads: Of queries.
+      kv_repeat: Query heads per head of keys and values.
+      context: Positions that a query sees, its own among them; None: all.
+      causal: Queries see no later positions.
+      rotary: Which channels rotate together, "interleaved" or "split" (`rope.rotate`); None: no rotation.
+      max_period: Of the rotations, in positions.
+      block: Positions that arrive together in a step.
+      ring: "exact": the ring holds `context + block - 1` positions. "window": it holds `context`, and the earlier
+        positions of a block see fewer keys than they are entitled to, as in PyTorch.
+      initializer: Of the projections, a name in `projection.INITIALIZERS`.
+      dtype: In which it computes.
+      param_dtype: Of new parameters.
+      precision: Of all products.
+      implementation: Over whole causal sequences, one of `causal_attention.IMPLEMENTATIONS`.
     """
 
     dim: int
@@ -112,41 +134,48 @@ class Attention(nn.Module):
     dtype: str = "float32"
     param_dtype: str = "float32"
     precision: str | None = "highest"
-    implementation: str = "auto"  # over whole causal sequences, see `causal_attention`
-    place: Place = Place()
+    implementation: str = "auto"
 
     def setup(self) -> None:
         settings = dict(
             initializer=self.initializer, dtype=self.dtype, param_dtype=self.param_dtype, precision=self.precision
         )
         rows = (self.num_heads + 2 * self.groups) * self.head_dim
-        self.in_proj = Linear(self.dim, rows, ("heads", "embed"), **settings, place=self.place / "in_proj")
-        self.out_proj = Linear(self.dim, self.dim, ("embed", "heads"), **settings, place=self.place / "out_proj")
+        self.in_proj = Linear(self.dim, rows, ("heads", "embed"), **settings)
+        self.out_proj = Linear(self.dim, self.dim, ("embed", "heads"), **settings)
 
     @property
     def groups(self) -> int:
+        """G, heads of keys and values."""
         return self.num_heads // self.kv_repeat
 
     @property
     def head_dim(self) -> int:
+        """C, width of a head."""
         return self.dim // self.num_heads
 
     @property
     def block_size(self) -> int:
+        """Positions per block."""
         return self.block
 
     @property
     def output_ratio(self) -> Fraction:
+        """Output positions per input position: 1."""
         return Fraction(1)
 
     @property
     def receptive_field(self) -> int | None:
-        """The first query of a block looks `context` back from its own position, `block - 1` before the block's end."""
+        """Positions that a block's outputs see: its first query is `block - 1` before its end, and sees `context`."""
         return None if self.context is None else self.context + self.block - 1
 
     @property
     def capacity(self) -> int:
-        """Slots of the ring cache."""
+        """Slots of the ring cache.
+
+        Raises:
+          ConfigError: Attention without a causal window has no ring.
+        """
         if self.context is None or not self.causal:
             raise ConfigError("context is None: streaming attention needs a causal window; set context")
         return self.context if self.ring == "window" else self.context + self.block - 1
@@ -163,7 +192,12 @@ class Attention(nn.Module):
         return q, k, v
 
     def __call__(self, x: Float[Array, "B T D"], segments: Int[Array, "B T"] | None = None) -> Float[Array, "B T D"]:
-        """`segments`: positions of different numbers do not see each other (causal attention alone)."""
+        """Attend over a whole sequence.
+
+        Args:
+          x: Inputs.
+          segments: Positions of different numbers do not see each other; only in causal attention.
+        """
         B, T, _ = x.shape
         q, k, v = self._project(x, jnp.arange(T))
         if self.causal:
@@ -183,6 +217,9 @@ class Attention(nn.Module):
           offset_B: Positions seen before.
           count_B: How many of the T positions count in each row, the first ones; None: all. The others are not written,
             and their outputs mean nothing.
+
+        Returns:
+          The ring after it, and the outputs.
         """
         B, T, _ = x.shape
         whole_blocks(T, self.block, "attention")
@@ -211,11 +248,13 @@ class Attention(nn.Module):
 
     @nn.nowrap
     def init_cache(self, batch_size: int) -> dict[str, Array]:
+        """Return an empty ring: `k`, `v` `[B, G, capacity, C]`."""
         shape = (batch_size, self.groups, self.capacity, self.head_dim)
         return {"k": jnp.zeros(shape, jnp.dtype(self.dtype)), "v": jnp.zeros(shape, jnp.dtype(self.dtype))}
 
     @nn.nowrap
     def init_state(self, batch_size: int) -> dict[str, Array]:
+        """Return the state before the first position."""
         return {**self.init_cache(batch_size), "offset": jnp.zeros((batch_size,), jnp.int32)}
 
     def step(
@@ -225,21 +264,39 @@ class Attention(nn.Module):
         active: Bool[Array, " B"] | None = None,
         lengths: Int[Array, " B"] | None = None,
     ) -> tuple[dict[str, Array], Float[Array, "B T D"]]:
-        """Run any number of whole blocks in one pass; see `counted` for `active` and `lengths`."""
+        """Run any number of whole blocks in one pass.
+
+        Args:
+          state: As `init_state` or the last step returned it.
+          x: New positions.
+          active: As in `counted`.
+          lengths: As in `counted`.
+
+        Returns:
+          The new state, and the outputs.
+        """
         count = counted(x.shape[1], active, lengths)
         cache, y = self.attend_cached({"k": state["k"], "v": state["v"]}, x, state["offset"], count)
         return {**cache, "offset": advance(state["offset"], x.shape[1], count)}, y
 
     @nn.nowrap
     def reset(self, state: dict[str, Array], rows: Bool[Array, " B"]) -> dict[str, Array]:
+        """Return the state in which the rows that are true begin again; their rings need no clearing."""
         return {**state, "offset": jnp.where(rows, 0, state["offset"])}
 
 
 class CrossAttention(nn.Module):
     """Attention from every position of `x [B, T, D]` to a fixed source `[B, S, D]`: no mask, no positions, no biases.
 
-    The keys and values of the source do not change while a row streams: compute them once (`keys_values`). Its maps
-    have no low-rank updates, as in the published layer.
+    The keys and values of the source do not change while a row streams: compute them once (`keys_values`). As in
+    `modules/transformer.py` of `moshi`.
+
+    Attributes:
+      dim: D, of inputs and source.
+      num_heads: H.
+      dtype: In which it computes.
+      param_dtype: Of new parameters.
+      precision: Of all products.
     """
 
     dim: int
@@ -259,13 +316,14 @@ class CrossAttention(nn.Module):
         return x_BSD.reshape(*x_BSD.shape[:2], self.num_heads, self.dim // self.num_heads)
 
     def keys_values(self, source_BSD: Float[Array, "B S D"]) -> dict[str, Float[Array, "B H S C"]]:
+        """Return the keys `k` and values `v` of a source."""
         return {
             "k": jnp.swapaxes(self._heads(self.k_proj(source_BSD)), 1, 2),
             "v": jnp.swapaxes(self._heads(self.v_proj(source_BSD)), 1, 2),
         }
 
     def __call__(self, x: Float[Array, "B T D"], source: dict[str, Array]) -> Float[Array, "B T D"]:
-        """`source`: what `keys_values` gave."""
+        """Attend from `x` to a source, given as `keys_values` returned it."""
         q_BTHRC = self._heads(self.q_proj(x))[:, :, :, None]
         y = attend(q_BTHRC, source["k"], source["v"], None, self.precision)
         return self.out_proj(y.reshape(x.shape))

@@ -9,7 +9,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from moshijax.nn.lora import Place
 from moshijax.nn.projection import Linear
 
 if TYPE_CHECKING:
@@ -31,7 +30,7 @@ ACTIVATIONS: dict[str, Callable] = {
 
 
 def hidden_width(feedforward: int, dim: int, gating: str) -> int:
-    """Width of the hidden layer for a published `dim_feedforward`.
+    """Return the width of the hidden layer for a published `dim_feedforward`.
 
     Plain blocks use it as it is; gated ones `2 ff / 3` rounded down, or `21 dim / 8` when `ff = 4 dim`
     (`modules/gating.py` of `moshi`).
@@ -42,7 +41,20 @@ def hidden_width(feedforward: int, dim: int, gating: str) -> int:
 
 
 class MLP(nn.Module):
-    """`down(gelu(up x))`, or `down(act(gate x) * up x)` with a gating activation; no biases."""
+    """`down(gelu(up x))`, or `down(act(gate x) * up x)` with a gating activation; no biases.
+
+    As in `modules/transformer.py` and `modules/gating.py` of `moshi`, whose `linear_in` holds the rows of `gate`, then
+    those of `up`.
+
+    Attributes:
+      dim: D, of inputs and outputs.
+      hidden_dim: F, see `hidden_width`.
+      gating: A name in `ACTIVATIONS`, or "none" for the plain block.
+      initializer: Of the maps, a name in `projection.INITIALIZERS`.
+      dtype: In which it computes.
+      param_dtype: Of new parameters.
+      precision: Of all products.
+    """
 
     dim: int
     hidden_dim: int
@@ -51,20 +63,17 @@ class MLP(nn.Module):
     dtype: str = "float32"
     param_dtype: str = "float32"
     precision: str | None = "highest"
-    place: Place = Place()
 
     def setup(self) -> None:
         settings = dict(
             initializer=self.initializer, dtype=self.dtype, param_dtype=self.param_dtype, precision=self.precision
         )
         if self.gating != "none":
-            gate = settings | dict(place=self.place / "up", owns_low=False)
-            self.gate = Linear(self.dim, self.hidden_dim, ("mlp", "embed"), **gate)
-        self.up = Linear(self.dim, self.hidden_dim, ("mlp", "embed"), **settings, place=self.place / "up")
-        self.down = Linear(self.hidden_dim, self.dim, ("embed", "mlp"), **settings, place=self.place / "down")
+            self.gate = Linear(self.dim, self.hidden_dim, ("mlp", "embed"), **settings)
+        self.up = Linear(self.dim, self.hidden_dim, ("mlp", "embed"), **settings)
+        self.down = Linear(self.hidden_dim, self.dim, ("embed", "mlp"), **settings)
 
     def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
         if self.gating == "none":
             return self.down(ACTIVATIONS["gelu"](self.up(x)))
-        low = self.up.low(x)
-        return self.down(ACTIVATIONS[self.gating](self.gate(x, low)) * self.up(x, low))
+        return self.down(ACTIVATIONS[self.gating](self.gate(x)) * self.up(x))

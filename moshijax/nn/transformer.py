@@ -15,7 +15,6 @@ from moshijax.errors import require
 from moshijax.nn import rope
 from moshijax.nn.attention import RINGS, Attention, CrossAttention, advance, counted
 from moshijax.nn.causal_attention import IMPLEMENTATIONS
-from moshijax.nn.lora import Place
 from moshijax.nn.mlp import ACTIVATIONS, MLP
 from moshijax.nn.norms import NORM_KINDS, Norm
 
@@ -42,12 +41,29 @@ PRECISIONS = ("default", "high", "highest")
 
 @dataclass(frozen=True)
 class TransformerConfig:
-    """A stack of identical layers. `hidden_dim` is the resolved width (see `mlp.hidden_width`).
+    """A stack of identical layers.
 
-    `cross_attention`: every layer also attends to a source sequence of width `dim`, between its two other branches.
-    `remat_policy`: None keeps all activations; "full" recomputes each layer, "dots" keeps matrix products,
-    "dots_no_batch" keeps those without batch axes.
-    `attention_implementation`: of causal attention over whole sequences, one of `causal_attention.IMPLEMENTATIONS`.
+    Attributes:
+      dim: D.
+      num_layers: Layers, 0 or more.
+      num_heads: Query heads, a divisor of D.
+      hidden_dim: Width of the feed-forward blocks, resolved (see `mlp.hidden_width`).
+      gating: Of the feed-forward blocks, a name in `mlp.ACTIVATIONS`, or "none".
+      norm: A name in `norms.NORM_KINDS`.
+      positional_embedding: A name in `POSITIONAL_KINDS`.
+      max_period: Of rotations and sinusoids, in positions.
+      positional_scale: Factor of added sinusoids.
+      context: Positions that a query sees, its own among them; None: all.
+      kv_repeat: Query heads per head of keys and values.
+      layer_scale: First value of a learnt factor per channel on every branch; None: no such factor.
+      causal: Queries see no later positions.
+      cross_attention: Every layer also attends to a source sequence of width D, between its two other branches.
+      dtype: In which the stack computes.
+      param_dtype: Of new parameters.
+      precision: Of all products, one of `PRECISIONS`.
+      remat_policy: None keeps all activations; "full" recomputes each layer, "dots" keeps matrix products,
+        "dots_no_batch" keeps those without batch axes.
+      attention_implementation: Of causal attention over whole sequences, one of `causal_attention.IMPLEMENTATIONS`.
     """
 
     dim: Size
@@ -130,7 +146,7 @@ class TransformerConfig:
 
 
 class LayerScale(nn.Module):
-    """Learnt factor per channel on a branch (CaiT, arXiv 2103.17239). Parameter `scale [D]`."""
+    """Learnt factor per channel on a branch (CaiT, arXiv 2103.17239). Parameter `scale [D]`, `initial` at first."""
 
     dim: int
     initial: float
@@ -146,20 +162,24 @@ class TransformerLayer(nn.Module):
     """`x + Attn(norm(x))`, then `x + MLP(norm(x))`, each branch optionally scaled per channel.
 
     With cross-attention, `x + CrossAttn(norm(x), source)` between the two; its norm is a layer norm in every model.
+
+    Attributes:
+      config: Of the stack.
+      block: Positions that arrive together in a step.
+      ring: Kind of the ring cache, see `Attention`.
     """
 
     config: TransformerConfig
     block: int = 1
     ring: str = "exact"
-    place: Place = Place()
 
     def setup(self) -> None:
         c = self.config
         self.norm1 = Norm(c.dim, c.norm, c.param_dtype)
-        self.attention = make_attention(c, self.block, self.ring, self.place / "attention")
+        self.attention = make_attention(c, self.block, self.ring)
         self.norm2 = Norm(c.dim, c.norm, c.param_dtype)
         types = dict(dtype=c.dtype, param_dtype=c.param_dtype, precision=c.precision)
-        self.mlp = MLP(c.dim, c.hidden_dim, c.gating, "truncated_normal", **types, place=self.place / "mlp")
+        self.mlp = MLP(c.dim, c.hidden_dim, c.gating, "truncated_normal", **types)
         if c.layer_scale is not None:
             self.layer_scale_1 = LayerScale(c.dim, c.layer_scale, c.param_dtype)
             self.layer_scale_2 = LayerScale(c.dim, c.layer_scale, c.param_dtype)
@@ -192,7 +212,18 @@ class TransformerLayer(nn.Module):
     def step(
         self, cache: dict[str, Array], x: Array, offset_B: Array, count_B: Array | None, source: Any = None
     ) -> tuple[Any, Array]:
-        """Run new positions; `source`: keys and values of the source, where there is one (`source_cache`)."""
+        """Run new positions.
+
+        Args:
+          cache: Ring of the attention.
+          x: Inputs `[B, T, D]`.
+          offset_B: Positions seen before.
+          count_B: How many of the T positions count, see `attention.counted`.
+          source: Keys and values of the source, where there is one (`source_cache`).
+
+        Returns:
+          The ring after it, and the outputs `[B, T, D]`.
+        """
         cache, update = self.attention.attend_cached(cache, self.norm1(x), offset_B, count_B)
         x = x + self._scale("1", update)
         if source is not None:
@@ -200,11 +231,12 @@ class TransformerLayer(nn.Module):
         return cache, x + self._scale("2", self.mlp(self.norm2(x)))
 
     def source_cache(self, source: Float[Array, "B S D"]) -> dict[str, Array]:
+        """Return the keys and values `[B, H, S, C]` of a source."""
         return self.cross_attention.keys_values(source)
 
 
-def make_attention(c: TransformerConfig, block: int, ring: str, place: Place) -> Attention:
-    """The attention layer that `config` describes."""
+def make_attention(c: TransformerConfig, block: int, ring: str) -> Attention:
+    """Return the attention layer of a stack."""
     return Attention(
         dim=c.dim,
         num_heads=c.num_heads,
@@ -219,26 +251,28 @@ def make_attention(c: TransformerConfig, block: int, ring: str, place: Place) ->
         param_dtype=c.param_dtype,
         precision=c.precision,
         implementation=c.attention_implementation,
-        place=place,
     )
 
 
 class Transformer(nn.Module):
     """The stack, without a final norm: `[B, T, D] -> [B, T, D]` in the compute dtype.
 
-    Parameters are `layers_0 ..` or, with `scan_layers`, `layers` with a leading layer axis. Streaming state:
-    `offset [B]` and, per layer, a ring cache (`layers`, a tuple). `block` positions arrive together.
+    Streaming state: `offset [B]` and, per layer, a ring cache (`layers`, a tuple).
 
     With `cross_attention` a source `[B, S, D]` is given beside `x`, and in a step what `source_caches` made of it: it
-    stays the same while a row streams, so it is not part of the state here. Maps at a `place` with a low-rank update
-    have one.
+    stays the same while a row streams, so it is not part of the state here.
+
+    Attributes:
+      config: Of the stack.
+      block: Positions that arrive together in a step.
+      ring: Kind of the ring caches, see `Attention`.
+      scan_layers: Parameters are `layers` with a leading layer axis, instead of `layers_0 ..`.
     """
 
     config: TransformerConfig
     block: int = 1
     ring: str = "exact"
     scan_layers: bool = False
-    place: Place = Place()
 
     def setup(self) -> None:
         c = self.config
@@ -255,21 +289,23 @@ class Transformer(nn.Module):
                 length=c.num_layers,
                 metadata_params={nn.PARTITION_NAME: "layers"},
             )
-            self.layers = layer(c, self.block, self.ring, self.place)
+            self.layers = layer(c, self.block, self.ring)
         else:
-            self.layers = [layer(c, self.block, self.ring, self.place) for _ in range(c.num_layers)]
+            self.layers = [layer(c, self.block, self.ring) for _ in range(c.num_layers)]
 
     @property
     def block_size(self) -> int:
+        """Positions per block."""
         return self.block
 
     @property
     def output_ratio(self) -> Fraction:
+        """Output positions per input position: 1."""
         return Fraction(1)
 
     @property
     def receptive_field(self) -> int | None:
-        """Each layer adds its window to the block."""
+        """Positions that a block's outputs see: each layer adds its window to the block; None: all."""
         c = self.config
         return None if c.context is None or not c.causal else c.num_layers * (c.context - 1) + self.block
 
@@ -286,7 +322,16 @@ class Transformer(nn.Module):
         source: Float[Array, "B S D"] | None = None,
         segments: Int[Array, "B T"] | None = None,
     ) -> Float[Array, "B T D"]:
-        """`segments`: positions of different numbers do not see each other (documents packed in a row)."""
+        """Run a whole sequence.
+
+        Args:
+          x: Inputs.
+          source: With cross-attention, what every position attends to.
+          segments: Positions of different numbers do not see each other (documents packed in a row).
+
+        Raises:
+          ConfigError: A source without cross-attention, or the reverse.
+        """
         require((source is not None) == self.config.cross_attention, "a source goes with cross_attention, and only so")
         x = self._embed_positions(x, jnp.arange(x.shape[1]))
         arguments = (source, segments)
@@ -297,12 +342,13 @@ class Transformer(nn.Module):
         return x
 
     def source_caches(self, source: Float[Array, "B S D"]) -> tuple[dict[str, Array], ...]:
-        """Keys and values of a source `[B, S, D]` for the cross-attention of every layer, each `[B, H, S, C]`."""
+        """Return keys and values of a source for the cross-attention of every layer, each `[B, H, S, C]`."""
         return tuple(layer.source_cache(source) for layer in self._unstacked())
 
     @nn.nowrap
     def init_state(self, batch_size: int) -> dict[str, Any]:
-        attention = make_attention(self.config, self.block, self.ring, self.place)
+        """Return the state before the first position."""
+        attention = make_attention(self.config, self.block, self.ring)
         return {
             "offset": jnp.zeros((batch_size,), jnp.int32),
             "layers": tuple(attention.init_cache(batch_size) for _ in range(self.config.num_layers)),
@@ -319,9 +365,14 @@ class Transformer(nn.Module):
         """Run any number of whole blocks in one pass.
 
         Args:
+          state: As `init_state` or the last step returned it.
+          x: New positions.
           active: Rows that are false are frozen.
           sources: What `source_caches` returned, with cross-attention.
           lengths: Only the first so many of the T positions count; the outputs of the others mean nothing.
+
+        Returns:
+          The new state, and the outputs.
 
         Raises:
           ConfigError: The parameters are stacked.
@@ -342,4 +393,5 @@ class Transformer(nn.Module):
 
     @nn.nowrap
     def reset(self, state: dict[str, Any], rows: Bool[Array, " B"]) -> dict[str, Any]:
+        """Return the state in which the rows that are true begin again."""
         return {**state, "offset": jnp.where(rows, 0, state["offset"])}

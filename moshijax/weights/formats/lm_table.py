@@ -11,6 +11,7 @@ from flax.traverse_util import flatten_dict
 from moshijax.lm.config import LMConfig, LookupConditioner
 from moshijax.lm.model import abstract
 from moshijax.nn.layout import pack_in_proj, unpack_in_proj
+from moshijax.nn.lora import map_name
 from moshijax.nn.norms import NORM_KINDS
 from moshijax.nn.transformer import TransformerConfig
 from moshijax.weights.formats.kyutai import LINEAR, stem_of
@@ -18,7 +19,6 @@ from moshijax.weights.table import Entry, Target, plain
 
 #: Published maps whose rows have another order or number among our parameters.
 _ROWS = (".in_proj_weight", ".out_proj.weight", ".linear_in.weight")
-_NUMBERED = re.compile(r"/(layers|steps)_\d+")
 
 
 def _norm(
@@ -153,8 +153,7 @@ def lm_table(config: LMConfig) -> dict[str, Entry]:
 
 def module_of(path: str) -> str:
     """Return the path of the linear map to which an update at `path` belongs, as `moshijax.nn.lora.LoRA` names it."""
-    stem = re.sub(r"[/_]lora_[ab]$", "", _NUMBERED.sub("", path))
-    return stem.removesuffix("/gate") + "/up" if stem.endswith("/gate") else stem
+    return map_name(re.sub(r"[/_]lora_[ab]$", "", path))
 
 
 def _updates(config: LMConfig, entries: dict[str, Entry]) -> dict[str, Entry]:
