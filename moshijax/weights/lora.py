@@ -22,7 +22,7 @@ from moshijax.weights.model import OpenedModel
 from moshijax.weights.names import Group, Renamed, concatenated, renamed
 from moshijax.weights.published import CONFIG_FILE, read_json
 from moshijax.weights.safetensors import open_tensors
-from moshijax.weights.tensors import Combined, Tensors
+from moshijax.weights.tensors import Combined, Finite, Tensors
 
 _SPLIT = re.compile(r"^(.*)\.(in|out)_projs\.(\d+)\.(lora_[AB])\.weight$")
 _NAME = re.compile(r"^(.*)\.(lora_[AB])\.weight$")
@@ -59,7 +59,7 @@ def open_adapter(path: Path, scaling: float, rank: int | None) -> Adapter:
     Raises:
       DataError: the file holds something else, or half of an adapter.
     """
-    return Adapter(_fused(open_tensors(path), str(path)), scaling, path, path, rank)
+    return Adapter(Finite(_fused(open_tensors(path), str(path)), path), scaling, path, path, rank)
 
 
 def _fused(file: Tensors, where: str) -> Renamed:

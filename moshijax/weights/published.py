@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from moshijax import files
-from moshijax.errors import DataError
+from moshijax.annotations import shown
+from moshijax.errors import ConfigError, DataError
 from moshijax.weights.formats import huggingface_config
-from moshijax.weights.formats.lm_config import completed
+from moshijax.weights.formats.lm_config import MODEL_TYPES, completed
 from moshijax.weights.safetensors import INDEX_SUFFIX, ShardedFile, TensorFile, open_tensors
 
 MODEL_FILE, CONFIG_FILE, PREPROCESSOR = "model.safetensors", "config.json", "preprocessor_config.json"
@@ -35,10 +36,11 @@ class PublishedFiles:
 
         Raises:
           DataError: it is not the config of a model.
-          ConfigError: it names a file as no file can be called.
+          ConfigError: it is of a model of another kind, or names a file as no file can be called.
         """
         file = (path if path.is_dir() else path.parent) / CONFIG_FILE
         fields = completed(read_json(file)) if file.is_file() else {}
+        _check_class(fields, file)
         for name, value in fields.items():
             if name.endswith("_name") and isinstance(value, str):
                 files.check_file_name(value, f"{file}: {name}")
@@ -94,6 +96,20 @@ class PublishedFiles:
         """`preprocessor_config.json` of Transformers, {} without."""
         file = self.folder / PREPROCESSOR
         return read_json(file) if file.is_file() else {}
+
+
+def _check_class(fields: Mapping[str, Any], file: Path) -> None:
+    """Refuse the config of a class that is not read, such as a CSM, an EnCodec or a DAC, by the name of the class."""
+    classes, kind = fields.get("architectures"), fields.get("model_type")
+    known = (*MODEL_TYPES, *huggingface_config.ARCHITECTURES)
+    ours = huggingface_config.ARCHITECTURES.values()
+    named = [name for name in classes if isinstance(name, str)] if isinstance(classes, list) else []
+    if (isinstance(kind, str) and kind not in known) or (named and not set(named) & set(ours)):
+        what = f"{shown(named[0])}, model_type {shown(kind)}" if named else f"model_type {shown(kind)}"
+        raise ConfigError(
+            f"{file} is of {what}, which is not read: must be one of {', '.join(dict.fromkeys(known))}; use the files "
+            "of such a model"
+        )
 
 
 def has_tensors(file: Path) -> bool:

@@ -44,6 +44,8 @@ DTYPES = {
 }
 MAX_HEADER = 100_000_000
 SHOWN = 12
+#: What the names of tensors begin with that were saved from within a wrapper.
+WRAPPERS = {"_orig_mod.": "torch.compile", "module.": "DistributedDataParallel", "base_model.model.": "PEFT"}
 LFS_POINTER = b"version https://git-lfs"
 
 
@@ -190,12 +192,24 @@ INDEX_SUFFIX = ".safetensors.index.json"
 
 
 def open_tensors(path: str | Path) -> TensorFile | ShardedFile:
-    """Open a weights file, or the index that stands for several (named, or in place of the file)."""
+    """Open a weights file, or the index that stands for several (named, or in place of the file).
+
+    Raises:
+      DataError: as `TensorFile` and `ShardedFile`, or all names are those inside a wrapper.
+    """
     path = Path(path)
-    if path.name.endswith(INDEX_SUFFIX):
-        return ShardedFile(path)
     index = path.with_name(path.name.removesuffix(".safetensors") + INDEX_SUFFIX)
-    return ShardedFile(index) if not path.exists() and index.exists() else TensorFile(path)
+    if path.name.endswith(INDEX_SUFFIX):
+        file = ShardedFile(path)
+    else:
+        file = ShardedFile(index) if not path.exists() and index.exists() else TensorFile(path)
+    for prefix, wrapper in WRAPPERS.items():
+        if len(file) and all(name.startswith(prefix) for name in file):
+            raise DataError(
+                f"{path}: all names begin with {prefix!r}, as {wrapper} calls them; save the module inside it, or take "
+                "the prefix off the names"
+            )
+    return file
 
 
 def check_names_and_shapes(

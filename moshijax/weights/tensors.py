@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from flax.traverse_util import flatten_dict
 
+from moshijax.errors import DataError
+
+_BLOCK = 1 << 20
 Shapes = Mapping[str, tuple[int, ...]]
 
 
@@ -39,6 +43,35 @@ class InMemory:
 
     def __getitem__(self, name: str) -> Any:
         return self._arrays[name]
+
+
+class Finite(Mapping):
+    """The tensors of a model, of which none that is asked for may hold NaN or infinity."""
+
+    def __init__(self, tensors: Tensors, where: Path):
+        self._tensors, self._where = tensors, where
+        self.shapes, self.dtypes = tensors.shapes, tensors.dtypes
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        """Return a tensor.
+
+        Raises:
+          DataError: it holds NaN or infinity.
+        """
+        value = self._tensors[name]
+        flat = np.reshape(value, -1)
+        # In blocks, so that there is no second array of the size of the tensor.
+        if not all(np.isfinite(flat[start : start + _BLOCK]).all() for start in range(0, flat.size, _BLOCK)):
+            raise DataError(
+                f"{self._where}: {name} holds NaN or infinity; fetch it again, or use an earlier checkpoint"
+            )
+        return value
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.shapes)
+
+    def __len__(self) -> int:
+        return len(self.shapes)
 
 
 class ShapesOnly:

@@ -6,6 +6,7 @@ import json
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from tests.weights.test_lm import PUBLISHED, published_tensors, write
 
@@ -130,3 +131,52 @@ def test_another_kind_of_model(given, tmp_path, cli):
 
     with pytest.raises(DataError, match="is a language model, a codec is needed"):
         weights.load_mimi(given)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_weights_that_are_not_finite_are_named(tmp_path, cli, value, dtype):
+    tensors = {name: tensor.astype(np.dtype(dtype)) for name, tensor in published_tensors(PUBLISHED).items()}
+    tensors["out_norm.alpha"][..., -1] = value
+    given = write(tmp_path / "given", PUBLISHED, tensors)
+    assert "out_norm.alpha holds NaN or infinity" in rejected(cli, tmp_path, given)
+    code, out, err = cli("weights", "export", given, tmp_path / "out", "--format", "kyutai")
+    assert code == 3 and out == "" and "out_norm.alpha holds NaN or infinity" in err and err.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_imported_model_that_is_not_finite_is_named_at_export(given, tmp_path, cli):
+    assert cli("weights", "import", given, tmp_path / "ours")[0] == 0
+    file = tmp_path / "ours" / "parameters.safetensors"
+    tensors = load_file(file)
+    tensors["out_norm/scale"][..., 0] = np.nan
+    save_file(tensors, file)
+    code, out, err = cli("weights", "export", tmp_path / "ours", tmp_path / "out", "--format", "kyutai")
+    assert code == 3 and out == "" and "out_norm.alpha holds NaN" in err and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("prefix", ["_orig_mod.", "module.", "base_model.model."])
+def test_names_from_within_a_wrapper(tmp_path, cli, prefix):
+    tensors = {prefix + name: tensor for name, tensor in published_tensors(PUBLISHED).items()}
+    given = write(tmp_path / "given", PUBLISHED, tensors)
+    assert f"all names begin with '{prefix}'" in rejected(cli, tmp_path, given)
+    assert f"all names begin with '{prefix}'" in rejected(cli, tmp_path, given / "model.safetensors")
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"architectures": ["CsmForConditionalGeneration"], "model_type": "csm", "codec_config": {"model_type": "mimi"}},
+        {"architectures": ["EncodecModel"], "model_type": "encodec", "sampling_rate": 24000},
+        {"architectures": ["DacModel"], "model_type": "dac", "hop_length": 512},
+        {"architectures": ["DacModel"]},
+        {"model_type": "encodec"},
+    ],
+)
+def test_a_config_of_another_class_is_named(given, tmp_path, cli, fields):
+    (given / "config.json").write_text(json.dumps(fields))
+    message = rejected(cli, tmp_path, given, 2)
+    named = fields.get("architectures", [fields.get("model_type")])[0]
+    assert f"'{named}'" in message and "which is not read" in message and "remove it" not in message
+    code, _, err = cli("codec", "encode", given / "x.wav", tmp_path / "x.npz", "--codec", given)
+    assert code in (2, 3) and err.count("\n") == 1

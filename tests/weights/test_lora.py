@@ -228,3 +228,15 @@ def test_an_adapter_that_is_not_there(tmp_path):
     (given / "lora.safetensors").unlink()
     with pytest.raises(DataError, match=r"lora\.safetensors: cannot be read"):
         weights.load_lm(given)
+
+
+@pytest.mark.parametrize("scaling", [None, "two", float("nan"), float("inf"), [2.0], True])
+def test_an_adapter_with_a_scaling_that_is_no_number(tmp_path, cli, scaling):
+    given = write(tmp_path / "given", PUBLISHED, base_tensors())
+    (tmp_path / "tuned").mkdir()
+    save_file(adapter_tensors(), tmp_path / "tuned" / "lora.safetensors")
+    (tmp_path / "tuned" / "config.json").write_text(json.dumps({"lora_scaling": scaling}))
+    adapter = tmp_path / "tuned" / "lora.safetensors"
+    code, out, err = cli("weights", "import", given, tmp_path / "ours", "--adapter", adapter)
+    assert code == 2 and out == "" and "lora_scaling is" in err and err.count("\n") == 1
+    assert not (tmp_path / "ours").exists()

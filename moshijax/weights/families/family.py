@@ -17,7 +17,7 @@ from moshijax.weights.model import OpenedModel, Provenance
 from moshijax.weights.published import PublishedFiles
 from moshijax.weights.safetensors import check_names_and_shapes
 from moshijax.weights.table import AsPublished, Table, same
-from moshijax.weights.tensors import InMemory, ShapesOnly, Tensors
+from moshijax.weights.tensors import Finite, InMemory, ShapesOnly, Tensors
 from moshijax.weights.writer import Progress
 
 #: Dtypes of tensors that can be kept as they are.
@@ -101,8 +101,9 @@ class Family(ABC):
     def of_parameters(self, config: Any, flat: Tensors, provenance: Provenance, where: Path) -> OpenedModel:
         """Open parameters by their paths, in either layout."""
         stored = same(self.abstract(config))
-        tensors = AsPublished(self.table(config), flat, provenance.dtypes)
-        return OpenedModel(self, config, tensors, provenance, where, stored, AsPublished(stored, flat))
+        tensors = Finite(AsPublished(self.table(config), flat, provenance.dtypes), where)
+        ours = Finite(AsPublished(stored, flat), where)
+        return OpenedModel(self, config, tensors, provenance, where, stored, ours)
 
     # Published files
 
@@ -171,6 +172,7 @@ class Family(ABC):
         config = self.dtypes_settled(config, {name: tensors.dtypes[name] for name in table})
         ours = self.published_shapes(config).dtypes
         dtypes = {name: tensors.dtypes[name].name for name in table if tensors.dtypes[name] != ours[name]}
+        tensors = Finite(tensors, where)
         return OpenedModel(self, config, tensors, replace(provenance, dtypes=dtypes), where, table, tensors)
 
     # What only some families have
