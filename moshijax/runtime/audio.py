@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from jaxtyping import Float
 
 
+#: Float recordings may go a little beyond 1; larger ones are in the scale of integers.
+LOUDEST = 2.0
+
+
 def read(path: str | Path) -> tuple[Float[np.ndarray, "N channels"], int]:
     """Read samples, float32 in [-1, 1], and the sample rate.
 
@@ -22,7 +26,7 @@ def read(path: str | Path) -> tuple[Float[np.ndarray, "N channels"], int]:
 
     Raises:
       ConfigError: no such file.
-      DataError: not readable as audio, or empty.
+      DataError: not readable as audio, empty, or of another scale.
       MoshijaxError: soundfile is missing.
     """
     path = Path(path)
@@ -36,6 +40,11 @@ def read(path: str | Path) -> tuple[Float[np.ndarray, "N channels"], int]:
         raise DataError(f"{path} holds no samples; give a recording of at least one sample")
     if not np.isfinite(audio).all():
         raise DataError(f"{path} holds NaN or Inf samples; export it from its source again")
+    if np.abs(audio).max() > LOUDEST:
+        raise DataError(
+            f"{path} holds samples up to {np.abs(audio).max():.4g}, of another scale than [-1, 1]; divide them by the "
+            "largest value of that scale"
+        )
     return audio, rate
 
 

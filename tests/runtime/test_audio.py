@@ -87,3 +87,12 @@ def test_stereo_needs_a_choice(tmp_path):
     audio.write(tmp_path / "b.wav", samples[:, :1], 24000)
     with pytest.raises(DataError, match="no right one"):
         audio.read_channel(tmp_path / "b.wav", 24000, "right")
+
+
+def test_float_samples_in_the_scale_of_integers_are_refused(tmp_path):
+    soundfile = pytest.importorskip("soundfile")
+    for peak in (1.5, 3000.0):
+        soundfile.write(tmp_path / f"{peak}.wav", np.array([0.0, peak, -peak]), 24000, subtype="FLOAT")
+    assert audio.read(tmp_path / "1.5.wav")[0].max() == 1.5
+    with pytest.raises(DataError, match="3000.0.wav holds samples up to 3000, of another scale"):
+        audio.read(tmp_path / "3000.0.wav")
