@@ -1,4 +1,7 @@
-"""Write files and directories that appear complete or not at all, and say in one way that a disk is full."""
+"""Write files and directories that appear complete or not at all, in place of nothing that a command reads.
+
+And say in one way that a disk is full.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,8 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Iterator
+import stat
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +20,11 @@ from moshijax.errors import ConfigError, DataError, MoshijaxError
 
 # No space left, quota exceeded, file size limit.
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# Too long a name, a folder in place of a file and the reverse, links in a circle.
+BAD_PATH = (errno.ENAMETOOLONG, errno.EISDIR, errno.ENOTDIR, errno.ELOOP)
+
+# What is inside the scratch folder of `staged_directory`: the new folder, and for a moment the one that it replaces.
+_NEW, _OLD = "moshijax.new", "moshijax.old"
 
 
 def write(path: Path, content: str | bytes) -> None:
@@ -47,6 +56,121 @@ def read_json(path: Path) -> Any:
         raise DataError(f"{path} is not JSON ({error}); fetch or write it again") from None
 
 
+def check_outputs(outputs: Iterable[str | Path | None], inputs: Iterable[str | Path | None] = ()) -> None:
+    """Check the files that a command is about to write, before it does anything; None stands for one not asked for.
+
+    Raises:
+      ConfigError: one is an input, another output, a folder or a device, or cannot be written where it is named.
+      MoshijaxError: its folder is not ours to write.
+    """
+    taken = [("input", Path(path)) for path in inputs if path is not None]
+    for output in (Path(path) for path in outputs if path is not None):
+        state = _check_output(output, taken)
+        if state is not None and not stat.S_ISREG(state.st_mode):
+            what = "a folder" if stat.S_ISDIR(state.st_mode) else "a device, not a file"
+            raise ConfigError(f"cannot write {output}: it is {what}; name a file")
+        if not _place(output).parent.is_dir():
+            raise ConfigError(f"cannot write {output}: its folder does not exist; create it first")
+        _check_permission(output, _place(output).parent)
+        inside = [other for _, other in taken if other.is_dir() and other.resolve() in _place(output).parents]
+        if state is not None and inside:
+            raise ConfigError(f"output {output} would replace a file of the input {inside[0]}: choose another path")
+        if _scratch(output).is_dir():
+            raise ConfigError(f"cannot write {output}: {_scratch(output)} is in the way; move that folder")
+        taken.append(("output", output))
+
+
+def check_folder(output: str | Path, inputs: Iterable[str | Path | None] = (), new: bool = True) -> None:
+    """Check the folder that a command is about to write, before it does anything.
+
+    Args:
+      output: the folder.
+      inputs: what the command reads; None stands for what was not given.
+      new: whether the folder must not be there yet.
+
+    Raises:
+      ConfigError: it is an input, or there, or something other than a folder, or cannot be made where it is named.
+      MoshijaxError: the folder above is not ours to write.
+    """
+    output = Path(output)
+    state = _check_output(output, [("input", Path(path)) for path in inputs if path is not None])
+    if state is not None and new:
+        raise ConfigError(f"{output} exists; choose another path or remove it first")
+    if state is not None and not stat.S_ISDIR(state.st_mode):
+        raise ConfigError(f"cannot write {output}: it is not a folder; choose another path")
+    above = next(folder for folder in output.absolute().parents if folder.exists())
+    if not above.is_dir():
+        raise ConfigError(f"cannot write {output}: {above} is not a folder; choose another path")
+    if state is None:
+        _check_permission(output, above)
+    if new:
+        _check_scratch(output)
+
+
+def _check_output(output: Path, taken: Iterable[tuple[str, Path]]) -> os.stat_result | None:
+    """Return the state of a path that is to be written, None if nothing is there.
+
+    Raises:
+      ConfigError: it cannot be a path, or is one of those that are taken.
+    """
+    # (a file has a longer name until it is complete)
+    if "\0" in str(output) or len(os.fsencode(_scratch(output).name)) > 255:
+        raise ConfigError(
+            f"cannot write {shown(str(output))}: must be a name of at most 246 bytes without NUL; choose another"
+        )
+    state = _state(output)
+    for kind, other in taken:
+        there = _state(other)
+        same = state is not None and there is not None and os.path.samestat(state, there)
+        if same or _place(other) in (_place(output), _place(_scratch(output))):
+            raise ConfigError(f"output {output} would replace the {kind} {other}: choose another path")
+    return state
+
+
+def _state(path: Path) -> os.stat_result | None:
+    """Return what the system says of a path, None if nothing is there.
+
+    Raises:
+      ConfigError: there can be no such path.
+    """
+    try:
+        return path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except ValueError as error:
+        raise ConfigError(f"cannot use {shown(str(path))}: {error}; choose another path") from None
+    except OSError as error:
+        if error.errno not in BAD_PATH:
+            raise
+        raise ConfigError(f"cannot use {shown(str(path))}: {error.strerror}; choose another path") from None
+
+
+def _check_permission(output: Path, folder: Path) -> None:
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise cannot_write(output, PermissionError(errno.EACCES, os.strerror(errno.EACCES)))
+
+
+def _place(path: Path) -> Path:
+    """Return a path without links but the last, under which it appears."""
+    return path.absolute().parent.resolve() / path.name
+
+
+def _scratch(path: Path) -> Path:
+    """Return where a path is written until it is complete."""
+    path = path if path.name else path.resolve()
+    return path.with_name(f".{path.name}.partial") if path.name else path / ".partial"
+
+
+def _is_ours(scratch: Path) -> bool:
+    """Say whether a path is free, or holds what a killed process left of `staged_directory`."""
+    return not os.path.lexists(scratch) or (scratch.is_dir() and set(os.listdir(scratch)) <= {_NEW, _OLD})
+
+
+def _check_scratch(path: Path) -> None:
+    if not _is_ours(_scratch(path)):
+        raise ConfigError(f"cannot write {path}: {_scratch(path)} is in the way; move it, or choose another path")
+
+
 def check_file_name(name: str | None, where: str) -> None:
     """Refuse the name of a file in a config that no file can have; `where` names the place.
 
@@ -64,7 +188,7 @@ def staged(path: Path) -> Iterator[Path]:
     Raises:
       MoshijaxError: it cannot be written.
     """
-    partial = path.with_name(f".{path.name}.partial")
+    partial = _scratch(path)
     try:
         with _explained(path, partial):
             yield partial
@@ -77,34 +201,43 @@ def staged(path: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def staged_directory(path: Path) -> Iterator[Path]:
-    """Yield an empty hidden directory beside `path`, which takes its place when the block ends well.
+def staged_directory(path: Path, replace: bool = False) -> Iterator[Path]:
+    """Yield an empty directory in a hidden one beside `path`, which takes the name `path` when the block ends well.
 
-    Its files are not synced: what a power failure damages is for their reader to find.
+    Its files are not synced: what a power failure damages is for their reader to find. What a killed process left in
+    the hidden directory is removed; whoever writes there at the same time is kept out by `moshijax.lock.beside`.
+
+    Args:
+      path: of the directory; those above it are created.
+      replace: whether it may take the place of another.
 
     Raises:
+      ConfigError: something else is at `path` by then, or the hidden directory holds files of the user.
       MoshijaxError: it cannot be written.
     """
-    partial, retired = path.with_name(f".{path.name}.partial"), path.with_name(f".{path.name}.old")
+    scratch = _scratch(path)
+    check_folder(path, new=not replace)
+    _check_scratch(path)
     try:
-        with _explained(path, partial):
+        with _explained(path, scratch):
             path.parent.mkdir(parents=True, exist_ok=True)
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir()
-            yield partial
+            shutil.rmtree(scratch, ignore_errors=True)
+            scratch.mkdir()
+            (scratch / _NEW).mkdir()
+            yield scratch / _NEW
+            check_folder(path, new=not replace)
             if not path.exists():
-                os.rename(partial, path)
+                os.rename(scratch / _NEW, path)
                 return
-            shutil.rmtree(retired, ignore_errors=True)
-            os.rename(path, retired)
+            os.rename(path, scratch / _OLD)
             try:
-                os.rename(partial, path)
+                os.rename(scratch / _NEW, path)
             except OSError:
-                os.rename(retired, path)
+                os.rename(scratch / _OLD, path)
                 raise
-            shutil.rmtree(retired, ignore_errors=True)
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        if _is_ours(scratch):
+            shutil.rmtree(scratch, ignore_errors=True)
 
 
 @contextlib.contextmanager

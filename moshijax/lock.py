@@ -33,9 +33,15 @@ def inside(folder: Path) -> Iterator[None]:
 def beside(path: Path) -> Iterator[None]:
     """Be the only process that makes a file or folder which appears at once (`moshijax.files`), until the block ends.
 
+    The folder that it appears in is created if need be.
+
     Raises:
       MoshijaxError: as `inside`.
     """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise files.cannot_write(path, error) from error
     with _held(path.with_name(f".{path.name}{NAME}"), path):
         yield
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+import zipfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import click
 import numpy as np
 
+from moshijax.cli.common import PathName
 from moshijax.errors import ConfigError, DataError
-from moshijax.files import staged
+from moshijax.files import check_outputs, staged
 
 
 @click.group()
@@ -23,13 +26,20 @@ def command() -> None:
     """
 
 
+#: Channels that are encoded or decoded together.
+GROUP = 8
+#: As many as libsndfile reads.
+MAX_CHANNELS = 1024
+#: Bytes of samples in a WAV file, whose size has 32 bits.
+MAX_WAV = 2**32 - 1024
+
 CODEC_HELP = "Weights: a run of the codec, a published safetensors file, or a folder with one."
 
 
 @command.command()
-@click.argument("audio", type=click.Path())
-@click.argument("codes", type=click.Path())
-@click.option("--codec", "weights", required=True, type=click.Path(), help=CODEC_HELP)
+@click.argument("audio", type=PathName())
+@click.argument("codes", type=PathName())
+@click.option("--codec", "weights", required=True, type=PathName(), help=CODEC_HELP)
 @click.option("--num-codebooks", type=int, help="Number of codebooks to write. Default: all that the codec uses.")
 @click.option("--streaming", is_flag=True, help="Process frame by frame, as in a live call, instead of the whole file.")
 def encode(audio: str, codes: str, weights: str, num_codebooks: int | None, streaming: bool) -> None:
@@ -44,7 +54,7 @@ def encode(audio: str, codes: str, weights: str, num_codebooks: int | None, stre
     from moshijax import codec
     from moshijax.runtime import audio as audio_files
 
-    _check_out(codes, ".npz")
+    _check_out(codes, ".npz", (audio, weights))
     samples, rate = audio_files.read(audio)
     config, params = _load(weights)
     if num_codebooks is not None and not 1 <= num_codebooks <= config.num_codebooks:
@@ -54,11 +64,13 @@ def encode(audio: str, codes: str, weights: str, num_codebooks: int | None, stre
         for c in range(samples.shape[1])
     ]
     waveform_BN = np.stack(channels)
-    if streaming:
-        pieces = [np.asarray(piece) for piece in _encode_frames(config, params, waveform_BN, num_codebooks)]
-        codes_BQT = np.concatenate(pieces, axis=2)
-    else:
-        codes_BQT = np.asarray(codec.encode(config, params, waveform_BN, num_codebooks=num_codebooks))
+
+    def encoded(waveform_BN: np.ndarray) -> np.ndarray:
+        if streaming:
+            return np.concatenate(list(_encode_frames(config, params, waveform_BN, num_codebooks)), axis=2)
+        return np.asarray(codec.encode(config, params, waveform_BN, num_codebooks=num_codebooks))
+
+    codes_BQT = _in_groups(encoded, waveform_BN)
     with staged(Path(codes)) as partial, partial.open("wb") as file:
         np.savez_compressed(
             file,
@@ -73,9 +85,9 @@ def encode(audio: str, codes: str, weights: str, num_codebooks: int | None, stre
 
 
 @command.command()
-@click.argument("codes", type=click.Path())
-@click.argument("audio", type=click.Path())
-@click.option("--codec", "weights", required=True, type=click.Path(), help=CODEC_HELP)
+@click.argument("codes", type=PathName())
+@click.argument("audio", type=PathName())
+@click.option("--codec", "weights", required=True, type=PathName(), help=CODEC_HELP)
 @click.option("--streaming", is_flag=True, help="Process frame by frame, as in a live call, instead of the whole file.")
 def decode(codes: str, audio: str, weights: str, streaming: bool) -> None:
     """Decode CODES, written by `moshijax codec encode`, into the WAV file AUDIO.
@@ -87,21 +99,40 @@ def decode(codes: str, audio: str, weights: str, streaming: bool) -> None:
     from moshijax import codec
     from moshijax.runtime import audio as audio_files
 
-    _check_out(audio, ".wav")
-    codes_BQT, samples = _read_codes(Path(codes))
+    _check_out(audio, ".wav", (codes, weights))
+    channels, books, frames = _shape_of_codes(Path(codes))
     config, params = _load(weights)
-    books, card = config.num_codebooks, config.quantizer.bins
-    if codes_BQT.shape[1] > books or codes_BQT.min() < 0 or codes_BQT.max() >= card:
+    size = 2 * channels * frames * config.frame_size
+    if channels > MAX_CHANNELS or size > MAX_WAV:
         raise DataError(
-            f"{codes} holds {codes_BQT.shape[1]} codebooks, ids {codes_BQT.min()} to {codes_BQT.max()}; this codec has "
-            f"{books} with ids 0 to {card - 1}; give the codec that wrote the file"
+            f"{codes} holds {channels} channels of {frames} frames, {size / 1e9:.2f} GB of samples: a WAV file takes "
+            f"{MAX_CHANNELS} channels and {MAX_WAV / 1e9:.2f} GB; decode it in parts"
         )
-    if streaming:
-        waveform_BN = np.concatenate([np.asarray(p) for p in _decode_frames(config, params, codes_BQT)], axis=1)
-    else:
-        waveform_BN = np.asarray(codec.decode(config, params, codes_BQT))
-    audio_files.write(audio, waveform_BN[:, :samples].T, config.sample_rate)
-    click.echo(f"wrote {audio}: {samples / config.sample_rate:.2f} s, {len(codes_BQT)} channel(s)")
+    if books > config.num_codebooks:
+        raise DataError(
+            f"{codes} holds {books} codebooks, this codec has {config.num_codebooks}; give the codec that wrote it"
+        )
+    codes_BQT, samples = _read_codes(Path(codes))
+    if codes_BQT.min() < 0 or codes_BQT.max() >= config.quantizer.bins:
+        raise DataError(
+            f"{codes} holds ids {codes_BQT.min()} to {codes_BQT.max()}, this codec has 0 to "
+            f"{config.quantizer.bins - 1}; give the codec that wrote it"
+        )
+    if not 0 <= samples <= frames * config.frame_size:
+        raise DataError(f"{codes} says {samples} samples for {frames} frames; encode the audio again")
+
+    def decoded(codes_BQT: np.ndarray) -> np.ndarray:
+        if streaming:
+            return np.concatenate(list(_decode_frames(config, params, codes_BQT)), axis=1)[:, :samples]
+        return np.asarray(codec.decode(config, params, codes_BQT))[:, :samples]
+
+    audio_files.write(audio, _in_groups(decoded, codes_BQT.astype(np.int32)).T, config.sample_rate)
+    click.echo(f"wrote {audio}: {samples / config.sample_rate:.2f} s, {channels} channel(s)")
+
+
+def _in_groups(function: Callable[[np.ndarray], np.ndarray], array: np.ndarray) -> np.ndarray:
+    """Return what a function makes of a few channels at a time, so that memory does not grow with their number."""
+    return np.concatenate([function(array[start : start + GROUP]) for start in range(0, len(array), GROUP)])
 
 
 def _encode_frames(config, params, waveform_BN: np.ndarray, num_codebooks: int | None) -> Iterator:
@@ -138,26 +169,34 @@ def _load(weights: str):
     return load_mimi(weights)
 
 
-def _check_out(path: str, suffix: str) -> None:
-    out = Path(path)
-    if out.suffix != suffix:
+def _check_out(path: str, suffix: str, inputs: tuple[str, ...]) -> None:
+    if Path(path).suffix != suffix:
         raise ConfigError(f"output {path} must end in {suffix}")
-    if not out.resolve().parent.is_dir():
-        raise ConfigError(f"cannot write {path}: its folder does not exist; create it first")
+    check_outputs([path], inputs)
 
 
-def _read_codes(path: Path) -> tuple[np.ndarray, int]:
+def _shape_of_codes(path: Path) -> tuple[int, int, int]:
+    """Return channels, codebooks and frames of a file of codes, of which only the header is read."""
     if not path.is_file():
         raise ConfigError(f"no codes file at {path}; check the path")
     try:
-        with np.load(path, allow_pickle=False) as file:
-            codes_BQT, samples = file["codes"], int(file["samples"])
+        with zipfile.ZipFile(path) as archive, archive.open("codes.npy") as file:
+            read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+            shape, _, dtype = read[np.lib.format.read_magic(file)](file)
     except Exception:  # zip, header, missing key: all mean another or a damaged file
-        raise DataError(
-            f"{path} was not written by `moshijax codec encode`, or is damaged; encode the audio again"
-        ) from None
-    if codes_BQT.ndim != 3 or codes_BQT.dtype.kind not in "iu" or not codes_BQT.size:
-        raise DataError(
-            f"{path}: codes must be integers [channels, codebooks, frames], got {codes_BQT.dtype} {codes_BQT.shape}"
-        )
-    return codes_BQT.astype(np.int32), samples
+        raise _no_codes(path) from None
+    if len(shape) != 3 or dtype.kind not in "iu" or not math.prod(shape):
+        raise DataError(f"{path}: codes must be integers [channels, codebooks, frames], got {dtype} {shape}")
+    return shape
+
+
+def _read_codes(path: Path) -> tuple[np.ndarray, int]:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return file["codes"], int(file["samples"])
+    except Exception:
+        raise _no_codes(path) from None
+
+
+def _no_codes(path: Path) -> DataError:
+    return DataError(f"{path} was not written by `moshijax codec encode`, or is damaged; encode the audio again")

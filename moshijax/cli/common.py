@@ -3,15 +3,41 @@
 from __future__ import annotations
 
 import logging
+import math
+import os
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import click
 
+from moshijax.annotations import shown
 from moshijax.errors import ConfigError
 
 GIN = "--gin."
+#: What every random generator takes.
+SEED = click.IntRange(0, 2**32 - 1)
+
+
+class PathName(click.Path):
+    """A path that the system can look up, whether or not something is there."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the path; bad usage if it holds NUL, or a name that is too long."""
+        if "\0" in str(value) or any(len(os.fsencode(name)) > 255 for name in Path(value).parts):
+            self.fail(f"{shown(str(value))} cannot be a path: names are of at most 255 bytes without NUL.", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+class FiniteRange(click.FloatRange):
+    """A range of numbers that holds neither NaN nor infinity."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Return the number; bad usage if it is none, not finite or outside the range."""
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value} is not a finite number.", param, ctx)
+        return number
 
 
 class ProgressBar:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from moshijax.cli.common import ProgressBar
+from moshijax import files
+from moshijax.cli.common import SEED, FiniteRange, PathName, ProgressBar
 from moshijax.errors import ConfigError, DataError, Stopped
 
 if TYPE_CHECKING:
@@ -65,7 +66,9 @@ def rule_options(function):
             help="Which speaker a label means: model or user.",
         ),
         click.option("--channels", metavar="MODEL,USER", help="Channel numbers, counted from 0; 1,0 swaps them."),
-        click.option("--min-score", type=float, default=0.0, help="Alignment score below which a word counts as low."),
+        click.option(
+            "--min-score", type=FiniteRange(), default=0.0, help="Alignment score below which a word counts as low."
+        ),
     ):
         function = option(function)
     return function
@@ -95,11 +98,15 @@ def _tell(report: Report) -> None:
 
 
 @command.command()
-@click.argument("texts", type=click.Path(path_type=Path))
-@click.argument("out", type=click.Path(path_type=Path))
-@click.option("--seed", type=int, default=0, show_default=True, help="The same seed gives the same bytes.")
-@click.option("--copies", type=click.IntRange(1), default=1, help="Versions of each dialogue, each in other voices.")
-@click.option("--calls", type=click.IntRange(1), default=1000, help="Number of calls to draw from a question file.")
+@click.argument("texts", type=PathName(path_type=Path))
+@click.argument("out", type=PathName(path_type=Path))
+@click.option("--seed", type=SEED, default=0, show_default=True, help="The same seed gives the same bytes.")
+@click.option(
+    "--copies", type=click.IntRange(1, 100_000), default=1, help="Versions of each dialogue, each in other voices."
+)
+@click.option(
+    "--calls", type=click.IntRange(1, 10_000_000), default=1000, help="Number of calls to draw from a question file."
+)
 @click.option(
     "--workers", type=click.IntRange(1), default=None, help="Number of processes. Default: one per core, at most 8."
 )
@@ -120,6 +127,7 @@ def synthesize(texts: Path, out: Path, seed: int, copies: int, calls: int, worke
     from moshijax.data.synthesis.run import synthesize as speak
 
     texts = shipped(texts)
+    files.check_folder(out, (texts,), new=False)
     if texts.is_file() and scripts.is_world(scripts.read_text(texts)):
         world = parse_world(scripts.read_text(texts), str(texts))
         answered = calls if not world.unrelated else calls * 3 // 4 if world.questions else 0
@@ -148,12 +156,12 @@ def shipped(path: Path) -> Path:
 
 
 @command.command()
-@click.argument("manifest", type=click.Path(path_type=Path))
-@click.argument("out", type=click.Path(path_type=Path))
-@click.option("--codec", type=click.Path(), help="Codec: a run, a published file or a folder with one.")
+@click.argument("manifest", type=PathName(path_type=Path))
+@click.argument("out", type=PathName(path_type=Path))
+@click.option("--codec", type=PathName(), help="Codec: a run, a published file or a folder with one.")
 @click.option("--num-codebooks", type=int, help="Number of codebooks to keep. Default: all that the codec uses.")
 @click.option("--shard-items", type=click.IntRange(1), default=256, show_default=True, help="Recordings per shard.")
-@click.option("--tokenizer", type=click.Path(path_type=Path), help="For text files: the tokenizer.model to pack with.")
+@click.option("--tokenizer", type=PathName(path_type=Path), help="For text files: the tokenizer.model to pack with.")
 @click.option(
     "--streams",
     type=click.Choice(["two", "mixed", "diarized"]),
@@ -162,11 +170,11 @@ def shipped(path: Path) -> Path:
     help="One channel per speaker; all speakers in one stream; or two streams cut from one by diarization.",
 )
 @click.option("--augment", is_flag=True, help="Change the user's channel: level, noise, echo and reverberation.")
-@click.option("--noise", type=click.Path(), help="Recordings of noise for --augment: a folder or a manifest.")
+@click.option("--noise", type=PathName(), help="Recordings of noise for --augment: a folder or a manifest.")
 @click.option(
     "--copies", type=click.IntRange(1), default=1, help="Records per recording, each with its own random draws."
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="Seed for main speakers and augmentation.")
+@click.option("--seed", type=SEED, default=0, show_default=True, help="Seed for main speakers and augmentation.")
 @rule_options
 def prepare(
     manifest, out, codec, num_codebooks, shard_items, tokenizer, streams, augment, noise, copies, seed, strict, speaker,
@@ -188,6 +196,7 @@ def prepare(
     from moshijax.data.prepare import PrepareConfig
     from moshijax.data.prepare import prepare as run
 
+    files.check_folder(out, (manifest, codec, tokenizer, noise), new=False)
     if manifest.suffix == ".txt":
         if tokenizer is None:
             raise ConfigError(f"{manifest} is text, which is packed with a tokenizer: add --tokenizer tokenizer.model")
@@ -229,13 +238,11 @@ def _done(out: Path, index: dict, written: int) -> str:
 
 
 @command.command()
-@click.argument("manifest", type=click.Path(path_type=Path))
-@click.option(
-    "--against", type=click.Path(path_type=Path), help="Another manifest, which must not share any recording."
-)
+@click.argument("manifest", type=PathName(path_type=Path))
+@click.option("--against", type=PathName(path_type=Path), help="Another manifest, which must not share any recording.")
 @click.option(
     "--tokenizer",
-    type=click.Path(path_type=Path),
+    type=PathName(path_type=Path),
     help="Also count words that are too close together for their frames.",
 )
 @rule_options
@@ -293,9 +300,9 @@ def _tell_crowding(content, rules, tokenizer: Path) -> None:
 
 
 @command.command()
-@click.argument("dataset", type=click.Path(path_type=Path))
+@click.argument("dataset", type=PathName(path_type=Path))
 @click.argument("item", default="0")
-@click.option("--tokenizer", type=click.Path(path_type=Path), help="Show the text row too.")
+@click.option("--tokenizer", type=PathName(path_type=Path), help="Show the text row too.")
 @click.option("--width", type=click.IntRange(10), default=100, help="Frames per block of lines.")
 def inspect(dataset: Path, item: str, tokenizer: Path | None, width: int) -> None:
     """Show one ITEM (number or id) of a prepared DATASET as a picture in text.
@@ -322,9 +329,9 @@ def _dialogues(source):
 
 
 @command.command()
-@click.argument("dataset", type=click.Path(path_type=Path))
-@click.option("--tokenizer", type=click.Path(path_type=Path), help="Also count how full the text row is.")
-@click.option("--out", type=click.Path(path_type=Path), help="The page. Default: report.html in DATASET.")
+@click.argument("dataset", type=PathName(path_type=Path))
+@click.option("--tokenizer", type=PathName(path_type=Path), help="Also count how full the text row is.")
+@click.option("--out", type=PathName(path_type=Path), help="The page. Default: report.html in DATASET.")
 def report(dataset: Path, tokenizer: Path | None, out: Path | None) -> None:
     """Summarise a prepared DATASET on a page: lengths, words, talk and overlap, code use, findings.
 
@@ -338,6 +345,7 @@ def report(dataset: Path, tokenizer: Path | None, out: Path | None) -> None:
 
     source = _dialogues(RecordSource(dataset))
     out = out or dataset / "report.html"
+    files.check_outputs([out], (tokenizer, *(file for file in dataset.iterdir() if file.suffix != ".html")))
     with ProgressBar("reading", len(source)) as update:
         summary = write_page(source, out, None if tokenizer is None else Tokenizer.load(tokenizer), update)
     words: Counter[str] = Counter(summary["words"])
@@ -352,8 +360,8 @@ def report(dataset: Path, tokenizer: Path | None, out: Path | None) -> None:
 
 
 @command.command()
-@click.argument("manifest", type=click.Path(path_type=Path))
-@click.argument("out", type=click.Path(path_type=Path), required=False)
+@click.argument("manifest", type=PathName(path_type=Path))
+@click.argument("out", type=PathName(path_type=Path), required=False)
 @click.option(
     "--kind",
     type=click.Choice(["phonemes", "wavlm"]),
@@ -385,6 +393,8 @@ def teacher(manifest, out, kind, model, layer, strict, speaker, channels, min_sc
     from moshijax.data.teacher import compute_features, make_teacher
 
     content = read_manifest(manifest) if kind == "phonemes" else read_recordings(manifest)
+    out = out or content.path.parent / "teacher"
+    files.check_folder(out, (manifest,), new=False)
     rules = _rules(strict, speaker, channels, min_score)
     maker = make_teacher(kind, model, layer)
     with ProgressBar("features", len(content.items)) as update:
@@ -392,5 +402,4 @@ def teacher(manifest, out, kind, model, layer, strict, speaker, channels, min_sc
             content, out, maker, rules, progress=lambda done, total, _: update(done, total)
         )
     _tell(found)
-    where = out or content.path.parent / "teacher"
-    click.echo(f"{_done(where, index, written)}, {index['kind']}, {index['dim']} numbers, {index['rate']} Hz")
+    click.echo(f"{_done(out, index, written)}, {index['kind']}, {index['dim']} numbers, {index['rate']} Hz")

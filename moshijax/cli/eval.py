@@ -6,14 +6,15 @@ from pathlib import Path
 
 import click
 
-from moshijax.cli.common import ProgressBar, overrides_of, recipe_overrides, show_log
+from moshijax import files
+from moshijax.cli.common import PathName, ProgressBar, overrides_of, recipe_overrides, show_log
 
 
 @click.command("eval", context_settings={"ignore_unknown_options": True})
-@click.argument("recipe")
+@click.argument("recipe", type=PathName())
 @click.option(
     "--out",
-    type=click.Path(path_type=Path),
+    type=PathName(path_type=Path),
     required=True,
     help="Folder for report.html, results.json and recordings; created if it does not exist.",
 )
@@ -29,6 +30,7 @@ def command(recipe: str, out: Path, overrides: tuple[str, ...]) -> None:
       moshijax eval eval/codec.gin --out report --gin.evaluation.codec=runs/codec --gin.evaluation.speech=speech
       moshijax eval eval/spoken_qa.gin --out report --gin.evaluation.artifact=runs/first/artifact
     """
+    files.check_folder(out, (recipe,), new=False)
     bindings = overrides_of(overrides)
     from moshijax import config
     from moshijax.eval import evaluation

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import click
 
-from moshijax.cli.common import ProgressBar
+from moshijax import files
+from moshijax.cli.common import FiniteRange, PathName, ProgressBar
 from moshijax.errors import ConfigError
 
 
@@ -23,8 +24,8 @@ def _numbers(context: click.Context, parameter: click.Parameter, value: str | No
 
 
 @click.command()
-@click.argument("source", type=click.Path())
-@click.argument("artifact", type=click.Path())
+@click.argument("source", type=PathName())
+@click.argument("artifact", type=PathName())
 @click.option("--platforms", callback=_names, help="Any of cpu,cuda,tpu. Default: cpu, or as in the older artifact.")
 @click.option(
     "--batch",
@@ -38,8 +39,8 @@ def _numbers(context: click.Context, parameter: click.Parameter, value: str | No
     help="How the weights of the language model are stored.",
 )
 @click.option("--top-k-limit", type=click.IntRange(min=0), help="The largest top-k a caller may ask for. Default: 250.")
-@click.option("--codec", type=click.Path(), help="The codec, where the source does not lead to it.")
-@click.option("--tokenizer", type=click.Path(), help="The SentencePiece model, where the source has none.")
+@click.option("--codec", type=PathName(), help="The codec, where the source does not lead to it.")
+@click.option("--tokenizer", type=PathName(), help="The SentencePiece model, where the source has none.")
 @click.option(
     "--policy",
     type=click.Choice(["conversation", "recognition", "synthesis", "translation"]),
@@ -49,7 +50,9 @@ def _numbers(context: click.Context, parameter: click.Parameter, value: str | No
 @click.option(
     "--null-condition", "null_conditions", multiple=True, metavar="NAME=VALUE", help="Condition of the unguided branch."
 )
-@click.option("--guidance", type=float, help="Build classifier-free guidance in, with this coefficient by default.")
+@click.option(
+    "--guidance", type=FiniteRange(0, 1e6), help="Build classifier-free guidance in, with this coefficient by default."
+)
 def command(source: str, artifact: str, codec: str | None, tokenizer: str | None, **options) -> None:
     """Build the streaming artifact ARTIFACT from SOURCE.
 
@@ -67,8 +70,8 @@ def command(source: str, artifact: str, codec: str | None, tokenizer: str | None
     use = {name: options.pop(name) for name in ("policy", "conditions", "null_conditions", "guidance")}
     options = {name: value for name, value in options.items() if value is not None}
     artifacts.check_request(options.get("platforms", ("cpu",)), options.get("batches", (1,)))
-    if Path(artifact).exists():
-        raise ConfigError(f"{artifact} exists; choose another path or remove it first")
+    files.check_folder(artifact, (source, codec, tokenizer))
+    unused: list[str] = []
     with ProgressBar("reading the models") as bar:
 
         def progress(name: str) -> None:
@@ -84,5 +87,8 @@ def command(source: str, artifact: str, codec: str | None, tokenizer: str | None
         else:
             *models, used = sources.load(source, codec, tokenizer, **use)
             path = artifacts.build(*models, artifact, progress=progress, **used, **options)
+            unused = sources.unused_fields(source)
     size = sum(file.stat().st_size for file in path.iterdir())
+    if unused:
+        click.echo(f"not used, because an artifact has no place for it: {', '.join(unused)}")
     click.echo(f"wrote {path}: {len(list(path.iterdir()))} files, {size / 1e6:.1f} MB")

@@ -14,9 +14,10 @@ from pathlib import Path
 import click
 
 import moshijax
+from moshijax.annotations import shown
 from moshijax.cli.common import writable
-from moshijax.errors import MoshijaxError, Stopped
-from moshijax.files import is_out_of_space
+from moshijax.errors import ConfigError, MoshijaxError, Stopped
+from moshijax.files import BAD_PATH, is_out_of_space
 from moshijax.optional import EXTRA_OF, missing
 
 # In the order in which a user meets them. `moshijax.cli.<name>.command` is the click command; one without a module
@@ -99,6 +100,8 @@ def run(arguments: Sequence[str]) -> int:
         if is_out_of_space(error):
             where = f" while writing {error.filename}" if getattr(error, "filename", None) else ""
             return fail(f"no space left on the device{where}; free some space and run the same command again", 1)
+        if isinstance(error, OSError) and error.errno in BAD_PATH and error.filename:
+            return fail(f"cannot use {shown(error.filename)}: {error.strerror}; check the path", ConfigError.exit_code)
         if isinstance(error, OSError) and error.errno in NO_ACCESS and error.filename:
             return fail(f"cannot open {error.filename}: {error.strerror}; choose another path", 1)
         raise

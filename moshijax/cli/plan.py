@@ -9,21 +9,21 @@ from pathlib import Path
 
 import click
 
-from moshijax.cli.common import overrides_of, recipe_overrides
+from moshijax.cli.common import FiniteRange, PathName, overrides_of, recipe_overrides
 from moshijax.errors import ConfigError, MoshijaxError
 
 RECIPE_VARIABLE = "MOSHIJAX_PLAN_RECIPE"
 
 
 @click.command("plan", context_settings={"ignore_unknown_options": True})
-@click.argument("recipe")
+@click.argument("recipe", type=PathName())
 @click.option("--devices", type=click.IntRange(min=1), help="Number of devices. Default: that of the topology.")
-@click.option("--memory-gb", type=click.FloatRange(min=0, min_open=True), help="Memory of a device, in 10^9 bytes.")
+@click.option("--memory-gb", type=FiniteRange(min=0, min_open=True), help="Memory of a device, in 10^9 bytes.")
 @click.option("--topology", help="A TPU slice to compile for, such as v5p-256 or v6e-64; needs libtpu.")
 @click.option("--device", "kind", help="Kind of device whose peak speed the times assume, such as h100.")
 @click.option(
     "--mfu",
-    type=click.FloatRange(0, 1, min_open=True),
+    type=FiniteRange(0, 1, min_open=True),
     default=0.4,
     show_default=True,
     help="Fraction of the peak that the times assume.",

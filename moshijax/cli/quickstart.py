@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from moshijax.cli.common import ProgressBar
+from moshijax import files
+from moshijax.cli.common import SEED, PathName, ProgressBar
 from moshijax.quickstart.settings import Folder, Settings
 from moshijax.quickstart.stages import Stage
 
@@ -58,13 +59,15 @@ class _Screen:
 @click.command("quickstart")
 @click.option(
     "--run-dir",
-    type=click.Path(path_type=Path),
+    type=PathName(path_type=Path),
     default=Path("runs/quickstart"),
     show_default=True,
     help="Where everything is written; an interrupted run continues there.",
 )
 @click.option("--until", help="Stop after this stage (synthesize, tokenizer, teacher, hearing, codec, ...).")
-@click.option("--seed", default=0, show_default=True, help="Seed of voices, data order, parameters and sampling.")
+@click.option(
+    "--seed", type=SEED, default=0, show_default=True, help="Seed of voices, data order, parameters and sampling."
+)
 def command(run_dir: Path, until: str | None, seed: int) -> None:
     """Make speech, train a small codec and a small Moshi, export it, and let it answer held-out calls.
 
@@ -75,6 +78,7 @@ def command(run_dir: Path, until: str | None, seed: int) -> None:
     Example:
       moshijax quickstart --run-dir runs/first
     """
+    files.check_folder(run_dir, new=False)
     from moshijax.eval.spoken_qa import summary_lines
     from moshijax.quickstart import page, pipeline, stages
 

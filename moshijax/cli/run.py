@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from moshijax.cli.common import ProgressBar
+from moshijax.cli.common import PathName, ProgressBar
 from moshijax.runtime.options import OPTIONS, Option, arguments
 
 
@@ -29,7 +29,7 @@ def _click_option(option: Option) -> Any:
 
 
 @click.command()
-@click.argument("artifact", type=click.Path())
+@click.argument("artifact", type=PathName())
 @_options
 def command(artifact: str, **values: Any) -> None:
     """Play a recorded user channel through ARTIFACT, frame by frame, as a live call would; or let it speak a text.

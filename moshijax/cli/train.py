@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from moshijax.cli.common import ProgressBar, overrides_of, recipe_overrides, show_log
+from moshijax import files
+from moshijax.cli.common import FiniteRange, PathName, ProgressBar, overrides_of, recipe_overrides, show_log
 
 if TYPE_CHECKING:
     from moshijax.train.evaluate import Evaluator
@@ -16,9 +17,9 @@ if TYPE_CHECKING:
 
 
 @click.command("train", context_settings={"ignore_unknown_options": True})
-@click.argument("recipe")
+@click.argument("recipe", type=PathName())
 @click.option(
-    "--run-dir", type=click.Path(path_type=Path), required=True, help="Directory of the run; an existing run resumes."
+    "--run-dir", type=PathName(path_type=Path), required=True, help="Directory of the run; an existing run resumes."
 )
 @click.option(
     "--allow-change",
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--lost-after",
-    type=click.FloatRange(min=2),
+    type=FiniteRange(min=2),
     default=60.0,
     show_default=True,
     metavar="SECONDS",
@@ -69,6 +70,7 @@ def command(
     Example:
       moshijax train quickstart/moshi.gin --run-dir runs/moshi --gin.steps=2000
     """
+    files.check_folder(run_dir, (recipe,), new=False)
     bindings = overrides_of(overrides)
     import jax
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import click
 
-from moshijax.cli.common import ProgressBar
+from moshijax import files
+from moshijax.cli.common import SEED, FiniteRange, PathName, ProgressBar
 from moshijax.errors import ConfigError
 
 
@@ -26,9 +27,9 @@ def _megabytes(files: list[Path]) -> str:
 
 
 @command.command("import")
-@click.argument("source", type=click.Path())
-@click.argument("directory", type=click.Path())
-@click.option("--adapter", type=click.Path(), help="A LoRA adapter file for the model; its config.json lies beside it.")
+@click.argument("source", type=PathName())
+@click.argument("directory", type=PathName())
+@click.option("--adapter", type=PathName(), help="A LoRA adapter file for the model; its config.json lies beside it.")
 def import_(source: str, directory: str, adapter: str | None) -> None:
     """Import the published model SOURCE into DIRECTORY, which every command accepts in place of a run.
 
@@ -43,18 +44,19 @@ def import_(source: str, directory: str, adapter: str | None) -> None:
     """
     from moshijax.weights.transfer import import_weights
 
+    files.check_folder(directory, (source, adapter))
     with ProgressBar("reading") as bar:
         made = import_weights(source, directory, bar.retitle, adapter)
-    files = [file for file in Path(directory).rglob("*") if file.is_file()]
+    written = [file for file in Path(directory).rglob("*") if file.is_file()]
     parts = made.family.title
     parts += ", an adapter" * (made.adapter is not None)
     parts += ", its codec" * (made.codec is not None) + ", its tokenizer" * (made.tokenizer is not None)
-    click.echo(f"wrote {directory}: {parts}; {_megabytes(files)}")
+    click.echo(f"wrote {directory}: {parts}; {_megabytes(written)}")
 
 
 @command.command()
-@click.argument("source", type=click.Path())
-@click.argument("directory", type=click.Path())
+@click.argument("source", type=PathName())
+@click.argument("directory", type=PathName())
 @click.option(
     "--format",
     "form",
@@ -62,8 +64,8 @@ def import_(source: str, directory: str, adapter: str | None) -> None:
     required=True,
     help="Names: of the PyTorch package in memory, of its released files, of Transformers, or of the MLX package.",
 )
-@click.option("--codec", type=click.Path(), help="The codec to put beside a language model that does not lead to it.")
-@click.option("--max-file-gb", type=click.FloatRange(min=0, min_open=True), help="Split into files of this size.")
+@click.option("--codec", type=PathName(), help="The codec to put beside a language model that does not lead to it.")
+@click.option("--max-file-gb", type=FiniteRange(1e-6, 1e6), help="Split into files of this size.")
 @click.option("--merge-adapter", is_flag=True, help="Add the LoRA adapter to the weights.")
 @click.option("--release", is_flag=True, help="Omit the depth steps of the user's rows, which a call never runs.")
 def export(
@@ -89,6 +91,7 @@ def export(
     from moshijax.weights.opening import open_model
     from moshijax.weights.transfer import export_weights
 
+    files.check_folder(directory, (source, codec))
     model = open_model(source)
     if codec is not None and not model.family.comes_with_codec:
         raise ConfigError(f"{source} is {model.family.title}, which needs no other codec; omit --codec")
@@ -99,13 +102,13 @@ def export(
         model = model.family.released(model)
     with ProgressBar("reading") as bar:
         limit = None if max_file_gb is None else int(max_file_gb * 1e9)
-        files = export_weights(model, directory, form, limit, bar.retitle, merge_adapter)
-    click.echo(f"wrote {directory}: {', '.join(file.name for file in files)}; {_megabytes(files)}")
+        written = export_weights(model, directory, form, limit, bar.retitle, merge_adapter)
+    click.echo(f"wrote {directory}: {', '.join(file.name for file in written)}; {_megabytes(written)}")
 
 
 @command.command()
-@click.argument("path", type=click.Path())
-@click.option("--reference", type=click.Path(), help="The record. Default: reference.json, reference.npz beside PATH.")
+@click.argument("path", type=PathName())
+@click.option("--reference", type=PathName(), help="The record. Default: reference.json, reference.npz beside PATH.")
 def verify(path: str, reference: str | None) -> None:
     """Compare the model at PATH with recorded numbers of the PyTorch package.
 
@@ -129,11 +132,11 @@ def verify(path: str, reference: str | None) -> None:
 
 
 @command.command()
-@click.argument("source", type=click.Path())
-@click.argument("directory", type=click.Path())
-@click.option("--tokenizer", required=True, type=click.Path(), help="The new SentencePiece model.")
-@click.option("--old-tokenizer", type=click.Path(), help="The current one, if SOURCE does not have it.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the rows for new pieces.")
+@click.argument("source", type=PathName())
+@click.argument("directory", type=PathName())
+@click.option("--tokenizer", required=True, type=PathName(), help="The new SentencePiece model.")
+@click.option("--old-tokenizer", type=PathName(), help="The current one, if SOURCE does not have it.")
+@click.option("--seed", type=SEED, default=0, show_default=True, help="Seed of the rows for new pieces.")
 def retokenize(source: str, directory: str, tokenizer: str, old_tokenizer: str | None, seed: int) -> None:
     """Give the language model SOURCE another text vocabulary, of any size, and write it into DIRECTORY.
 
@@ -144,23 +147,22 @@ def retokenize(source: str, directory: str, tokenizer: str, old_tokenizer: str |
     Example:
       moshijax weights retokenize models/moshiko models/moshiko-ja --tokenizer japanese.model
     """
-    import shutil
+    from dataclasses import replace
 
     from moshijax.data.text import Tokenizer
     from moshijax.weights import retokenize as changing
     from moshijax.weights.families.lm import LANGUAGE_MODEL
     from moshijax.weights.opening import open_model
-    from moshijax.weights.published import TOKENIZER
     from moshijax.weights.transfer import write_imported
 
+    files.check_folder(directory, (source, tokenizer, old_tokenizer))
     model = open_model(source, LANGUAGE_MODEL.kind)
     present = old_tokenizer or model.tokenizer
     if present is None:
         raise ConfigError(f"{source} has no tokenizer; give the one it was trained with as --old-tokenizer")
     old, new = Tokenizer.load(present), Tokenizer.load(tokenizer)  # whose special ids no text can become
-    changed = changing.retokenize(model, old.pieces, new.pieces, seed)
+    changed = replace(changing.retokenize(model, old.pieces, new.pieces, seed), tokenizer=Tokenizer.file(tokenizer))
     with ProgressBar("reading") as bar:
         write_imported(changed, directory, bar.retitle)
-    shutil.copyfile(tokenizer, Path(directory) / TOKENIZER)
     kept = int((changing.carried(old.pieces, new.pieces) >= 0).sum())
     click.echo(f"wrote {directory}: {new.vocab_size} pieces, {kept} of them carried over")

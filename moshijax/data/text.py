@@ -47,16 +47,22 @@ class Tokenizer:
         """Read a SentencePiece model from a file, or `tokenizer.model` from a folder.
 
         Raises:
-          DataError: it cannot be read, or its special ids are not Moshi's.
+          DataError: it cannot be read, is not a SentencePiece model, or has other special ids than Moshi's.
         """
-        path = Path(path)
-        path = path / "tokenizer.model" if path.is_dir() else path
+        path = cls.file(path)
         try:
-            return cls(path.read_bytes())
+            model = path.read_bytes()
         except OSError as error:
             raise DataError(
                 f"tokenizer {path} cannot be read ({error.strerror}): give a SentencePiece model"
             ) from error
+        return cls(model)
+
+    @staticmethod
+    def file(path: str | Path) -> Path:
+        """Return the file of a model: the path itself, or `tokenizer.model` in a folder."""
+        path = Path(path)
+        return path / "tokenizer.model" if path.is_dir() else path
 
     def save(self, path: str | Path) -> None:
         """Write the model to a file."""

@@ -19,7 +19,7 @@ from flax.traverse_util import unflatten_dict
 from jax import export as jax_export
 
 import moshijax
-from moshijax import codec, files, lm
+from moshijax import codec, files, lm, lock
 from moshijax.config_json import from_json, to_json
 from moshijax.errors import ConfigError, MoshijaxError
 from moshijax.export.step import PREFILL_LENGTHS, CallStep, Signature, flatten
@@ -343,11 +343,10 @@ def write(
     """
     out_dir = Path(out_dir)
     check_request(tuple(parts.functions), batches)
-    if out_dir.exists() and not overwrite:
-        raise ConfigError(f"{out_dir} exists; choose another path or remove it first")
+    files.check_folder(out_dir, new=not overwrite)
     if out_dir.exists() and any(out_dir.iterdir()) and not (out_dir / manifests.MANIFEST).is_file():
         raise ConfigError(f"{out_dir} exists and is not an artifact; choose another path")
-    with files.staged_directory(out_dir) as staging:
+    with lock.beside(out_dir), files.staged_directory(out_dir, replace=overwrite) as staging:
         progress(manifests.WEIGHTS)
         _write_weights(parts.weights, staging / manifests.WEIGHTS)
         files.write_json(staging / manifests.TEXT_PIECES, list(parts.pieces))

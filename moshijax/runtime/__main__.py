@@ -5,7 +5,9 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from moshijax.errors import MoshijaxError
+from moshijax import files
+from moshijax.annotations import shown
+from moshijax.errors import ConfigError, MoshijaxError
 from moshijax.runtime import options, play
 
 
@@ -15,10 +17,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         result = play.run(artifact, **keywords)
     except MoshijaxError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return error.exit_code
+        return _fail(error, error.exit_code)
+    except OSError as error:
+        if error.errno not in files.BAD_PATH or not error.filename:
+            raise
+        return _fail(f"cannot use {shown(error.filename)}: {error.strerror}; check the path", ConfigError.exit_code)
     sys.stdout.write("\n".join(play.report_lines(result)) + "\n")
     return 0
+
+
+def _fail(message: object, exit_code: int) -> int:
+    sys.stderr.write(f"error: {' '.join(str(message).split())}\n")
+    return exit_code
 
 
 if __name__ == "__main__":

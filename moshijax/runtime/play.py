@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -18,13 +19,16 @@ from moshijax.runtime import audio, manifest, prompt, script
 from moshijax.runtime import conditions as condition_values
 from moshijax.runtime.artifact import Artifact
 from moshijax.runtime.hosting import Call, ScriptWord, Use, use_of
-from moshijax.runtime.rows import CallOptions, Frame, Row, Rows
+from moshijax.runtime.rows import CallOptions, Frame, Row, Rows, check_sampling, split_seed
 from moshijax.runtime.text import words_of
 
 if TYPE_CHECKING:
     from jaxtyping import Float
 
     Progress = Callable[[int, int], None]
+
+#: Seconds of silence that may be asked for after a recording.
+LONGEST_TAIL = 3600
 
 
 @dataclass(frozen=True)
@@ -252,9 +256,11 @@ def run(
       MoshijaxError: a file cannot be written, or a package is missing.
     """
     description = manifest.read(artifact)
-    for path in filter(None, (out, text_out)):
-        if not Path(path).resolve().parent.is_dir():
-            raise ConfigError(f"cannot write {path}: its folder does not exist; create it first")
+    assigned = [value.partition("=") for value in conditions]
+    vectors = [v.split(",") for name, _, v in assigned if "dim" in description["conditions"].get(name, {})]
+    files.check_outputs((out, text_out), (artifact, user, voice_prompt, *itertools.chain(*vectors)))
+    if tail_seconds is not None and not 0 <= tail_seconds <= LONGEST_TAIL:
+        raise ConfigError(f"tail is {tail_seconds} s: must be a number of seconds from 0 to {LONGEST_TAIL}")
     hears, reads = "pcm" in description["inputs"]["step"], "word" in description["inputs"]["step"]
     for given, wanted, option, what in ((user, hears, "--user", "recording"), (text, reads, "--text", "text")):
         if wanted and given is None:
@@ -268,6 +274,8 @@ def run(
     voice = None if voice_prompt is None else prompt.read_voice(voice_prompt, rate)
     values = condition_values.parse(description["conditions"], conditions)
     loaded = artifacts.load(artifact, platform)
+    check_sampling(loaded, sampling or {})
+    split_seed(seed)
     words = None if text is None else script.words(loaded, text)
     begins = prompt.make(loaded, voice, text_prompt)
     rows = Rows(loaded, batch or min(description["batches"]), prompts=begins is not None)

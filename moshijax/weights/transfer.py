@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from moshijax import files
+from moshijax import files, lock
 from moshijax.errors import ConfigError
 from moshijax.weights import imported
 from moshijax.weights.model import OpenedModel
@@ -34,7 +34,7 @@ def import_weights(
       adapter: a LoRA adapter; default: the one that the model's config names. It is copied as it is; loading adds it.
 
     Raises:
-      ConfigError: `dst` exists, `src` is a run, or the model takes no adapter.
+      ConfigError: `dst` exists or cannot be written, `src` is a run, or the model takes no adapter.
       DataError: as `moshijax.weights.opening.open_model`; nothing is left behind.
     """
     model = open_model(src)
@@ -51,8 +51,8 @@ def write_imported(model: OpenedModel, dst: str | Path, progress: Progress = _ig
     Raises:
       ConfigError: `dst` exists.
     """
-    _check_new(Path(dst))
-    with files.staged_directory(Path(dst)) as folder:
+    files.check_folder(dst)
+    with lock.beside(Path(dst)), files.staged_directory(Path(dst)) as folder:
         imported.write_imported(model, folder, progress)
     return open_model(dst)
 
@@ -85,18 +85,10 @@ def export_weights(
         raise ConfigError(f"format {format!r} must be one of {', '.join(FORMATS)}")
     if merge:
         model = _merged(model)
-    _check_new(Path(dst))
-    with files.staged_directory(Path(dst)) as folder:
+    files.check_folder(dst)
+    with lock.beside(Path(dst)), files.staged_directory(Path(dst)) as folder:
         model.family.write_published(model, folder, format, max_bytes, progress)
     return sorted(Path(dst).iterdir())
-
-
-def _check_new(path: Path) -> None:
-    """Refuse to replace what is there, or to write into a folder that is not."""
-    if path.exists():
-        raise ConfigError(f"{path} exists; choose another path or remove it first")
-    if not path.resolve().parent.is_dir():
-        raise ConfigError(f"cannot write {path}: its folder does not exist; create it first")
 
 
 def _merged(model: OpenedModel) -> OpenedModel:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
+import zipfile
 
 import jax.numpy as jnp
 import numpy as np
@@ -142,7 +144,8 @@ def test_what_cannot_be_found_is_named(runs, cli, tmp_path):
     ("arguments", "code", "message"),
     [
         (("nowhere", "OUT"), 2, "nothing at nowhere"),
-        (("LM", "LM"), 2, "exists; choose another path or remove it first"),
+        (("LM", "LM"), 2, "would replace the input"),
+        (("LM", "CODEC"), 2, "exists; choose another path or remove it first"),
         (("LM", "OUT", "--platforms", "cpu,rocm"), 2, "unknown platform 'rocm'"),
         (("LM", "OUT", "--batch", "1,x"), 2, "--batch 1,x must be whole numbers"),
         (("LM", "OUT", "--batch", "0"), 2, "batches > 0"),
@@ -155,6 +158,25 @@ def test_bad_arguments(cli, runs, tmp_path, arguments, code, message):
     got, _, err = cli("export", *[places.get(argument, argument) for argument in arguments])
     assert got == code and message in err and err.count("\n") == 1
     assert not (tmp_path / "artifact").exists()
+
+
+def test_what_an_artifact_has_no_place_for_is_printed(runs, cli, tmp_path):
+    """Values of the published generator: null stands for the default, `use_sampling` false is greedy."""
+    published, said = tmp_path / "published", tmp_path / "published" / "config.json"
+    assert cli("weights", "export", runs / "lm", published, "--format", "kyutai", "--codec", runs / "codec")[0] == 0
+    shutil.copy(runs / "lm" / "tokenizer.model", published)
+    fields = json.loads(said.read_text())
+    generation = {"use_sampling": False, "cfg_coef": 3.0, "check": True, "temp": None, "top_k": None, "text_temp": 0.6}
+    said.write_text(json.dumps({**fields, "lm_gen_config": generation}))
+    code, out, _ = cli("export", published, tmp_path / "artifact")
+    assert (
+        code == 0 and "not used, because an artifact has no place for it: lm_gen_config.cfg_coef, lm_gen_config" in out
+    )
+    defaults = manifest.read(tmp_path / "artifact")["sampling"]["defaults"]
+    assert defaults["temperature"] == defaults["text_temperature"] == 0 and defaults["top_k"] == 32
+    said.write_text(json.dumps({**fields, "lm_gen_config": {"temp": -1}}))
+    code, _, err = cli("export", published, tmp_path / "again")
+    assert code == 2 and "temp is -1" in err and not (tmp_path / "again").exists()
 
 
 class TestCodec:
@@ -197,8 +219,45 @@ class TestCodec:
             (("encode", speech, tmp_path / "no" / "a.npz"), 2, "its folder does not exist"),
             (("decode", tmp_path / "no.npz", out), 2, "no codes file at"),
             (("decode", tmp_path / "x.npz", out), 3, "was not written by `moshijax codec encode`"),
-            (("decode", tmp_path / "y.npz", out), 3, "ids 99 to 99; this codec has 4 with ids 0 to 31"),
+            (("decode", tmp_path / "y.npz", out), 3, "ids 99 to 99, this codec has 0 to 31"),
         ):
             got, _, err = cli("codec", *arguments, "--codec", runs / "codec")
             assert got == code and message in err
         assert not out.exists()
+
+    @pytest.mark.parametrize(
+        ("codes", "samples", "message"),
+        [
+            (np.zeros((2000, 2, 3), np.int32), 10, "holds 2000 channels of 3 frames"),
+            (np.zeros((1, 5, 3), np.int32), 10, "holds 5 codebooks, this codec has 4"),
+            (np.zeros((1, 2, 3), np.int32), -1, "says -1 samples for 3 frames"),
+            (np.zeros((1, 2, 3), np.int32), 1921, "says 1921 samples for 3 frames"),
+            (np.zeros((1, 2, 3), np.float32), 10, "codes must be integers"),
+            (np.zeros((1, 0, 3), np.int32), 10, "codes must be integers"),
+            (np.zeros(3, np.int32), 10, "codes must be integers"),
+            (np.zeros((1, 2, 3), np.uint64) + 2**63, 10, "ids 9223372036854775808"),
+            (np.zeros((1, 2, 3), np.int32), "x", "was not written by"),
+        ],
+    )
+    def test_codes_that_are_none(self, cli, runs, tmp_path, codes, samples, message):
+        np.savez(tmp_path / "x.npz", codes=codes, samples=samples)
+        code, _, err = cli("codec", "decode", tmp_path / "x.npz", tmp_path / "out.wav", "--codec", runs / "codec")
+        assert code == 3 and message in err and err.count("\n") == 1
+        assert not (tmp_path / "out.wav").exists()
+
+    def test_a_header_that_promises_terabytes_is_refused_before_it_is_read(self, cli, runs, tmp_path):
+        header = io.BytesIO()
+        np.lib.format.write_array_header_1_0(header, {"descr": "<i4", "fortran_order": False, "shape": (8, 4, 10**11)})
+        with zipfile.ZipFile(tmp_path / "x.npz", "w") as archive:
+            archive.writestr("codes.npy", header.getvalue())
+        code, _, err = cli("codec", "decode", tmp_path / "x.npz", tmp_path / "out.wav", "--codec", runs / "codec")
+        assert code == 3 and "a WAV file takes" in err
+
+    def test_many_channels_are_those_of_a_few_at_a_time(self, cli, runs, tmp_path):
+        codes = np.random.RandomState(1).randint(0, 32, (19, 4, 2)).astype(np.int32)
+        np.savez(tmp_path / "x.npz", codes=codes, samples=1000)
+        code, out, _ = cli("codec", "decode", tmp_path / "x.npz", tmp_path / "out.wav", "--codec", runs / "codec")
+        assert code == 0 and "19 channel(s)" in out
+        config, params = weights.load_mimi(runs / "codec")
+        want = np.asarray(codec.decode(config, params, codes))[:, :1000].T
+        np.testing.assert_allclose(audio.read(tmp_path / "out.wav")[0], want.clip(-1, 1), atol=2e-4)

@@ -73,6 +73,15 @@ def test_a_script_without_spaces(model, tmp_path, cli):
     assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "made" / name).read_bytes()
 
 
+def test_a_folder_with_the_tokenizer(model, tmp_path, cli):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "new.model").rename(tmp_path / "run" / "tokenizer.model")
+    code, _, err = cli("weights", "retokenize", model, tmp_path / "made", "--tokenizer", tmp_path / "run")
+    assert code == 0, err
+    made = (tmp_path / "made" / "tokenizer.model").read_bytes()
+    assert made == (tmp_path / "run" / "tokenizer.model").read_bytes()
+
+
 def test_what_cannot_be_retokenized(model, tmp_path, cli):
     (model / "old.model").rename(tmp_path / "old.model")
     arguments = ("weights", "retokenize", model, tmp_path / "made", "--tokenizer", tmp_path / "new.model")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from moshijax import codec, weights
+from moshijax import codec, lock, weights
 from moshijax.errors import ConfigError, DataError
 from moshijax.export import source as export_source
 from moshijax.weights.opening import open_model
@@ -356,3 +356,13 @@ def test_mlx_there_and_back(tmp_path, published):
     save_file(changed, tmp_path / "theirs" / "model.safetensors")
     with pytest.raises(DataError, match="must be a copy"):
         weights.load_lm(tmp_path / "theirs")
+
+
+def test_of_two_commands_that_write_one_directory_the_second_is_refused(tmp_path, cli):
+    given = write(tmp_path / "given", PUBLISHED, published_tensors(PUBLISHED))
+    with lock.beside(tmp_path / "out"):
+        for command in (("import", given, tmp_path / "out"), ("export", given, tmp_path / "out", "--format", "kyutai")):
+            code, out, err = cli("weights", *command)
+            assert code == 1 and out == "" and "out is being written by process" in err and err.count("\n") == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["given"]
+    assert cli("weights", "import", given, tmp_path / "out")[0] == 0

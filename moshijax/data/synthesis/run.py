@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Callable, Iterable
@@ -102,15 +103,20 @@ def synthesize(
     kept = len(dialogues) - len(waiting)
     progress(kept, len(dialogues))
     workers = max(1, min(workers, len(waiting)))
-    with Isolated(workers) as isolated, ThreadPoolExecutor(workers, thread_name_prefix="synthesis") as pool:
-        places = {pool.submit(_spoken, isolated, *request): place for place, request in waiting.items()}
-        try:
-            for done, future in enumerate(as_completed(places), kept + 1):
-                results[places[future]] = future.result()
-                progress(done, len(dialogues))
-        finally:
-            pool.shutdown(cancel_futures=True)
-    return _write_manifest(out_dir, ids, results)
+    try:
+        with Isolated(workers) as isolated, ThreadPoolExecutor(workers, thread_name_prefix="synthesis") as pool:
+            places = {pool.submit(_spoken, isolated, *request): place for place, request in waiting.items()}
+            try:
+                for done, future in enumerate(as_completed(places), kept + 1):
+                    results[places[future]] = future.result()
+                    progress(done, len(dialogues))
+            finally:
+                pool.shutdown(cancel_futures=True)
+        return _write_manifest(out_dir, ids, results)
+    finally:
+        with contextlib.suppress(OSError):  # (folders in which nothing was written go)
+            (out_dir / "audio").rmdir()
+            out_dir.rmdir()
 
 
 def _spoken(isolated: Isolated, dialogue: Dialogue, *how: Any) -> dict[str, Any]:
