@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,14 +20,17 @@ from jax import export as jax_export
 import moshijax
 from moshijax import codec, files, lm, lock
 from moshijax.config_json import from_json, to_json
-from moshijax.errors import ConfigError, MoshijaxError
+from moshijax.errors import ConfigError, DataError
 from moshijax.export.step import PREFILL_LENGTHS, CallStep, Signature, flatten
 from moshijax.lm import policies
 from moshijax.nn.layout import unstack_layers
 from moshijax.runtime import conditions as condition_values
 from moshijax.runtime import manifest as manifests
+from moshijax.runtime.schema import LARGEST_BATCH
 from moshijax.tokens import BOS, EOS
+from moshijax.weights import writer
 from moshijax.weights.safetensors import TensorFile
+from moshijax.weights.tensors import InMemory
 
 if TYPE_CHECKING:
     Specs = dict[str, jax.ShapeDtypeStruct]
@@ -199,7 +201,8 @@ def rebuild(
     """
     source = Path(source)
     manifest = manifests.read(source)
-    pieces = json.loads(manifests.check_file(source, manifest, manifests.TEXT_PIECES).read_text(encoding="utf-8"))
+    config = _configs(source, manifest)
+    pieces = manifests.read_pieces(source, manifest)
     weights = TensorFile(manifests.check_file(source, manifest, manifests.WEIGHTS))
     params = unflatten_dict(dict(weights), sep="/")
     stored = str(jax.tree.leaves(params["lm"]["temporal"])[0].dtype)
@@ -208,10 +211,10 @@ def rebuild(
     tokenizer = None
     if manifests.TOKENIZER in manifest["files"]:
         tokenizer = manifests.check_file(source, manifest, manifests.TOKENIZER).read_bytes()
-    guidance = manifest["config"]["guidance"]
+    guidance = config["guidance"]
     return build(
-        (from_json(codec.MimiConfig, manifest["config"]["codec"], "config.codec"), params["codec"]),
-        (from_json(lm.LMConfig, manifest["config"]["lm"], "config.lm"), params["lm"]),
+        (config["codec"], params["codec"]),
+        (config["lm"], params["lm"]),
         pieces,
         out_dir,
         platforms or manifest["platforms"],
@@ -221,13 +224,26 @@ def rebuild(
         top_k_limit or manifest["sampling"]["top_k_limit"],
         overwrite,
         progress,
-        policy=from_json(policies.Policy, manifest["config"]["policy"], "config.policy"),
-        guidance=None if guidance is None else from_json(lm.Guidance, guidance, "config.guidance"),
+        policy=config["policy"],
+        guidance=guidance,
         conditions=condition_values.values_of(table, defaults, "condition"),
         null_conditions=None if guidance is None else condition_values.values_of(table, defaults, "null"),
         tokenizer=tokenizer,
         prefill_lengths=manifest["lengths"]["prefill"],
     )
+
+
+def _configs(source: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the configs of an artifact: codec, lm, policy and guidance.
+
+    Raises:
+      DataError: they are not of this version.
+    """
+    hints = {"codec": codec.MimiConfig, "lm": lm.LMConfig, "policy": policies.Policy, "guidance": lm.Guidance | None}
+    try:
+        return {name: from_json(hint, manifest["config"][name], f"config.{name}") for name, hint in hints.items()}
+    except ConfigError as error:
+        raise DataError(f"{source / manifests.MANIFEST}: {error}; export it from its run again") from None
 
 
 def _fixed_lengths(config: lm.LMConfig, conditions: Mapping[str, Any]) -> lm.LMConfig:
@@ -320,9 +336,10 @@ def check_request(platforms: Sequence[str], batches: Sequence[int]) -> None:
     for platform in platforms:
         if platform not in manifests.PLATFORMS:
             raise ConfigError(f"unknown platform {platform!r}; choose from {', '.join(manifests.PLATFORMS)}")
-    if not platforms or not batches or min(batches) < 1:
+    if not platforms or not batches or not 1 <= min(batches) <= max(batches) <= LARGEST_BATCH:
         raise ConfigError(
-            f"platforms={list(platforms)}, batches={list(batches)}: name at least one of each, batches > 0"
+            f"platforms={list(platforms)}, batches={list(batches)}: name at least one of each, batches > 0 and at most "
+            f"{LARGEST_BATCH}"
         )
 
 
@@ -348,10 +365,10 @@ def write(
         raise ConfigError(f"{out_dir} exists and is not an artifact; choose another path")
     with lock.beside(out_dir), files.staged_directory(out_dir, replace=overwrite) as staging:
         progress(manifests.WEIGHTS)
-        _write_weights(parts.weights, staging / manifests.WEIGHTS)
+        writer.write(staging / manifests.WEIGHTS, InMemory(parts.weights))
         files.write_json(staging / manifests.TEXT_PIECES, list(parts.pieces))
         if parts.conditions:
-            _write_weights(parts.conditions, staging / manifests.CONDITIONS)
+            writer.write(staging / manifests.CONDITIONS, InMemory(parts.conditions))
         if parts.tokenizer is not None:
             (staging / manifests.TOKENIZER).write_bytes(parts.tokenizer)
         exported: dict[str, jax_export.Exported] = {}
@@ -434,13 +451,3 @@ def _interface(exported: Mapping[str, jax_export.Exported]) -> dict[str, Any]:
     # (what `place` takes beside the slot is the state of one row)
     inputs["place"] = {name: spec for name, spec in inputs["place"].items() if not name.startswith("row/")}
     return {"state": state, "inputs": inputs, "outputs": outputs}
-
-
-def _write_weights(weights: Mapping[str, np.ndarray], path: Path) -> None:
-    from safetensors import SafetensorError
-    from safetensors.numpy import save_file
-
-    try:
-        save_file({name: np.asarray(value, order="C") for name, value in weights.items()}, path)
-    except SafetensorError as error:
-        raise MoshijaxError(f"cannot write {path.name}: {error}; free some space or choose another path") from None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -135,7 +134,7 @@ class Artifact:
         self.speaks = "pcm" in description["outputs"]["step"]
         self.takes_words = "word" in description["inputs"]["step"]
         self.encodes = "encode" in description["inputs"]
-        self.pieces: list[str] = json.loads(self.file(manifest.TEXT_PIECES).read_text(encoding="utf-8"))
+        self.pieces = manifest.read_pieces(path, description, digest=verify)
         self.weights = self._load_weights()
         self.conditions = conditions.load_defaults(path, description, verify) if description["conditions"] else {}
         self.constants: dict[Any, np.ndarray] = {}
@@ -199,6 +198,11 @@ class Artifact:
             with safe_open(path, framework="numpy") as file:
                 for name, spec in self.manifest["weights"]["tensors"].items():
                     tensor = file.get_tensor(name)
+                    if list(tensor.shape) != spec["shape"]:
+                        raise DataError(
+                            f"{path}: {name} is {list(tensor.shape)}, {manifest.MANIFEST} says {spec['shape']}; copy "
+                            "the artifact again or export it again"
+                        )
                     weights[name] = jax.device_put(tensor.astype(dtypes[spec["dtype"]], copy=False), self._device)
         except SafetensorError as error:
             raise DataError(f"{path} cannot be read ({error}); copy the artifact again or export it again") from None
@@ -211,14 +215,33 @@ class Artifact:
                 f"{batch}; rebuild it from itself: moshijax export {self.path} {self.path}-b{batch} --batch {batch}"
             )
         path = self.file(manifest.program_file(name, self.platform, batch, length))
-        exported = jax.export.deserialize(bytearray(path.read_bytes()))
+        try:
+            exported = jax.export.deserialize(bytearray(path.read_bytes()))
+        except Exception:  # whatever flatbuffers and jax make of bytes that are no program
+            raise DataError(f"{path} is no exported program; copy the artifact again or export it again") from None
         # Donation is not part of the file's calling side: without donate_argnums the state would be copied.
         call = jax.jit(exported.call, donate_argnums=() if name == "init_state" else 1)
         args, kwargs = jax.tree.unflatten(exported.in_tree, exported.in_avals)
         with jax.default_device(self._device):
             compiled = call.lower(*args, **kwargs).compile()
         specs = [{key: (tuple(v.shape), str(v.dtype)) for key, v in part.items()} for part in args[1:]] or [{}, {}]
+        if name == "step":
+            self._check_interface(path, exported, batch)
         return Program(name, compiled, *specs, self._neutral)
+
+    def _check_interface(self, path: Path, exported: jax.export.Exported, batch: int) -> None:
+        """Compare what a step takes and gives with what `artifact.json` says, from which calls are laid out."""
+        (*_, inputs), _ = jax.tree.unflatten(exported.in_tree, exported.in_avals)
+        _, outputs = jax.tree.unflatten(exported.out_tree, exported.out_avals)
+        for side, specs in (("inputs", inputs), ("outputs", outputs)):
+            said = {
+                name: ([batch if size is None else size for size in spec["shape"]], spec["dtype"])
+                for name, spec in self.manifest[side]["step"].items()
+            }
+            if said != {name: (list(spec.shape), str(spec.dtype)) for name, spec in specs.items()}:
+                raise DataError(
+                    f"{path} has other {side} than {manifest.MANIFEST} says; copy the artifact again or export it again"
+                )
 
     def _neutral(self, name: str) -> float:
         """Return the value of an input that asks for nothing."""

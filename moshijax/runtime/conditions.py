@@ -97,7 +97,10 @@ def read_vectors(name: str, paths: Sequence[str | Path]) -> np.ndarray:
         if not path.is_file():
             raise ConfigError(f"condition {name}: no file {path}; give a .safetensors or .npy file")
         if path.suffix == ".npy":
-            value = np.load(path)
+            try:
+                value = np.load(path)
+            except (OSError, ValueError, EOFError) as error:
+                raise DataError(f"{path} cannot be read ({error}); fetch it again") from None
         elif path.suffix == ".safetensors":
             from safetensors import SafetensorError
             from safetensors.numpy import load_file
@@ -143,9 +146,14 @@ def load_defaults(artifact: Path, description: Mapping[str, Any], verify: bool =
     Raises:
       DataError: their file is missing or damaged.
     """
+    from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
-    return load_file(manifest.check_file(artifact, description, manifest.CONDITIONS, digest=verify))
+    path = manifest.check_file(artifact, description, manifest.CONDITIONS, digest=verify)
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise DataError(f"{path} cannot be read ({error}); copy the artifact again or export it again") from None
 
 
 def values_of(table: Table, defaults: Arrays, kind: str) -> dict[str, Any]:

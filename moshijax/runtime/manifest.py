@@ -1,6 +1,6 @@
 """The artifact on disk: `artifact.json`, what it says about the other files, and the checks that they agree with it.
 
-The builder and the runtime import it: only the standard library and `moshijax.errors` here.
+The builder and the runtime import it: only the standard library, `moshijax.errors` and the schema here.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from moshijax.errors import ConfigError, DataError
+from moshijax.runtime import schema
 
 FORMAT = "moshijax-artifact"
 SCHEMA_VERSION = 3
@@ -43,7 +44,7 @@ def read(artifact: str | Path) -> dict[str, Any]:
 
     Raises:
       ConfigError: the path is not an artifact directory.
-      DataError: `artifact.json` is damaged or of another schema.
+      DataError: `artifact.json` is damaged or of another schema version, or a value is not of the schema.
     """
     artifact = Path(artifact)
     path = artifact / MANIFEST
@@ -53,7 +54,7 @@ def read(artifact: str | Path) -> dict[str, Any]:
         raise ConfigError(f"{artifact} is not an artifact: it holds no {MANIFEST}; `moshijax export` writes one")
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path} is damaged ({error}); copy the artifact again or export it again") from None
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise DataError(f"{path} does not describe a {FORMAT}; give the directory that `moshijax export` wrote")
@@ -62,7 +63,25 @@ def read(artifact: str | Path) -> dict[str, Any]:
             f"{path} has schema version {manifest.get('schema_version')!r}, this moshijax reads {SCHEMA_VERSION}; "
             f"export again from the run or the weights it was built from: moshijax export RUN {artifact}-new"
         )
+    for problem in schema.problems(manifest):
+        raise DataError(f"{path}: {problem}; copy the artifact again or export it again")
     return manifest
+
+
+def read_pieces(artifact: Path, manifest: dict[str, Any], digest: bool = True) -> list[str]:
+    """Return the text of every token id.
+
+    Raises:
+      DataError: the file is missing, incomplete or changed, or holds something else.
+    """
+    path = check_file(artifact, manifest, TEXT_PIECES, digest)
+    try:
+        pieces = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError):
+        pieces = None
+    if not isinstance(pieces, list) or not all(isinstance(piece, str) for piece in pieces):
+        raise DataError(f"{path} is not a list of texts; copy the artifact again or export it again")
+    return pieces
 
 
 def check_file(artifact: Path, manifest: dict[str, Any], name: str, digest: bool = True) -> Path:

@@ -221,3 +221,14 @@ def test_the_full_size_models_export(platform):
     state = jax.eval_shape(lambda: step.init_state(1))
     caches = [spec for name, spec in state.items() if name.startswith("lm/temporal/layers")]
     assert sum(spec.size for spec in caches) == 2 * 32 * 3000 * 4096 and {str(c.dtype) for c in caches} == {"bfloat16"}
+
+
+def test_an_artifact_whose_config_is_of_another_version_is_not_rebuilt(artifact_dir, tmp_path):
+    import shutil
+
+    copy = shutil.copytree(artifact_dir, tmp_path / "copy")
+    described = json.loads((copy / "artifact.json").read_text())
+    described["config"]["codec"]["sample_rate"] = "8 kHz"
+    (copy / "artifact.json").write_text(json.dumps(described))
+    with pytest.raises(DataError, match="artifact.json: config.codec.sample_rate is '8 kHz': must be"):
+        artifact.rebuild(copy, tmp_path / "again")

@@ -98,3 +98,105 @@ def test_missing_file(copy):
     (copy / "step.cpu.b1.jaxexp").unlink()
     with pytest.raises(DataError, match=r"step.cpu.b1.jaxexp is missing"):
         runtime.Rows(runtime.load(copy), 1)
+
+
+@pytest.mark.parametrize("content", [b"", b"no program", b"\xff" * 4096], ids=["empty", "text", "bytes"])
+@pytest.mark.parametrize("name", ["step.cpu.b1.jaxexp", "prefill.cpu.t4.jaxexp", "weights.safetensors"])
+def test_a_listed_file_of_another_content_is_refused_by_name(copy, name, content):
+    """Its hash is right, as if it had been exported so."""
+    (copy / name).write_bytes(content)
+    files = json.loads((copy / "artifact.json").read_text())["files"]
+    edit(copy, files={**files, name: manifests.file_record(copy / name)})
+    with pytest.raises(DataError, match=f"{name} (is no exported program|cannot be read)"):
+        runtime.Rows(runtime.load(copy), 1)
+
+
+def test_nothing_is_deserialised_before_its_hash_is_right(copy, monkeypatch):
+    def refuse(data):
+        raise AssertionError("deserialised")
+
+    monkeypatch.setattr(jax.export, "deserialize", refuse)
+    data = bytearray((copy / "step.cpu.b1.jaxexp").read_bytes())
+    data[len(data) // 2] ^= 1
+    (copy / "step.cpu.b1.jaxexp").write_bytes(data)
+    with pytest.raises(DataError, match="step.cpu.b1.jaxexp differs from what was exported"):
+        runtime.load(copy).program("step")
+
+
+@pytest.mark.parametrize("content", ["{", "{}", "[1]", "[" * 100_000])
+def test_pieces_that_are_no_texts(copy, content):
+    (copy / "text_pieces.json").write_text(content)
+    files = json.loads((copy / "artifact.json").read_text())["files"]
+    edit(copy, files={**files, "text_pieces.json": manifests.file_record(copy / "text_pieces.json")})
+    with pytest.raises(DataError, match="text_pieces.json is not a list of texts"):
+        runtime.load(copy)
+
+
+def changed(described, path, value):
+    """The content of `artifact.json` with another value at a path; without the entry where the value is `...`."""
+    *parents, last = path.split(".")
+    table = described
+    for name in parents:
+        table = table[name]
+    table[last] = value
+    if value is ...:
+        del table[last]
+    return described
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("batches", [0]),
+        ("batches", []),
+        ("batches", 1),
+        ("jax.tried", None),
+        ("jax.tried", ["0.10.2"]),
+        ("audio.frame_size", "x"),
+        ("audio.frame_size", 641),
+        ("audio.sample_rate", -1),
+        ("audio.sample_rate", 8000.5),
+        ("audio.frame_rate", float("nan")),
+        ("audio.frame_rate", True),
+        ("sampling.defaults", {"temperature": "0.8"}),
+        ("sampling.defaults", {"temperature": 0.8}),
+        ("sampling.limits", {"temperature": [0]}),
+        ("files", []),
+        ("config.policy.type", "Karaoke"),
+        ("config.policy.type", "Recognition"),
+        ("config.lm.temporal", None),
+        ("conditions", {"voice": {"dim": 0}}),
+        ("layout.max_delay", 10**9),
+        ("layout.streams", []),
+        ("layout.streams", [{"kind": "text"}]),
+        ("text.special.pad", ...),
+        ("inputs.step", ...),
+        ("weights.program_dtypes", {}),
+        ("weights.program_dtypes", {"cpu": {"float32": "complex64"}}),
+    ],
+)
+def test_a_manifest_with_a_value_of_another_kind_is_refused_by_name(copy, path, value):
+    file = copy / "artifact.json"
+    file.write_text(json.dumps(changed(json.loads(file.read_text()), path, value)))
+    with pytest.raises(DataError, match=f"artifact.json: .*({path.replace('.', '|')}).*; copy the artifact again"):
+        manifests.read(copy)
+
+
+@pytest.mark.parametrize("content", ["[]", "[" * 100_000, '{"format": 1}', "\\ud800"])
+def test_a_manifest_that_is_none(copy, content):
+    (copy / "artifact.json").write_text(content)
+    with pytest.raises(DataError, match="artifact.json (is damaged|does not describe)"):
+        manifests.read(copy)
+
+
+def test_a_step_with_another_interface_than_the_manifest_says(copy):
+    described = json.loads((copy / "artifact.json").read_text())
+    described["outputs"]["step"]["ready"]["shape"] = [None, 10**6]
+    (copy / "artifact.json").write_text(json.dumps(described))
+    with pytest.raises(DataError, match="step.cpu.b1.jaxexp has other outputs than artifact.json says"):
+        runtime.load(copy).program("step")
+
+
+def test_every_file_can_be_read_by_whoever_may_read_the_manifest(artifact_dir):
+    modes = {path.name: path.stat().st_mode & 0o777 for path in artifact_dir.iterdir()}
+    assert set(modes.values()) == {modes["artifact.json"]}, modes
