@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from moshijax.annotations import shown
 from moshijax.errors import DataError
 
 SPEAKERS: Mapping[str, str] = {"SPEAKER_MAIN": "model", "SPEAKER_USER": "user", "model": "model", "user": "user"}
@@ -55,7 +56,7 @@ def read_sidecar(path: Path) -> dict[str, Any]:
         raise DataError(f"transcript {path} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise DataError(f"transcript {path} is not UTF-8 (byte {error.start}): convert it to UTF-8") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"transcript {path} is not JSON ({error}): write it again") from error
     if not isinstance(content, dict) or not isinstance(content.get("alignments"), list):
         raise DataError(f'transcript {path} has no list "alignments" of [word, [start, end], speaker]')
@@ -99,8 +100,10 @@ def parse_alignments(
             text, times, label, *rest = entry
             start, end = (_time(t) for t in (times or (None, None)))
             text = " ".join(unicodedata.normalize("NFC", text).split())
-        except (TypeError, ValueError) as error:
-            raise DataError(f"alignment {index} is {entry!r}: it must be [word, [start, end], speaker]") from error
+            text.encode("utf-8")  # (half a character cannot be)
+            hash(label)
+        except (TypeError, ValueError, OverflowError) as error:
+            raise DataError(f"alignment {index} is {shown(entry)}: must be [word, [start, end], speaker]") from error
         if speakers is not None and label not in speakers:
             raise UnknownSpeaker(
                 f"speaker {label!r} of word {text!r} is not known: map it with --speaker {label}=model or {label}=user"
