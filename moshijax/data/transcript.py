@@ -103,7 +103,7 @@ def parse_alignments(
             text.encode("utf-8")  # (half a character cannot be)
             hash(label)
         except (TypeError, ValueError, OverflowError) as error:
-            raise DataError(f"alignment {index} is {shown(entry)}: must be [word, [start, end], speaker]") from error
+            raise DataError(f"alignment {index} is {shown(entry)}: it must be [word, [start, end], speaker]") from error
         if speakers is not None and label not in speakers:
             raise UnknownSpeaker(
                 f"speaker {label!r} of word {text!r} is not known: map it with --speaker {label}=model or {label}=user"

@@ -141,7 +141,7 @@ def test_a_word_that_cannot_be_stored_rejects_its_item_alone(tmp_path):
     write_half_a_character(tmp_path, "call-1")
     index, report, _ = prepare(manifest, tmp_path / "out", LevelEncoder())
     assert [record["id"] for record in records.RecordSource(tmp_path / "out")] == ["call-0", "call-2"]
-    assert dict(report.kinds) == {"unreadable": 1} and "UnicodeEncodeError" in index["report"]["rejected"][0][1]
+    assert dict(report.kinds) == {"transcript": 1} and "alignment 0 is" in index["report"]["rejected"][0][1]
 
 
 def test_no_memory_is_no_fault_of_an_item(tmp_path, monkeypatch):

@@ -103,3 +103,9 @@ def test_sidecar_that_is_not_utf8_or_json_is_named(tmp_path):
             read_sidecar(path)
     with pytest.raises(DataError, match=r"missing.json does not exist"):
         read_sidecar(tmp_path / "missing.json")
+
+
+@pytest.mark.parametrize("entry", [["a", [0, 1], ["A"]], ["\ud83d", [0, 1], "model"], ["a", [10**400, 1], "model"]])
+def test_labels_texts_and_times_that_no_file_can_hold_reject_the_recording(entry):
+    with pytest.raises(DataError, match="alignment 0 is .*: it must be"):
+        parse_alignments([entry], 2.0)
