@@ -129,6 +129,7 @@ class Heartbeat:
         self._known: set[int] = set()  # processes that have introduced themselves to process 0
         self._token = ""
         self._last: list[Callable[[], object]] = []
+        self._thread = threading.Thread(target=self._watch, name="heartbeat", daemon=True)
 
     def before_exit(self, action: Callable[[], object]) -> None:
         """Do something before this ends the process, which unwinds nothing; from whichever thread notices the end."""
@@ -142,13 +143,15 @@ class Heartbeat:
             self._listen()
         else:
             self._connect()
-        threading.Thread(target=self._watch, name="heartbeat", daemon=True).start()
+        self._thread.start()
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.end(kind, error, trace)
         self._over.set()
         self._say({"left": True})
+        if self._thread.ident is not None:
+            self._thread.join()  # one that is still there when the interpreter ends is torn down wherever it is
 
     def end(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         """Tell the others of an error of this process, and end it; do nothing without error, or if all stop together.

@@ -8,6 +8,7 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -50,6 +51,7 @@ def take_part(port: int, count: int, number: int, run_dir: str, fields: dict, se
     try:
         experiment = with_task(dataclasses.replace(SMALL, **fields), eval_data=held_out)
         train(experiment, run_dir, progress=lambda *_: time.sleep(seconds), lost_after=20)
+        assert [thread.name for thread in threading.enumerate() if thread.daemon] == []
     except MoshijaxError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         raise SystemExit(error.exit_code) from None
