@@ -102,6 +102,7 @@ def with_path(root: Path) -> dict[str, str]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 def test_the_trained_model_answers_voices_it_never_heard(tmp_path, record_property):
     """The real command. Demanded: 6 of 10 questions answered exactly, at most 4 of 10 unrelated utterances answered.
 
