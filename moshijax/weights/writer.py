@@ -102,7 +102,7 @@ def _write_one(
         file.write(header_of(tensors, names, metadata))
         for name in names:
             progress(name)
-            value = np.ascontiguousarray(tensors[name])
+            value = np.asarray(tensors[name], order="C")
             if value.dtype != tensors.dtypes[name] or value.shape != tuple(tensors.shapes[name]):
                 raise MoshijaxError(
                     f"{name} came out as {value.dtype} {list(value.shape)}, announced were {tensors.dtypes[name]} "
