@@ -268,7 +268,7 @@ def test_what_is_wrong_with_a_recipe_is_found_before_anything_is_compiled(folder
     def compile_step(*_):
         raise AssertionError("compiled")
 
-    monkeypatch.setattr("moshijax.train.loop.compile_step", compile_step)
+    monkeypatch.setattr("moshijax.train.steps.compile_step", compile_step)
     fields, message = bad_recipes(folder)[name]
     with pytest.raises((ConfigError, DataError), match=message):
         train(lm_experiment(folder, **fields), run_dir)
