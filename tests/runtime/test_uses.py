@@ -90,7 +90,7 @@ def test_synthesis(speech, cli, tmp_path):
         "mood": ("--condition", "mood=merry"),
         "voice": ("--condition", f"voice={voice}"),
         "guidance": ("--guidance", 1),
-        "prompt": ("--voice-prompt", wav(tmp_path / "prompt.wav")),
+        "prompt": ("--voice-prompt", wav(tmp_path / "given.wav")),
     }
     for name, options in runs.items():
         other = tmp_path / f"{name}.wav"
