@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from moshijax.annotations import shown
+
 #: Programs and arrays are indexed with int32.
 MOST = 2**31 - 1
 #: Calls that one program steps.
@@ -160,7 +162,7 @@ def _problems(value: Any, rule: Any, where: str) -> Iterator[str]:
         for i, item in enumerate(value):
             yield from _problems(item, rule[i if len(rule) > 1 else 0], f"{where}[{i}]")
     elif not _fits(value, rule):
-        yield f"{where} is {_shown(value)}: must be {_described(rule)}"
+        yield f"{where} is {shown(value)}: must be {_described(rule)}"
 
 
 def _fits(value: Any, rule: Any) -> bool:
@@ -185,8 +187,3 @@ def _described(rule: Any) -> str:
 
 def _names(names: Any) -> str:
     return ", ".join(sorted(names))
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
