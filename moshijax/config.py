@@ -24,9 +24,9 @@ from typing import TYPE_CHECKING, Any
 
 from gin import config_parser
 
-from moshijax import shipped
+from moshijax import files, shipped
 from moshijax.annotations import Mismatch, checked, name_of, nearest
-from moshijax.errors import ConfigError
+from moshijax.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from moshijax.train.experiment import ExperimentConfig
@@ -163,11 +163,9 @@ class _Recipe:
         if not including:
             self.names = names
         try:
-            text = path.read_text(encoding="utf-8")
-        except UnicodeDecodeError as error:
-            raise ConfigError(
-                f"{path} is not UTF-8 text ({error.reason} at byte {error.start}); give a gin recipe"
-            ) from None
+            text = files.read_text(path, "recipe")
+        except DataError as error:
+            raise ConfigError(str(error)) from None
         try:
             parser = config_parser.ConfigParser(text, names)
             while True:

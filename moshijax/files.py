@@ -1,6 +1,6 @@
 """Write files and directories that appear complete or not at all, in place of nothing that a command reads.
 
-And say in one way that a disk is full.
+Read the text files of users, whatever wrote them. And say in one way that a disk is full, or a file is not there.
 """
 
 from __future__ import annotations
@@ -9,8 +9,11 @@ import contextlib
 import errno
 import json
 import os
+import re
 import shutil
 import stat
+import tempfile
+import unicodedata
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +25,12 @@ from moshijax.errors import ConfigError, DataError, MoshijaxError
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # Too long a name, a folder in place of a file and the reverse, links in a circle.
 BAD_PATH = (errno.ENAMETOOLONG, errno.EISDIR, errno.ENOTDIR, errno.ELOOP)
+
+# What a file begins with that only stands for another one, and the command that puts that one in its place.
+_POINTERS = {
+    b"version https://git-lfs": ("git-lfs", "git lfs pull"),
+    b"/annex/objects/": ("git-annex", "git annex get"),
+}
 
 # What is inside the scratch folder of `staged_directory`: the new folder, and for a moment the one that it replaces.
 _NEW, _OLD = "moshijax.new", "moshijax.old"
@@ -42,18 +51,100 @@ def write_json(path: Path, value: Any) -> None:
     write(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace"))
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Path, what: str = "file") -> Any:
     """Read a JSON file.
 
     Raises:
       DataError: it cannot be read, or is no JSON.
     """
+    text = read_text(path, what)
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}); check the path") from None
+        return json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{path} is not JSON ({error}); fetch or write it again") from None
+        raise DataError(f"{what} {path} is not JSON ({error}): fetch or write it again") from None
+
+
+def read_text(path: Path, what: str = "text file", errors: str = "strict") -> str:
+    """Read a text file of the user's: UTF-8, with or without a byte order mark.
+
+    Args:
+      path: of the file.
+      what: it is, for messages.
+      errors: what becomes of bytes that are not UTF-8; see `bytes.decode`.
+
+    Raises:
+      DataError: it cannot be read, stands for a file that was not fetched, or is not UTF-8.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{what} {path} cannot be read: {reason(path, error)}") from error
+    check_fetched(path)
+    try:
+        return content.decode("utf-8-sig", errors)
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{what} {path} is not UTF-8 (byte {error.start}): convert it to UTF-8, or check the path"
+        ) from error
+
+
+def lines(text: str) -> list[str]:
+    r"""Split a text at \n, \r\n and \r.
+
+    `str.splitlines` would also do it at form feeds, U+0085, U+2028 and others, which may be inside a JSON string or a
+    sentence.
+    """
+    return re.split(r"\r\n|\n|\r", text)
+
+
+def reason(path: Path, error: OSError) -> str:
+    """Return why a file cannot be read."""
+    return (error.strerror or str(error)) + (meant(path) if isinstance(error, FileNotFoundError) else "")
+
+
+def meant(path: Path) -> str:
+    """Return what may be wrong with the name of a file that is not there, as the end of a message; else ""."""
+    name = str(path)
+    if not name.isascii() and (twin := _twin(path)) is not None:
+        return (
+            f"; there is {ascii(str(twin))}, which differs from {ascii(name)} only in the Unicode form of its letters, "
+            "so write it as it is there"
+        )
+    if "\\" in name:
+        return "; folders are separated by / here, not by \\"
+    if "~" in path.parts:
+        return "; ~ does not stand for the home folder here, so write the whole path"
+    if re.search(r"(^|/)[A-Za-z][A-Za-z0-9+.-]+:/", name):
+        return "; URLs are not fetched, so copy the file here first"
+    return ""
+
+
+def _twin(path: Path) -> Path | None:
+    """Return the path that is there and differs from `path` only in the Unicode form of its letters."""
+    found = Path(path.anchor)
+    for part in path.parts[len(found.parts) :]:
+        if not (found / part).exists():
+            wanted = unicodedata.normalize("NFC", part)
+            near = [name for name in os.listdir(found) if unicodedata.normalize("NFC", name) == wanted]
+            if not near:
+                return None
+            part = near[0]
+        found /= part
+    return found
+
+
+def check_fetched(path: Path) -> None:
+    """Check that a file is itself, not what git-lfs or git-annex keep in its place until it is fetched.
+
+    Raises:
+      DataError: it is not, with the command that fetches it.
+    """
+    first = b""
+    with contextlib.suppress(OSError), open(path, "rb") as file:  # (which its reader will tell)
+        first = file.read(max(map(len, _POINTERS)))
+    for start, (tool, command) in _POINTERS.items():
+        if first.startswith(start):
+            raise DataError(f"{path} is a {tool} pointer, not the file itself: run `{command}`, or download the file")
 
 
 def check_outputs(outputs: Iterable[str | Path | None], inputs: Iterable[str | Path | None] = ()) -> None:
@@ -92,6 +183,8 @@ def check_folder(output: str | Path, inputs: Iterable[str | Path | None] = (), n
       ConfigError: it is an input, or there, or something other than a folder, or cannot be made where it is named.
       MoshijaxError: the folder above is not ours to write.
     """
+    if not isinstance(output, str | Path):
+        return  # in a bucket, where there is nothing to make
     output = Path(output)
     state = _check_output(output, [("input", Path(path)) for path in inputs if path is not None])
     if state is not None and new:
@@ -185,9 +278,16 @@ def check_file_name(name: str | None, where: str) -> None:
 def staged(path: Path) -> Iterator[Path]:
     """Yield a hidden path beside `path` to write a file to; when the block ends well, it is synced and renamed.
 
+    For a file in a bucket (`moshijax.data.buckets`) the path is of a temporary file, which is sent there.
+
     Raises:
       MoshijaxError: it cannot be written.
     """
+    if not isinstance(path, Path):
+        with tempfile.TemporaryDirectory(prefix="moshijax-") as folder:
+            yield Path(folder, path.name)
+            _send(Path(folder, path.name), path)
+        return
     partial = _scratch(path)
     try:
         with _explained(path, partial):
@@ -198,6 +298,17 @@ def staged(path: Path) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
+
+
+def _send(file: Path, path: Any) -> None:
+    """Copy a file to a bucket, where it appears when it is complete."""
+    try:
+        with open(file, "rb") as source, path.open("wb") as target:
+            shutil.copyfileobj(source, target, 1 << 20)
+    except Exception as error:  # drivers raise what their libraries do
+        raise MoshijaxError(
+            f"cannot write {path} ({type(error).__name__}: {error}): check the name, the network and the credentials"
+        ) from error
 
 
 @contextlib.contextmanager

@@ -189,7 +189,7 @@ def test_a_recipe_that_is_a_folder_binary_or_absent(recipe, tmp_path) -> None:
         load(tmp_path)
     binary = tmp_path / "weights.gin"
     binary.write_bytes(b"\x80\x04\x95")
-    with pytest.raises(ConfigError, match=r"weights\.gin is not UTF-8 text"):
+    with pytest.raises(ConfigError, match=r"weights\.gin is not UTF-8"):
         load(binary)
     with pytest.raises(ConfigError, match="no recipe .*absent"):
         load(tmp_path / "absent.gin")

@@ -17,7 +17,10 @@ from moshijax import config, shipped
 from moshijax.cli import main
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [
+    ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md")),
+    *sorted((ROOT / "data").glob("*/README.md")),
+]  # fmt: skip
 EXPERIMENTS = shipped.folder("experiments")
 RECIPES = [str(path.relative_to(EXPERIMENTS)) for path in EXPERIMENTS.rglob("*.gin")]
 DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
@@ -160,3 +163,10 @@ def test_the_example_of_the_recipe_guide_loads(tmp_path) -> None:
             .replace(f"{tmp_path}/", "")
             .startswith(message.removeprefix("error: ").removesuffix("...").rstrip())
         )
+
+
+def test_the_tests_that_the_table_of_faults_names_are_there() -> None:
+    named = re.findall(r"`([\w/]+\.py):(test_\w+)`", (ROOT / "docs" / "reliability.md").read_text())
+    for path, name in named:
+        assert f"def {name}(" in (ROOT / "tests" / path).read_text(), f"tests/{path} has no {name}"
+    assert len(named) > 20

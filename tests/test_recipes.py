@@ -12,6 +12,7 @@ import pytest
 from moshijax import config, shipped
 from moshijax.eval.evaluation import EvaluationConfig
 from moshijax.train.experiment import ExperimentConfig, MeshConfig
+from tests.train.support.devices import run_on_devices
 
 GOLDEN = Path(__file__).parent / "golden"
 RECIPES = sorted(shipped.folder("experiments").rglob("*.gin"))
@@ -56,6 +57,14 @@ def test_a_recipe_opens_with_its_command_hardware_time_and_result(name) -> None:
         assert word in head.lower(), f"the first comment says nothing of {word}"
 
 
+@pytest.mark.parametrize("name", [name for name in NAMES if name.startswith("moshi/")])
+def test_sequences_of_full_size_models_are_not_padded(name) -> None:
+    """On NVIDIA GPUs, XLA pads the rows of every product in half precision to a multiple of 8."""
+    for kind in config.load(name).step_kinds:
+        for data in (kind.data, kind.eval_data):
+            assert data is None or data.num_frames % 8 == 0, data
+
+
 def test_no_record_outlives_its_recipe() -> None:
     assert sorted(str(path.relative_to(GOLDEN)) for path in GOLDEN.rglob("*.gin")) == NAMES
 
@@ -80,3 +89,14 @@ def test_batches_divide_by_the_mesh_and_the_hardware_that_a_recipe_names(path) -
         assert rest == 0 and rows % devices == 0
     for kind in experiment.held_out:
         assert kind.eval_data.batch_size % devices == 0  # in one piece
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", FOR_GPUS, ids=lambda path: path.stem)
+def test_no_array_of_a_recipe_is_moved_whole_between_layouts(path) -> None:
+    """Two layers stand for all, which are scanned: what is split how does not depend on their number."""
+    header = path.read_text().split("from __gin__")[0]
+    devices = int(HARDWARE.search(header)[1] or 1)
+    mesh = MeshConfig(**{axis: int(size) for axis, size in MESH.findall(header)}).shape(devices)
+    output = run_on_devices(devices, "tests.train.support.multi_device:compiles_a_recipe", path, *mesh.values())
+    assert "exchanges" in output and "full rematerialization" not in output

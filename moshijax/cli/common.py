@@ -39,6 +39,10 @@ class FiniteRange(click.FloatRange):
             self.fail(f"{value} is not a finite number.", param, ctx)
         return number
 
+    def _describe_range(self) -> str:
+        """Return the bounds for the help text; click has no words for a range without them."""
+        return "finite" if self.min is None and self.max is None else super()._describe_range()
+
 
 class ProgressBar:
     """A progress bar on standard error, shown while entered; silent where standard error is not a terminal.

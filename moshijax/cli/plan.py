@@ -1,4 +1,4 @@
-"""`moshijax plan`: the memory and time of a recipe, before it runs."""
+"""`moshijax plan`: the memory and time of a recipe or an artifact, before it runs."""
 
 from __future__ import annotations
 
@@ -16,20 +16,73 @@ RECIPE_VARIABLE = "MOSHIJAX_PLAN_RECIPE"
 
 
 @click.command("plan", context_settings={"ignore_unknown_options": True})
-@click.argument("recipe", type=PathName())
-@click.option("--devices", type=click.IntRange(min=1), help="Number of devices. Default: that of the topology.")
+@click.argument("source", metavar="RECIPE|ARTIFACT", type=PathName())
+@click.option(
+    "--devices", type=click.IntRange(min=1), help="Number of devices. Default: that of the slice, or one card."
+)
 @click.option("--memory-gb", type=FiniteRange(min=0, min_open=True), help="Memory of a device, in 10^9 bytes.")
-@click.option("--topology", help="A TPU slice to compile for, such as v5p-256 or v6e-64; needs libtpu.")
+@click.option(
+    "--topology",
+    help="Devices to compile for: cuda:l40s, cuda:h100, cuda:h200 or cuda:a100, or a TPU slice such as v5p-256.",
+)
+@click.option("--batch", type=click.IntRange(min=1), help="Calls of an artifact's step. Default: its smallest batch.")
 @click.option("--device", "kind", help="Kind of device whose peak speed the times assume, such as h100.")
 @click.option(
     "--mfu",
     type=FiniteRange(0, 1, min_open=True),
-    default=0.4,
-    show_default=True,
-    help="Fraction of the peak that the times assume.",
+    help="Fraction of the peak that the times of training assume. Default: 0.4.",
 )
 @recipe_overrides
 def command(
+    source: str,
+    devices: int | None,
+    memory_gb: float | None,
+    topology: str | None,
+    batch: int | None,
+    kind: str | None,
+    mfu: float | None,
+    overrides: tuple[str, ...],
+) -> None:
+    """Compile the steps of a recipe, or of an artifact, for devices that need not be present.
+
+    Nothing is allocated and no data is read. With --topology the compiler is that of the devices themselves, and the
+    plan says what it made of a step: memory, traffic against its floor, time, kernels, copies and collectives. NVIDIA
+    cards need the extra compile-cuda (for training steps: cuda13), TPU slices the extra tpu.
+
+    Without it, the steps of a recipe are compiled for the accelerators of this machine if it has enough of them, and
+    otherwise for as many CPU devices: parameters and moments are exact there, but bfloat16 activations are counted as
+    the CPU holds them, larger than on an accelerator. Exits with 1 if a step needs more memory than --memory-gb, or
+    than a device of the topology has.
+
+    \b
+    Examples:
+      moshijax plan quickstart/moshi.gin --devices 8 --memory-gb 80 --device h100 --gin.mesh.fsdp=8
+      moshijax plan artifact --topology cuda:l40s --batch 16
+    """
+    from moshijax.runtime.manifest import MANIFEST
+
+    if (Path(source) / MANIFEST).is_file():
+        unused = {"--devices": devices, "--memory-gb": memory_gb, "--device": kind, "--mfu": mfu}
+        named = [name for name, value in unused.items() if value is not None] + list(overrides)
+        if named or topology is None:
+            wrong = f"{named[0]} is for recipes" if named else "no topology is given"
+            raise ConfigError(f"{source} is an artifact and {wrong}; use --topology, such as cuda:l40s, and --batch")
+        from moshijax.export import planning as serving
+
+        plan = serving.plan(source, topology, batch)
+        for line in plan.lines:
+            click.echo(line)
+        if plan.verdict is not None:
+            raise MoshijaxError(plan.verdict)
+        return
+    if batch is not None:
+        if not source.endswith(".gin") and not Path(source).exists():
+            raise ConfigError(f"there is no artifact at {source}: check the path")
+        raise ConfigError(f"--batch is for artifacts, and {source} is none; set the batch size of a recipe in it")
+    _plan_recipe(source, devices, memory_gb, topology, kind, 0.4 if mfu is None else mfu, overrides)
+
+
+def _plan_recipe(
     recipe: str,
     devices: int | None,
     memory_gb: float | None,
@@ -38,26 +91,16 @@ def command(
     mfu: float,
     overrides: tuple[str, ...],
 ) -> None:
-    """Compile the steps of RECIPE for devices that need not be present, and print their memory and time.
-
-    Nothing is allocated and no data is read. The steps are compiled for the accelerators of this machine if it has
-    enough of them, for a described TPU slice with --topology, and otherwise for as many CPU devices. On CPU devices the
-    parameters and moments are exact, but bfloat16 activations are counted as the CPU holds them, larger than on an
-    accelerator. Exits with 1 if a step needs more than --memory-gb.
-
-    \b
-    Example:
-      moshijax plan quickstart/moshi.gin --devices 8 --memory-gb 80 --device h100 --gin.mesh.fsdp=8
-    """
     bindings = overrides_of(overrides)
     from moshijax import config
+    from moshijax.compiled import targets
     from moshijax.train.plan import planning
 
     experiment = config.load(recipe, bindings)
     if topology is not None:
-        devices = planning.topology_devices(topology, devices)
+        devices = targets.count_devices(topology, devices)
     if devices is None:
-        raise ConfigError("no number of devices given; use --devices N, or --topology with a TPU slice")
+        raise ConfigError("no number of devices given; use --devices N, or --topology, such as cuda:h100")
     experiment.mesh.shape(devices)  # refuses what does not multiply
     request = planning.Request(Path(recipe).name, devices, memory_gb, topology, kind, mfu)
     # In a separate process: the number of CPU devices is fixed when jax starts.

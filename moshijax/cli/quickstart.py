@@ -52,7 +52,10 @@ class _Screen:
 
     def finish(self, index: int, stage: Stage, marker: Mapping[str, Any], before: bool) -> None:
         self.__exit__()
-        note = "done before" if before else f"{marker['seconds']:6.1f} s"
+        if "left_out" in marker:
+            note = f"left out: {marker['left_out']}"
+        else:
+            note = "done before" if before else f"{marker['seconds']:6.1f} s"
         click.echo(f"[{index + 1}/{self._count}] {stage.title:26} {note}", err=True)
 
 
@@ -79,7 +82,7 @@ def command(run_dir: Path, until: str | None, seed: int) -> None:
       moshijax quickstart --run-dir runs/first
     """
     files.check_folder(run_dir, new=False)
-    from moshijax.eval.spoken_qa import summary_lines
+    from moshijax.eval import heard, spoken_qa
     from moshijax.quickstart import page, pipeline, stages
 
     logging.getLogger("moshijax").setLevel(logging.WARNING)
@@ -90,10 +93,11 @@ def command(run_dir: Path, until: str | None, seed: int) -> None:
     if until is not None and until != pipeline.STAGES[-1].name:
         click.echo(f"done until {until}; the same command without --until continues")
         return
-    import json
-
-    for line in summary_lines(json.loads(folder.figures.read_text(encoding="utf-8"))):
+    for line in spoken_qa.summary_lines(files.read_json(folder.figures)):
         click.echo(line)
+    if (words := page.words_heard(folder)) is not None:
+        for line in heard.summary_lines(words):
+            click.echo(line)
     click.echo(
         f"\n{folder.report}  {folder.reply}  {folder.artifact}/  after {(time.monotonic() - begun) / 60:.1f} min\n"
     )

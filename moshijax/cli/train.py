@@ -23,8 +23,9 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--allow-change",
-    is_flag=True,
-    help="Continue although the recipe or the data differs from the run's; the differences are logged.",
+    metavar="NAMES",
+    default="",
+    help="What may differ from the run: fields of the recipe with commas between them, and 'data'. Changes are logged.",
 )
 @click.option(
     "--coordinator",
@@ -51,7 +52,7 @@ if TYPE_CHECKING:
 def command(
     recipe: str,
     run_dir: Path,
-    allow_change: bool,
+    allow_change: str,
     coordinator: str | None,
     processes: int | None,
     process: int | None,
@@ -92,7 +93,7 @@ def command(
             recipe=config.dump(experiment),
             progress=lambda done, steps, values: bar(done, steps),
             reporter=PageWriter(run_dir),
-            allow_change=allow_change,
+            allow_change=tuple(filter(None, allow_change.split(","))),
             lost_after=lost_after,
         )
 

@@ -8,7 +8,7 @@ from fractions import Fraction
 
 from moshijax.annotations import Parts, Positive, Size
 from moshijax.errors import require
-from moshijax.nn.transformer import TransformerConfig
+from moshijax.nn.transformer import TransformerConfig, require_moshi_form
 
 
 @dataclass(frozen=True)
@@ -116,6 +116,7 @@ class MimiConfig:
             f"a frame of {float(frame):g} samples (sample_rate {self.sample_rate} / frame_rate {self.frame_rate}) must "
             f"be a multiple of the product {self.seanet.hop} of seanet ratios {self.seanet.ratios}",
         )
+        require_moshi_form(self.transformer, "the codec's transformer")
         require(
             self.transformer.dim == self.seanet.dimension,
             f"transformer dim {self.transformer.dim} must equal seanet dimension {self.seanet.dimension}",

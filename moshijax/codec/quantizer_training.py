@@ -40,6 +40,7 @@ class QuantizerTraining:
       samples_per_code: vectors kept per step and level, per code, for k-means and for replacements.
       replace_every: steps between replacements of dead codes.
       dead_below: a code is dead if its usage is below this share of the uniform usage.
+      fixed: "semantic", "acoustic" or both: codebooks that stay as they are once they are initialised.
     """
 
     decay: float = 0.99
@@ -50,6 +51,7 @@ class QuantizerTraining:
     samples_per_code: int = 4
     replace_every: int = 5
     dead_below: float = 0.1
+    fixed: tuple[str, ...] = ()
 
     def __post_init__(self):
         if not 0 < self.decay < 1:
@@ -58,6 +60,8 @@ class QuantizerTraining:
             raise ConfigError(f"quantization_rate {self.quantization_rate} must lie in 0 to 1")
         if self.samples_per_code < 1 or self.replace_every < 1 or self.kmeans_iterations < 1:
             raise ConfigError("samples_per_code, replace_every and kmeans_iterations must be at least 1")
+        if unknown := set(self.fixed) - {"semantic", "acoustic"}:
+            raise ConfigError(f"fixed names {sorted(unknown)[0]!r}; it can name 'semantic' and 'acoustic'")
 
 
 class Statistics(NamedTuple):
@@ -236,28 +240,31 @@ USAGE_AT_LEAST = 1e-2
 def kmeans(
     vectors: Float[Array, "S C"], clusters: int, iterations: int, key: Array
 ) -> tuple[Float[Array, " V"], Float[Array, "V C"]]:
-    """Run Lloyd's algorithm from random vectors; an empty cluster keeps its centroid.
+    """Run Lloyd's algorithm from random vectors; a cluster that is left empty starts again from another one.
 
     Args:
       vectors: at least as many as `clusters`.
       clusters: V.
       iterations: of the algorithm.
-      key: of the choice of the first centroids.
+      key: of the choice of the centroids, at the start and for empty clusters.
 
     Returns:
       Sizes and centroids of the clusters.
     """
-    start = vectors[jax.random.choice(key, vectors.shape[0], (clusters,), replace=False)]
+
+    def draw(key):
+        return vectors[jax.random.choice(key, vectors.shape[0], (clusters,), replace=False)]
 
     def assign(centroids):
         codes = nearest(vectors, centroids, half_squared_norm(centroids))
         one_hot = jax.nn.one_hot(codes, clusters, dtype=vectors.dtype)
         return jnp.sum(one_hot, axis=0), jnp.einsum("sv,sc->vc", one_hot, vectors, precision=HIGHEST)
 
-    def improve(_, centroids):
+    def improve(i, centroids):
         counts, sums = assign(centroids)
-        return jnp.where(counts[:, None] > 0, sums / jnp.maximum(counts, 1)[:, None], centroids)
+        fresh = draw(jax.random.fold_in(key, i))
+        return jnp.where(counts[:, None] > 0, sums / jnp.maximum(counts, 1)[:, None], fresh)
 
-    centroids = jax.lax.fori_loop(0, iterations, improve, start)
+    centroids = jax.lax.fori_loop(0, iterations, improve, draw(key))
     counts, _ = assign(centroids)
     return counts, centroids

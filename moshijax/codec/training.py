@@ -187,6 +187,12 @@ def _quantize(mimi: Mimi, latent, settings, codebooks, key, rows, total_rows) ->
     )
 
 
+def _kept(old: dict[str, Array], new: dict[str, Array]) -> dict[str, Array]:
+    """The levels of `old` that are initialised, and those of `new` for the others."""
+    keep = old["initialized"]
+    return {key: jnp.where(keep.reshape(-1, *[1] * (new[key].ndim - 1)), old[key], new[key]) for key in new}
+
+
 def update_codebooks(
     settings: QuantizerTraining,
     codebooks: dict[str, Any],
@@ -205,6 +211,6 @@ def update_codebooks(
         book, values = quantizer_training.update(
             settings, codebooks["quantizer"][name], statistics[name], jax.random.fold_in(key, i), step
         )
-        new[name] = book
+        new[name] = _kept(codebooks["quantizer"][name], book) if name in settings.fixed else book
         metrics.append(values)
     return {"quantizer": new}, {name: jnp.concatenate([m[name] for m in metrics]) for name in metrics[0]}

@@ -1,7 +1,8 @@
-"""What a user's channel may go through before it is encoded: level, noise, echo of the model, reverberation.
+"""What a user's channel may go through before it is encoded: level, noise, echo of the model, reverberation, a line.
 
 The instruct fine-tuning of Moshi (arXiv 2410.00037, 4.4), with the reverberation of the denoiser that it names
-(arXiv 2006.12847). A draw is a function of a random generator alone; signals pass in blocks, in bounded memory.
+(arXiv 2006.12847); the line (`moshijax.data.line`) is ours. A draw is a function of a random generator alone; signals
+pass in blocks, in bounded memory.
 """
 
 from __future__ import annotations
@@ -13,8 +14,11 @@ from pathlib import Path
 
 import numpy as np
 
-from moshijax.data import audio
+from moshijax.data import audio, line
+from moshijax.data.blocks import Buffer, Filter
+from moshijax.data.line import Line
 from moshijax.data.manifest import read_recordings
+from moshijax.data.ranges import check_probabilities, check_span
 from moshijax.errors import ConfigError, DataError
 
 log = logging.getLogger(__name__)
@@ -35,6 +39,7 @@ class UserAugmentation:
       echo, echo_ms: share of the model's own channel that returns, and when.
       first_echo, rt60, first_delay_ms, trains, jitter: of the reverberation: amplitude of the first reflection (up
         to), seconds in which it falls by 60 dB, its delay, how many trains of reflections, and how uneven they are.
+      line: what the user calls over.
     """
 
     gain: float = 0.5
@@ -52,17 +57,14 @@ class UserAugmentation:
     first_delay_ms: tuple[float, float] = (10.0, 30.0)
     trains: int = 3
     jitter: float = 0.1
+    line: Line = Line()
 
     def __post_init__(self) -> None:
-        for name in ("gain", "noise", "pause", "room"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}: it is a probability from 0 to 1")
+        check_probabilities(self, "gain", "noise", "pause", "room")
         if not self.pause_seconds > 0:
             raise ConfigError(f"pause_seconds is {self.pause_seconds}: it must be above 0")
         for name in ("gain_db", "noise_db", "echo_ms", "rt60", "first_delay_ms"):
-            low, high = getattr(self, name)
-            if not low <= high:
-                raise ConfigError(f"{name} is {getattr(self, name)}: give the smaller end first")
+            check_span(self, name)
 
 
 class Augmenter:
@@ -71,10 +73,14 @@ class Augmenter:
     Args:
       config: probabilities and ranges.
       rate: sample rate in Hz.
+
+    Raises:
+      ConfigError: the line cannot have this rate.
     """
 
     def __init__(self, config: UserAugmentation, rate: int):
         self.config, self.rate = config, rate
+        config.line.check_rate(rate)
         self._clips = [] if config.clips is None else [item.audio for item in read_recordings(config.clips).items]
 
     def apply(
@@ -88,7 +94,7 @@ class Augmenter:
           rng: decides everything that is drawn.
 
         Returns:
-          The changed blocks, and the names of what was drawn ("gain", "noise", "room").
+          The changed blocks, and the names of what was drawn ("gain", "noise", "room", and those of the line).
         """
         c = self.config
         wanted = rng.random(3) < (c.gain, c.noise, c.room)
@@ -99,21 +105,22 @@ class Augmenter:
         names = [name for name, on in (("gain", wanted[0]), ("noise", noise), ("room", wanted[2])) if on]
         stream = self._noise(np.random.default_rng(seeds[0])) if noise else None
         room = self._room(np.random.default_rng(seeds[1])) if wanted[2] else None
+        crossed, changes = line.draw(c.line, self.rate, rng)
 
         def changed() -> Iterator[np.ndarray]:
             for block in blocks:
                 model, user = block[:, 0], gain * block[:, 1]
                 if stream is not None:
-                    user = user + gain * user_rms * level * _take(stream, len(user))
+                    user = user + gain * user_rms * level * stream.take(len(user))
                 if room is not None:
                     echo, reverberation = room
                     user = user + echo(model)
                     user = user + reverberation(user)
                 yield np.stack([model, user.astype(np.float32)], axis=1)
 
-        return changed(), tuple(names)
+        return line.through(changed(), changes) if changes else changed(), (*names, *crossed)
 
-    def _noise(self, rng: np.random.Generator) -> _Buffer:
+    def _noise(self, rng: np.random.Generator) -> Buffer:
         def pieces() -> Iterator[np.ndarray]:
             failures = 0
             while failures < max(8, len(self._clips)):
@@ -136,9 +143,9 @@ class Augmenter:
                 yield clip / rms
             raise DataError(f"{failures} noise clips in a row cannot be used: look at {self.config.clips}")
 
-        return _Buffer(pieces())
+        return Buffer(pieces())
 
-    def _room(self, rng: np.random.Generator) -> tuple[_Filter, _Filter]:
+    def _room(self, rng: np.random.Generator) -> tuple[Filter, Filter]:
         """Echo of the model's channel, and the reflections of the user's."""
         c = self.config
         echo = np.zeros(round(rng.uniform(*c.echo_ms) * self.rate / 1000) + 1)
@@ -157,39 +164,7 @@ class Augmenter:
         kernel = np.zeros(max(taps, default=0) + 1)
         for at, gain in taps.items():
             kernel[at] = gain
-        return _Filter(echo), _Filter(kernel)
-
-
-class _Filter:
-    """A finite impulse response over a signal in blocks."""
-
-    def __init__(self, kernel: np.ndarray):
-        self._kernel, self._tail = kernel, np.zeros(len(kernel) - 1)
-
-    def __call__(self, block: np.ndarray) -> np.ndarray:
-        size = len(block) + len(self._kernel) - 1
-        padded = 1 << max(1, size - 1).bit_length()
-        whole = np.fft.irfft(np.fft.rfft(block, padded) * np.fft.rfft(self._kernel, padded), padded)[:size]
-        whole[: len(self._tail)] += self._tail
-        self._tail = whole[len(block) :]
-        return whole[: len(block)]
-
-
-class _Buffer:
-    """An endless signal that comes in pieces."""
-
-    def __init__(self, pieces: Iterator[np.ndarray]):
-        self.pieces, self.rest = pieces, np.zeros(0, np.float32)
-
-
-def _take(buffer: _Buffer, count: int) -> np.ndarray:
-    parts, have = [buffer.rest], len(buffer.rest)
-    while have < count:
-        parts.append(next(buffer.pieces))
-        have += len(parts[-1])
-    whole = np.concatenate(parts)
-    buffer.rest = whole[count:]
-    return whole[:count]
+        return Filter(echo), Filter(kernel)
 
 
 def _clip(path: Path, rate: int) -> np.ndarray:

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -36,6 +36,73 @@ def amount(items: int, name: str, seconds: float | None = None) -> str:
     return f"{items} {name}, " + (f"{seconds / 3600:.1f} hours" if seconds >= 360 else f"{seconds / 60:.1f} minutes")
 
 
+class Fault(NamedTuple):
+    """Why an item cannot be used.
+
+    Attributes:
+      reason: with the item's path.
+      whole: nothing of it can be; otherwise its other parts are as good as ever.
+    """
+
+    reason: str
+    whole: bool
+
+
+#: Places of a batch, rows x frames or rows x samples: eight times the batch that Helium was trained on, and 12 hours of
+#: sound at 24 kHz.
+MOST_FRAMES, MOST_SAMPLES = 1 << 25, 1 << 30
+
+
+def check_size(most: int, batch_size: int, **length: int) -> None:
+    """Refuse the size of a batch before memory is asked for it.
+
+    Args:
+      most: that its rows may hold together.
+      batch_size: rows.
+      length: of a row, by the name of its field.
+
+    Raises:
+      ConfigError: a number is below 1, or the rows are too many or too long.
+    """
+    ((name, each),) = length.items()
+    if min(each, batch_size) < 1:
+        raise ConfigError(f"{name} {each} and batch_size {batch_size} must be at least 1")
+    if each * batch_size > most:
+        raise ConfigError(
+            f"batch_size {batch_size} x {name} {each} is {batch_size * each}, but a batch holds at most {most}: "
+            f"lower {name} or batch_size"
+        )
+
+
+def check_sets(paths: Sequence[str], weights: Sequence[float]) -> None:
+    """Refuse names and shares of prepared folders that do not fit each other.
+
+    Raises:
+      ConfigError: no path, one string in place of a tuple, or weights that are not a positive number for each.
+    """
+    if not paths or isinstance(paths, str):
+        raise ConfigError(f"paths is {paths!r}: give a tuple of at least one prepared folder")
+    if weights and (len(weights) != len(paths) or min(weights) <= 0):
+        raise ConfigError(f"weights {weights} do not fit {len(paths)} paths: give each a positive number")
+
+
+def shares_of(paths: Sequence[str], weights: Sequence[float], padding: Sequence[float]) -> str:
+    """What goes into the batches of several sets, as the end of their description.
+
+    Args:
+      paths: of the sets.
+      weights: of each, in any unit.
+      padding: share of each set's places that its recordings or texts leave empty.
+    """
+    total = sum(weights)
+    empty = sum(weight * share for weight, share in zip(weights, padding, strict=True)) / total
+    found = f"; {empty:.2%} of the places are padding, which is not scored" if empty else ""
+    if len(paths) > 1:
+        each = ", ".join(f"{weight / total:.2%} {path}" for path, weight in zip(paths, weights, strict=True))
+        found = f"; rows: {each}{found}"
+    return found
+
+
 class BatchSource:
     """Batches of a Grain `MapDataset` whose elements are dicts of equally shaped numpy arrays.
 
@@ -51,7 +118,7 @@ class BatchSource:
       content: what the data is, in words: recordings, hours and the like.
       files: name -> path that a part of the data is read from.
       threads: how many make the elements of a batch.
-      skipped: id -> reason; grows as items turn out to be unusable.
+      skipped: id -> fault; grows as items turn out to be unusable. What it holds before a batch is made is known.
     """
 
     def __init__(
@@ -63,7 +130,7 @@ class BatchSource:
         content: str,
         files: Mapping[str, Path],
         threads: int = 1,
-        skipped: Mapping[str, str] | None = None,
+        skipped: dict[str, Fault] | None = None,
     ):
         if batch_size < 1:
             raise ConfigError(f"batch_size is {batch_size}: use at least 1")

@@ -5,29 +5,29 @@ Findings either reject an item or flag it; `--strict` turns flags into rejection
 
 from __future__ import annotations
 
-import hashlib
+import contextlib
+import itertools
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 
-from moshijax.data import audio
-from moshijax.data.diarization import Segment, read_segments
+from moshijax import files
+from moshijax.data import audio, buckets
+from moshijax.data.diarization import read_segments
+from moshijax.data.findings import CheckedItem, Report
 from moshijax.data.isolation import Isolated
 from moshijax.data.manifest import Item
-from moshijax.data.transcript import SPEAKERS, UnknownSpeaker, Word, parse_alignments, read_sidecar
-from moshijax.errors import ConfigError, DataError
+from moshijax.data.signal import SignalStatistics, heard
+from moshijax.data.transcript import SPEAKERS, UnknownSpeaker, parse_alignments, read_sidecar
+from moshijax.data.twins import twins
+from moshijax.errors import ConfigError, DataError, MoshijaxError
+from moshijax.recordings import Unfit
 
-_ENVELOPE_SECONDS = 0.02
-SPEECH_RMS = 10 ** (-45 / 20)  # of 20 ms, above which a channel is not silent
-_CLIPPED_SHARE = 1e-3
-_CLIP = 0.999
-_DC = 0.05
-_SAME = 0.98
-_SWAPPED = 4.0  # amplitude ratio
-_LATE = 0.5  # seconds
+_LABELLED = 10_000  # transcripts that are read to list their labels
+_CANCELLED = 1e-3  # of the power, which channels of opposite sign have when they are mixed
 
 STREAMS = ("two", "mixed", "diarized")
 
@@ -61,31 +61,6 @@ class CheckRules:
             raise ConfigError(f"streams {self.streams!r} mixes all channels: omit --channels")
 
 
-@dataclass
-class CheckedItem:
-    """An item with what was found.
-
-    Attributes:
-      item: of the manifest.
-      info: header of the recording; None if it could not be read.
-      channels: numbers of the channels that are used.
-      words: of the transcript, repaired.
-      segments: who speaks when, of diarized recordings.
-      flags: repairs and doubts, counted.
-      rejected: the reason; None if the item is usable.
-      kind: of the rejection.
-    """
-
-    item: Item
-    info: audio.AudioInfo | None = None
-    channels: tuple[int, ...] = (0, 1)
-    words: list[Word] = field(default_factory=list)
-    segments: list[Segment] = field(default_factory=list)
-    flags: Counter[str] = field(default_factory=Counter)
-    rejected: str | None = None
-    kind: str | None = None
-
-
 def check_header(item: Item, rules: CheckRules) -> CheckedItem:
     """Judge what can be known without decoding: header, channels, duration, transcript.
 
@@ -104,6 +79,7 @@ def check_header(item: Item, rules: CheckRules) -> CheckedItem:
         stage = "no_audio"
         if info.num_samples == 0:
             raise DataError(f"recording {item.audio} holds no samples: remove it from the manifest")
+        checked.flags += Counter(header_length=int(info.extent.doubtful))
         if item.duration is not None and abs(item.duration - info.duration) > rules.frame_seconds:
             checked.flags["duration_mismatch"] += 1
         stage = "transcript"
@@ -112,13 +88,18 @@ def check_header(item: Item, rules: CheckRules) -> CheckedItem:
         words, counts = parse_alignments(content["alignments"], info.duration, speakers, rules.min_score)
         if rules.streams == "diarized":
             stage = "diarization"
-            checked.segments = read_segments(item, content)
+            checked.segments, found = read_segments(item, content)
+            counts += found
     except UnknownSpeaker as error:
-        raise UnknownSpeaker(f"{item.sidecar}: {error}") from error
+        raise UnknownSpeaker(error.labels, str(item.sidecar)) from error
     except DataError as error:
         message = str(error)
-        named = str(item.audio) in message or str(item.sidecar) in message
-        checked.rejected, checked.kind = message if named else f"{item.sidecar}: {message}", stage
+        named = str(item.audio.with_suffix("")) in message  # with any suffix
+        checked.rejected = message if named else f"{item.sidecar}: {message}"
+        checked.kind = _kind(error, stage)
+        return checked
+    except Exception as error:
+        checked.kind, checked.rejected = unmade(item, error)
         return checked
     checked.words = words
     checked.flags.update(counts)
@@ -130,6 +111,46 @@ def check_header(item: Item, rules: CheckRules) -> CheckedItem:
     return checked
 
 
+@contextlib.contextmanager
+def all_labels_named(items: Iterable[Item], rules: CheckRules) -> Iterator[None]:
+    """When an unknown label stops a job, name those of all its transcripts (of many, the first 10,000) at once.
+
+    Raises:
+      UnknownSpeaker: in place of the one that was raised inside.
+    """
+    try:
+        yield
+    except UnknownSpeaker as error:
+        labels: Counter[str] = Counter()
+        for item in itertools.islice(items, _LABELLED):
+            try:
+                parse_alignments(read_sidecar(item.sidecar)["alignments"], math.inf, rules.speakers)
+            except UnknownSpeaker as other:
+                labels.update(other.labels)
+            except DataError:  # of this item alone
+                continue
+        raise UnknownSpeaker(labels | Counter(error.labels), error.where) from None
+
+
+def _kind(error: DataError, otherwise: str = "unreadable") -> str:
+    """Return the kind of the rejection that an error is."""
+    return error.kind if isinstance(error, Unfit) else otherwise
+
+
+def unmade(item: Item, error: Exception, kind: str = "unreadable") -> tuple[str, str]:
+    """Return kind and text of the rejection of an item that `error` kept from being made.
+
+    Raises:
+      Exception: `error`, where it is no fault of the item: a full disk, a missing package, no memory.
+    """
+    if isinstance(error, DataError):
+        return _kind(error, kind), str(error)
+    # A runtime error is how accelerators say that their memory is full.
+    if isinstance(error, MoshijaxError | MemoryError | RuntimeError) or files.is_out_of_space(error):
+        raise error
+    return "unreadable", f"{item.audio} cannot be used ({type(error).__name__}: {error})"
+
+
 def check_recording(item: Item) -> CheckedItem:
     """Judge an item of which only the sound is used: any number of channels, no transcript."""
     checked = CheckedItem(item)
@@ -137,167 +158,46 @@ def check_recording(item: Item) -> CheckedItem:
         checked.info = audio.probe(item.audio)
         if checked.info.num_samples == 0:
             raise DataError(f"recording {item.audio} holds no samples: remove it")
+        checked.flags += Counter(header_length=int(checked.info.extent.doubtful))
     except DataError as error:
-        checked.rejected, checked.kind = str(error), "unreadable"
+        checked.rejected, checked.kind = str(error), _kind(error)
     return checked
 
 
-@dataclass
-class SignalStatistics:
-    """Running figures of a signal of two channels, or of one with everybody in it, fed block by block.
-
-    Attributes:
-      sample_rate: in Hz.
-      channels: 1 or 2.
-      num_samples: per channel, so far.
-      clipped: samples at full scale, over all channels.
-      bad: samples that are not finite.
-      envelope: RMS of every 20 ms, [frames, channels] of every block.
-    """
-
-    sample_rate: int
-    channels: int = 2
-    num_samples: int = 0
-    clipped: int = 0
-    bad: int = 0
-    envelope: list[np.ndarray] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self.total = np.zeros(self.channels)
-        self.moments = np.zeros((self.channels, self.channels))
-        self._rest = np.zeros((self.channels, 0), np.float32)
-
-    def add(self, block: np.ndarray) -> None:
-        """Take in a block [n, channels] float32."""
-        self.num_samples += len(block)
-        signal = np.ascontiguousarray(block.T)  # [2, n]: the passes below are over whole channels
-        peak = max(signal.max(initial=0.0), -signal.min(initial=0.0))
-        if not np.isfinite(peak):
-            finite = np.isfinite(signal)
-            self.bad += int((~finite).any(axis=0).sum())
-            signal = np.where(finite, signal, 0.0)
-        if peak >= _CLIP:
-            self.clipped += int((np.abs(signal) >= _CLIP).sum())
-        self.total += signal.sum(axis=1)
-        self.moments += signal @ signal.T
-        signal = np.concatenate([self._rest, signal], axis=1)
-        step = round(_ENVELOPE_SECONDS * self.sample_rate)
-        count = signal.shape[1] // step
-        pieces = signal[:, : count * step].reshape(self.channels, count, step)
-        self.envelope.append(np.sqrt(np.einsum("cns,cns->nc", pieces, pieces) / step))
-        self._rest = signal[:, count * step :]
-
-    def levels(self) -> np.ndarray:
-        """Return the RMS of every 20 ms of the channels, [frames, channels]."""
-        return np.concatenate(self.envelope) if self.envelope else np.zeros((0, self.channels), np.float32)
-
-    def rms(self) -> np.ndarray:
-        """Return the RMS of the whole channels, [channels]."""
-        return np.sqrt(np.diag(self.moments) / max(1, self.num_samples))
-
-    def findings(self, words: list[Word]) -> tuple[Counter[str], str | None, str | None]:
-        """Judge the whole signal against the words of its transcript.
-
-        Returns:
-          Flags, and the kind and text of a rejection (None, None if there is none).
-        """
-        flags: Counter[str] = Counter()
-        if self.bad:
-            return flags, "not_finite", f"{self.bad} samples are NaN or infinite: write the recording again"
-        count = max(1, self.num_samples)
-        power = np.diag(self.moments) / count
-        if self.clipped > _CLIPPED_SHARE * self.channels * count:
-            flags["clipped"] += 1
-        if np.abs(self.total / count).max() > _DC:
-            flags["dc_offset"] += 1
-        levels = self.levels()
-        loud = (levels > SPEECH_RMS).any(axis=0) if len(levels) else np.zeros(self.channels, bool)
-        if words and not loud.any():
-            return flags, "silent", "the recording is silent but the transcript has words: check it"
-        flags["silent_channel"] += int((~loud).sum())
-        if self.channels == 1:
-            return +flags, None, None
-        if loud.all() and self.moments[0, 1] / count / np.sqrt(power.prod()) > _SAME:
-            return flags, "same_channels", "both channels carry the same signal: record the speakers apart"
-        if _swapped(levels, words):
-            return flags, "swapped", "words of one speaker sound on the other's channel: swap them with --channels 1,0"
-        flags["drift"] += _drift(levels, words)
-        return +flags, None, None
-
-
-def _during(levels: np.ndarray, start: float, end: float, column: int) -> np.ndarray:
-    return levels[int(max(0.0, start) / _ENVELOPE_SECONDS) : int(end / _ENVELOPE_SECONDS) + 1, column]
-
-
-def _heard(levels: np.ndarray, words: list[Word]) -> list[Word]:
-    """The words with any sound on their channel, up to half a second before or after."""
-
-    def sounds(word: Word) -> bool:
-        column = int(levels.shape[1] == 2 and word.speaker == "user")
-        return bool((_during(levels, word.start - _LATE, word.end + _LATE, column) > SPEECH_RMS).any())
-
-    return [word for word in words if sounds(word)]
-
-
-def _active(levels: np.ndarray, words: Iterable[Word], column: int) -> float:
-    pieces = [_during(levels, word.start, word.end, column) for word in words]
-    pieces = [piece for piece in pieces if len(piece)]
-    return float(np.sqrt(np.mean(np.square(np.concatenate(pieces))))) if pieces else 0.0
-
-
-def _swapped(levels: np.ndarray, words: list[Word]) -> bool:
-    """True when every speaker that has words is much louder, during them, on the other's channel."""
-    answers = []
-    for column, speaker in enumerate(("model", "user")):
-        own = [word for word in words if word.speaker == speaker]
-        if own and len(levels):
-            right, wrong = _active(levels, own, column), _active(levels, own, 1 - column)
-            answers.append(wrong > SPEECH_RMS and wrong > _SWAPPED * right)
-    return bool(answers) and all(answers)
-
-
-def _drift(levels: np.ndarray, words: list[Word]) -> int:
-    """Channels whose first word and first sound are more than half a second apart, the word being early."""
-    drifts = 0
-    for column, speaker in enumerate(("model", "user")):
-        own = [word for word in words if word.speaker == speaker]
-        sounds = np.flatnonzero(levels[:, column] > SPEECH_RMS) if len(levels) else []
-        if own and len(sounds):
-            drifts += sounds[0] * _ENVELOPE_SECONDS - own[0].start > _LATE
-    return drifts
-
-
 def signal_blocks(checked: CheckedItem, rules: CheckRules, sample_rate: int) -> Iterator[np.ndarray]:
-    """Read the recording as it is judged: two channels, or the mean of all as one; blocks [n, channels] float32."""
-    for block in audio.blocks(checked.item.audio, sample_rate, checked.channels):
-        yield block if rules.streams == "two" else block.mean(axis=1, keepdims=True)
+    """Read the recording as it is judged: two channels, or the mean of all as one; blocks [n, channels] float32.
+
+    Raises:
+      DataError: as `audio.blocks`; or nothing is left of the channels when they are mixed.
+    """
+    apart = mixed = 0.0
+    extent = None if checked.info is None else checked.info.extent  # found once: it takes reading some files whole
+    for block in audio.blocks(checked.item.audio, sample_rate, checked.channels, extent=extent):
+        if rules.streams == "two":
+            yield block
+            continue
+        mean = block.mean(axis=1, keepdims=True)
+        apart += len(block) * float(block.var(axis=0).mean())
+        mixed += len(block) * float(mean.var())
+        yield mean
+    if mixed < _CANCELLED * apart:
+        raise Unfit(
+            f"recording {checked.item.audio} is silent when its channels are mixed, which are one signal with opposite "
+            "signs: invert one of them",
+            "same_channels",
+        )
 
 
 def apply_findings(checked: CheckedItem, statistics: SignalStatistics) -> None:
     """Add what the whole signal says to an item: flags, a rejection, and the words without those that nobody spoke."""
     flags, kind, reason = statistics.findings(checked.words)
-    checked.flags.update(flags)
+    checked.flags += flags
     if kind is not None:
         checked.kind, checked.rejected = kind, f"recording {checked.item.audio}: {reason}"
         return
-    heard = _heard(statistics.levels(), checked.words)
-    checked.flags["unheard_word"] += len(checked.words) - len(heard)
-    checked.flags, checked.words = +checked.flags, heard
-
-
-def overlap(items: Iterable[Item], others: Iterable[Item]) -> list[tuple[str, str]]:
-    """Return the pairs of ids of recordings that hold the same bytes."""
-
-    def sha256(path: Path) -> str | None:
-        if not path.is_file():
-            return None
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-
-    known = {sha256(item.audio): item.id for item in others}
-    known.pop(None, None)
-    pairs = [(item.id, known.get(sha256(item.audio))) for item in items]
-    return [(name, other) for name, other in pairs if other is not None]
+    words = heard(statistics.levels(), checked.words)
+    checked.flags += Counter(unheard_word=len(checked.words) - len(words))
+    checked.words = words
 
 
 # Doubts and repairs that `strict` turns into rejections; the rest are ordinary properties of good data.
@@ -313,77 +213,6 @@ def apply_strictness(checked: CheckedItem, rules: CheckRules) -> None:
     if rules.strict and checked.rejected is None and doubts:
         checked.kind = doubts[0]
         checked.rejected = f"recording {checked.item.audio} is flagged {', '.join(doubts)}, and --strict refuses flags"
-
-
-@dataclass
-class Report:
-    """Counts over a set of items.
-
-    Attributes:
-      items: all of them.
-      usable: those not rejected.
-      seconds: of the usable ones.
-      words: of the usable ones.
-      flags: items per flag.
-      kinds: items per kind of rejection.
-      rejected: id and reason of every rejected item.
-      flagged: the first item with each flag.
-    """
-
-    items: int = 0
-    usable: int = 0
-    seconds: float = 0.0
-    words: int = 0
-    flags: Counter[str] = field(default_factory=Counter)
-    kinds: Counter[str] = field(default_factory=Counter)
-    rejected: list[tuple[str, str]] = field(default_factory=list)
-    flagged: dict[str, str] = field(default_factory=dict)
-
-    def add(self, checked: CheckedItem) -> None:
-        """Count an item."""
-        self.items += 1
-        for name in checked.flags:
-            self.flags[name] += 1
-            self.flagged.setdefault(name, checked.item.id)
-        if checked.rejected is not None:
-            self.kinds[checked.kind or "rejected"] += 1
-            self.rejected.append((checked.item.id, checked.rejected))
-        else:
-            self.usable += 1
-            self.seconds += checked.info.duration
-            self.words += len(checked.words)
-
-    def merge(self, other: Report) -> None:
-        """Add the counts of other items, which come after these."""
-        for name in ("items", "usable", "seconds", "words"):
-            setattr(self, name, getattr(self, name) + getattr(other, name))
-        self.flags.update(other.flags)
-        self.kinds.update(other.kinds)
-        self.rejected += other.rejected
-        self.flagged = {**other.flagged, **self.flagged}
-
-    def to_json(self) -> dict:
-        """Return a form that JSON can hold."""
-        return {**vars(self), "flags": dict(self.flags), "kinds": dict(self.kinds)}
-
-    @classmethod
-    def from_json(cls, data: dict) -> Report:
-        """Return the inverse of `to_json`."""
-        rejected = [(name, reason) for name, reason in data["rejected"]]
-        return cls(**{**data, "flags": Counter(data["flags"]), "kinds": Counter(data["kinds"]), "rejected": rejected})
-
-    def require_usable(self, where: str | Path, strict: bool = False) -> None:
-        """Check that a set can be used.
-
-        Raises:
-          DataError: nothing is usable, or `strict` is set and an item was rejected.
-        """
-        if self.items and not self.usable:
-            raise DataError(f"none of the {self.items} items of {where} is usable; the first: {self.rejected[0][1]}")
-        if strict and self.rejected:
-            raise DataError(
-                f"{len(self.rejected)} of {self.items} items of {where} are rejected; the first: {self.rejected[0][1]}"
-            )
 
 
 def judge(
@@ -416,8 +245,8 @@ def judge(
             if kept is not None:
                 kept.append(block)
         apply_findings(checked, statistics)
-    except DataError as error:
-        checked.kind, checked.rejected = "unreadable", str(error)
+    except Exception as error:
+        checked.kind, checked.rejected = unmade(item, error)
     apply_strictness(checked, rules)
     if kept is None or checked.rejected is not None:
         return checked, statistics, None
@@ -440,10 +269,19 @@ def validate(
     progress: Callable[[], None] | None = None,
 ) -> Report:
     """Judge every item and return the counts; `progress()` is called after each."""
-    report = Report()
-    with Isolated() as isolated:
+    items, report = tuple(items), Report()
+    same = twins(items)
+    with Isolated() as isolated, all_labels_named(items, rules), buckets.Fetched() as fetched:
         for item in items:
-            report.add(judge_apart(isolated, item, rules)[0])
+            here = fetched((item.audio, *item.transcripts))
+            checked = judge_apart(isolated, item.at(here), rules)[0]
+            checked.rejected = fetched.named(checked.rejected)
+            if item.id in same:
+                checked.flags["same_recording"] += 1
+                if rules.strict and checked.rejected is None:
+                    checked.kind = "same_recording"
+                    checked.rejected = f"recording {item.audio} is {same[item.id]} under another name: remove it"
+            report.add(checked)
             if progress is not None:
                 progress()
     return report

@@ -6,6 +6,8 @@ recording into that speaker's segments and the rest, and the two are encoded apa
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -14,8 +16,10 @@ from typing import Any
 
 import numpy as np
 
+from moshijax.annotations import shown
 from moshijax.data.manifest import Item
-from moshijax.data.transcript import Word
+from moshijax.data.transcript import Word, label_of
+from moshijax.data.word_lists import lines_of_recording
 from moshijax.errors import DataError
 
 _NEAR = 0.5  # seconds between a word and the segment it may belong to
@@ -36,59 +40,68 @@ class Segment:
     end: float
 
 
-def read_segments(item: Item, sidecar: dict[str, Any]) -> list[Segment]:
+def read_segments(item: Item, sidecar: dict[str, Any]) -> tuple[list[Segment], Counter[str]]:
     """Read who speaks when, sorted by time.
 
     The sidecar holds it as `"diarization": [[label, [start, end]], ...]`, or an RTTM file lies beside the audio.
+
+    Returns:
+      The segments, and counts: `empty_segment`, which end where they start or before (or before the recording does)
+      and are left out; `clamped_segment`, which start before the recording; `segment_of_another`, lines of the RTTM
+      file about other recordings.
 
     Raises:
       DataError: neither is there, or a segment has another form.
     """
     rttm = item.audio.with_suffix(".rttm")
+    counts: Counter[str] = Counter()
     if "diarization" in sidecar:
-        found = [_segment(item.sidecar, entry) for entry in _listed(item.sidecar, sidecar["diarization"])]
+        entries = sidecar["diarization"]
+        if not isinstance(entries, list):
+            raise DataError(
+                f'{item.sidecar}: "diarization" is {shown(entries)}: it must be a list of [label, [start, end]]'
+            )
+        where, read = item.sidecar, [_segment(item.sidecar, entry) for entry in entries]
     elif rttm.exists():
-        found = _read_rttm(rttm)
+        where = rttm
+        read, counts["segment_of_another"] = _read_rttm(rttm)
     else:
         raise DataError(
             f'{item.sidecar} has no "diarization" and there is no {rttm.name}: diarize the recording, or prepare it '
             "with --streams mixed"
         )
+    found = [Segment(s.speaker, max(s.start, 0.0), s.end) for s in read if s.end > max(s.start, 0.0)]
+    counts["empty_segment"] += len(read) - len(found)
+    counts["clamped_segment"] += sum(s.start < 0 < s.end for s in read)
     if not found:
-        raise DataError(f"{item.sidecar}: the diarization names no speaker: check the recording")
-    return sorted(found, key=lambda s: (s.start, s.end, s.speaker))
-
-
-def _listed(where: Path, entries: Any) -> list[Any]:
-    if not isinstance(entries, list):
-        raise DataError(f'{where}: "diarization" is {entries!r}: it must be a list of [label, [start, end]]')
-    return entries
+        raise DataError(f"{where}: the diarization names no speaker: check the recording")
+    return sorted(found, key=lambda s: (s.start, s.end, s.speaker)), +counts
 
 
 def _segment(where: Path, entry: Any) -> Segment:
+    """Read [label, [start, end]]; the times are finite, and in any order."""
     try:
         label, (start, end) = entry
-        segment = Segment(str(label), float(start), float(end))
+        segment = Segment(label_of(label), float(start), float(end))
     except (TypeError, ValueError) as error:
-        raise DataError(f"{where}: segment {entry!r} must be [label, [start, end]] in seconds") from error
-    if not 0 <= segment.start < segment.end < float("inf"):
-        raise DataError(f"{where}: segment {entry!r} must start at 0 s or later and end after that")
+        raise DataError(f"{where}: segment {shown(entry)} must be [label, [start, end]] in seconds") from error
+    if not math.isfinite(segment.start) or not math.isfinite(segment.end):
+        raise DataError(f"{where}: segment {shown(entry)} must have finite times: diarize the recording again")
     return segment
 
 
-def _read_rttm(path: Path) -> list[Segment]:
+def _read_rttm(path: Path) -> tuple[list[Segment], int]:
     """Lines `SPEAKER file channel start duration <NA> <NA> label ...`, as diarization tools write them."""
     found = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        fields = line.split()
-        if not fields or fields[0] != "SPEAKER":
-            continue
+    lines, others = lines_of_recording(path, "diarization", 1, "SPEAKER")
+    for number, fields in lines:
         try:
             start, length, label = float(fields[3]), float(fields[4]), fields[7]
         except (IndexError, ValueError) as error:
-            raise DataError(f"{path}, line {number}: {line[:80]!r} is not an RTTM line: rewrite the file") from error
+            line = shown(" ".join(fields))
+            raise DataError(f"{path}, line {number}: {line} is not an RTTM line: rewrite the file") from error
         found.append(_segment(path, [label, [start, start + length]]))
-    return found
+    return found, others
 
 
 def draw_main(segments: Sequence[Segment], rng: np.random.Generator) -> str:
@@ -120,7 +133,7 @@ def assign(words: Iterable[Word], segments: Sequence[Segment], main: str) -> tup
             if distance > _NEAR:
                 counts["word_without_speaker"] += 1
                 continue
-        out.append(Word(word.text, word.start, word.end, "model" if speaker == main else "user"))
+        out.append(dataclasses.replace(word, speaker="model" if speaker == main else "user"))
     return out, counts
 
 

@@ -20,6 +20,11 @@ _FRAMES_AT_ONCE = 1500  # of all rows of one call together
 _BLOCK_FRAMES = 50  # of a long recording per step
 
 
+def codec_sha256(config: Any, params: Any) -> str:
+    """Return what binds codes to the codec that made them: the sha256 of its config and parameters."""
+    return digest(repr(config), tree_digest(params))
+
+
 class CodecEncoder:
     """Encode with `moshijax.codec`; float32, so that codes do not depend on what shares a batch.
 
@@ -38,7 +43,7 @@ class CodecEncoder:
         self._codec, self._config, self.source = codec, config, source
         self.sample_rate, self.frame_size = config.sample_rate, config.frame_size
         self.num_codebooks = num_codebooks or config.num_codebooks
-        self.sha256 = digest(repr(config), tree_digest(params))
+        self.sha256 = codec_sha256(config, params)
         self._params = codec.inference_layout(config, params)
         self._silence: dict[int, np.ndarray] = {}
 
@@ -102,6 +107,10 @@ class CodecEncoder:
         listed = self._codec.functions.FRAMES_PER_CALL
         whole, rest = divmod(frames, listed[-1])
         return whole * listed[-1] + (next(n for n in listed if n >= rest) if rest else 0)
+
+    def silence(self) -> list[int]:
+        """Return the code of lasting digital silence in every codebook, that of the end of two seconds."""
+        return self._silent(round(2 * self.sample_rate / self.frame_size))[:, -1].tolist()
 
     def encode_blocks(self, blocks: Iterator[np.ndarray]) -> np.ndarray:
         """Encode one recording in bounded memory.

@@ -6,16 +6,19 @@ the Moshi paper (section 3.4.4) and its published code differ, the choice that l
 * a word at the first frame gets its EPAD there and its tokens one frame later (paper; the code drops the EPAD);
 * a word that starts while the one before still has tokens left is shifted until they are written (the code discards
   them), and where a recording ends before its tokens do, they move to earlier frames; both are counted;
+* a word with a character that the tokenizer lacks is left out and counted;
 * positions after the end of the audio are ZERO, not PAD, as are all positions of an item without a transcript.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
+from moshijax.data.text import UnknownCharacters
 from moshijax.data.transcript import Word
 from moshijax.errors import ConfigError
 from moshijax.tokens import BOS, EOS, EPAD, PAD, ZERO
@@ -52,12 +55,14 @@ class PlacementCounts:
       shifted: of them, those that begin later than their time.
       pulled: of them, those that begin earlier, because the recording ends.
       lost_tokens: tokens for which there was no room.
+      unknown: words that are left out since the tokenizer lacks some of their characters, each with its number.
     """
 
     words: int = 0
     shifted: int = 0
     pulled: int = 0
     lost_tokens: int = 0
+    unknown: Counter[str] = field(default_factory=Counter)
 
     def __iadd__(self, other: PlacementCounts) -> PlacementCounts:
         for name in vars(other):
@@ -66,14 +71,23 @@ class PlacementCounts:
 
 
 def _runs(
-    words: Sequence[Word], encode: Callable[[str], Sequence[int]], rule: TextPlacement, main_speaker: str
+    words: Sequence[Word],
+    encode: Callable[[str], Sequence[int]],
+    rule: TextPlacement,
+    main_speaker: str,
+    unknown: Counter[str],
 ) -> list[tuple[float, list[int], bool]]:
     """[start seconds, tokens, is a word] in time order, with BOS and EOS where the rule asks for them."""
     runs: list[tuple[float, list[int], bool]] = []
     speaking = False
     for word in sorted(words, key=lambda w: w.start):
         main = word.speaker == main_speaker
-        tokens = list(encode(word.text)) if main or not rule.keep_main_only else []
+        tokens: list[int] = []
+        if main or not rule.keep_main_only:
+            try:
+                tokens = list(encode(word.text))
+            except UnknownCharacters:
+                unknown[word.text] += 1
         is_word = bool(tokens)
         if rule.bos_eos and main != speaking:
             tokens = [BOS if main else EOS, *tokens]
@@ -114,7 +128,7 @@ def place_text(
     tokens: list[int] = []
     first_of_word: list[int] = []
     free = 0  # the first frame that no token has taken
-    for start, ids, is_word in _runs(words, encode, rule, main_speaker):
+    for start, ids, is_word in _runs(words, encode, rule, main_speaker, counts.unknown):
         frame = int(np.floor((start + shift) * frame_rate + _SLOP))
         position = max(frame, free)
         if position == 0:  # there is no frame before this one for the EPAD

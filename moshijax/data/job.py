@@ -1,8 +1,7 @@
-"""Long jobs over the recordings of a manifest, shard by shard: resumable, and nothing half-written looks finished.
+"""Long jobs over recordings or texts, shard by shard: resumable, and nothing half-written looks finished.
 
-A shard is the unit of work, and `make_shard` makes one: a function of a plan and some items that returns by value, in
-whatever process it runs. `run_job` is the local runner. Another one, such as Beam, maps `make_shard` over those of
-`shards_of` that `begin` does not return, and hands all results to `finish`; shards and index are the same.
+`run_job` is the local runner. Another one (`moshijax.data.on_beam`) maps `settle` over the shards that `begin` does not
+return, and hands all results to `finish`; shards and index are the same.
 
 A shard is bound to the files that it was made of: when one of them changes, the same job makes that shard again.
 """
@@ -11,88 +10,20 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import moshijax
 from moshijax import files, lock
-from moshijax.data import records, sources
-from moshijax.data.checks import CheckedItem, Report
-from moshijax.data.manifest import Item, Manifest
-from moshijax.errors import ConfigError, DataError, MoshijaxError
+from moshijax.data import buckets, records, sources
+from moshijax.data.findings import Report
+from moshijax.data.shards import ShardPlan, ShardResult, Work, WorkList, make_shard, shards_of
+from moshijax.errors import ConfigError, DataError
 
-Record = dict[str, Any]
 RECORDINGS = "recordings_sha256"
 #: Called with items done, items in all, and the report so far.
 Progress = Callable[[int, int, Report], None]
-
-
-@dataclass(frozen=True)
-class ShardPlan(ABC):
-    """One kind of preparation with its settings; picklable, so that any process can make any of its shards.
-
-    Attributes:
-      shard_items: items of one shard; which items fall into which shard follows from the manifest alone.
-      strict: a rejected item is an error.
-    """
-
-    index_name: ClassVar[str]  # file name of the index, such as dataset.json
-    noted: ClassVar[str]  # what the index lists of every record of a shard, such as "frames"
-
-    shard_items: int
-    strict: bool
-
-    @abstractmethod
-    def deciding(self) -> dict[str, Any]:
-        """Return everything that decides the records, as JSON values; another job in the same folder is refused."""
-
-    @abstractmethod
-    def about(self) -> dict[str, Any]:
-        """Return what else the index says, as JSON values."""
-
-    @abstractmethod
-    def reads(self, item: Item) -> Sequence[Path]:
-        """Return the files that an item is made of, whether they are there or not."""
-
-    @abstractmethod
-    def make(self, items: Iterable[Item]) -> Iterator[CheckedItem | Record]:
-        """Yield the finding of every item, and the records of the usable ones, each in the order of the items."""
-
-    @abstractmethod
-    def note(self, record: Record) -> Any:
-        """Return what the index lists of a record, a JSON value."""
-
-
-@dataclass(frozen=True)
-class ShardResult:
-    """What one shard holds.
-
-    Attributes:
-      file: its name.
-      sha256: of its records.
-      notes: `ShardPlan.note` of every record, in order.
-      report: of the items that went in.
-      sources: of every item's id, what the files were that it was made of, by name.
-    """
-
-    file: str
-    sha256: str
-    notes: tuple[Any, ...]
-    report: Report
-    sources: dict[str, dict[str, sources.Seen]]
-
-    def to_json(self) -> dict[str, Any]:
-        """Return a form that JSON can hold."""
-        return {**vars(self), "notes": list(self.notes), "report": self.report.to_json()}
-
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> ShardResult:
-        """Return the inverse of `to_json`."""
-        return cls(**{**data, "notes": tuple(data["notes"]), "report": Report.from_json(data["report"])})
 
 
 class Job(NamedTuple):
@@ -109,69 +40,19 @@ class Job(NamedTuple):
     written: int
 
 
-def shards_of(manifest: Manifest, plan: ShardPlan) -> list[tuple[str, tuple[Item, ...]]]:
-    """Return file name and items of every shard."""
-    count = math.ceil(len(manifest.items) / plan.shard_items)
-    size = plan.shard_items
-    return [(records.shard_name(n, count), tuple(manifest.items[n * size : (n + 1) * size])) for n in range(count)]
+class Runner(Protocol):
+    """What goes through a job: `run_job`, or another with the same result."""
+
+    def __call__(
+        self, manifest: WorkList, out_dir: Path, plan: ShardPlan, progress: Progress | None = None, /
+    ) -> Job: ...
 
 
-def make_shard(
-    plan: ShardPlan, items: Sequence[Item], path: Path, watch: Callable[[CheckedItem], None] | None = None
-) -> ShardResult:
-    """Write one shard, which appears only when complete.
-
-    Args:
-      plan: how.
-      items: of which.
-      path: of the shard.
-      watch: told of every item, to show progress; everything that counts is in the result.
-
-    Raises:
-      MoshijaxError: the shard cannot be written.
-    """
-    report, notes, seen = Report(), [], {}
-
-    def looked_at() -> Iterator[Item]:
-        # Before it is read: what changes meanwhile differs later.
-        for item in items:
-            seen[item.id] = {file.name: sources.look(file) for file in plan.reads(item)}
-            yield item
-
-    def content() -> Iterator[Record]:
-        for made in plan.make(looked_at()):
-            if isinstance(made, CheckedItem):
-                report.add(made)
-                if watch is not None:
-                    watch(made)
-            else:
-                notes.append(plan.note(made))
-                yield made
-
-    path.unlink(missing_ok=True)
-    sha256 = records.write_shard(path, content())
-    return ShardResult(path.name, sha256, tuple(notes), report, seen)
-
-
-def unmade(item: Item, error: Exception, kind: str = "unreadable") -> tuple[str, str]:
-    """Return kind and text of the rejection of an item that `error` kept from being made.
-
-    Raises:
-      Exception: `error`, where it is no fault of the item: a full disk, a missing package, no memory.
-    """
-    if isinstance(error, DataError):
-        return kind, str(error)
-    # A runtime error is how accelerators say that their memory is full.
-    if isinstance(error, MoshijaxError | MemoryError | RuntimeError) or files.is_out_of_space(error):
-        raise error
-    return "unreadable", f"{item.audio} cannot be used ({type(error).__name__}: {error})"
-
-
-def run_job(manifest: Manifest, out_dir: Path, plan: ShardPlan, progress: Progress | None = None) -> Job:
-    """Make the shards that are not there yet or whose recordings have changed, and at last the index that binds all.
+def run_job(manifest: WorkList, out_dir: Path, plan: ShardPlan, progress: Progress | None = None) -> Job:
+    """Make the shards that are not there yet or whose files have changed, and at last the index that binds all.
 
     Args:
-      manifest: of the recordings.
+      manifest: of the recordings or texts.
       out_dir: folder of shards and index.
       plan: how they are made.
       progress: called after every item.
@@ -190,36 +71,61 @@ def run_job(manifest: Manifest, out_dir: Path, plan: ShardPlan, progress: Progre
         if len(standing) == len(shards) and (out_dir / plan.index_name).exists():
             index = records.read_index(out_dir, plan.index_name)
             return Job(index, Report.from_json(index["report"]), 0)
-        shown, results = Report(), []
+        shown, results, passed = Report(), [], 0
 
-        def tell() -> None:
+        def watch(found: Report, items: int = 1) -> None:
+            nonlocal passed
+            shown.merge(found)
+            passed += items
             if progress is not None:
-                progress(shown.items, len(manifest.items), shown)
-
-        def watch(checked: CheckedItem) -> None:
-            shown.add(checked)
-            tell()
+                progress(passed, len(manifest.items), shown)
 
         for name, items in shards:
             if name in standing:
                 results.append(standing[name])
-                shown.merge(standing[name].report)
-                tell()
+                watch(standing[name].report, len(items))
             else:
-                results.append(make_shard(plan, items, out_dir / name, watch))
-                files.write_json(_result_path(out_dir, name), results[-1].to_json())
+                results.append(settle(plan, items, out_dir, name, watch))
             if plan.strict:
                 shown.require_usable(manifest.path, strict=True)
         return Job(*finish(manifest, out_dir, plan, results), len(shards) - len(standing))
+
+
+def settle(
+    plan: ShardPlan, items: Sequence[Work], out_dir: Path, name: str, watch: Callable[[Report], None] | None = None
+) -> ShardResult:
+    """Make a shard of a job that has begun, and note its result beside it, where the job finds it when it continues.
+
+    Raises:
+      MoshijaxError: see `make_shard`.
+    """
+    result = make_shard(plan, items, out_dir / name, watch)
+    files.write_json(_result_path(out_dir, name), result.to_json())
+    return result
+
+
+def settled(out_dir: Path, name: str) -> ShardResult:
+    """Return the result of a shard that `settle` has made.
+
+    Raises:
+      DataError: it cannot be read.
+    """
+    return ShardResult.from_json(_read(_result_path(out_dir, name)))
 
 
 @contextlib.contextmanager
 def owned(out_dir: Path) -> Iterator[None]:
     """Make a folder if it is not there, and be the only process in it; an empty one is removed again at the end.
 
+    A bucket has no folders and no locks. Two processes that do the same job there write the same bytes, and another job
+    is refused by what the first has begun.
+
     Raises:
       MoshijaxError: it cannot be made, or another process works in it.
     """
+    if not buckets.is_here(out_dir):
+        yield
+        return
     try:
         out_dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -232,15 +138,15 @@ def owned(out_dir: Path) -> Iterator[None]:
             out_dir.rmdir()
 
 
-def begin(manifest: Manifest, out_dir: Path, plan: ShardPlan) -> dict[str, ShardResult]:
+def begin(manifest: WorkList, out_dir: Path, plan: ShardPlan) -> dict[str, ShardResult]:
     """Claim a folder for a job.
 
     Returns:
-      By file name, the results of the shards that are complete and whose recordings are what they were.
+      By file name, the results of the shards that are complete and whose files are what they were.
 
     Raises:
       ConfigError: the folder holds something else.
-      DataError: it holds (the start of) another job, or recordings that it was made of are no longer there.
+      DataError: it holds (the start of) another job, or files that it was made of are no longer there.
     """
     done, begun = out_dir / plan.index_name, out_dir / records.BEGUN
     identity = _identity(manifest, plan)
@@ -253,27 +159,31 @@ def begin(manifest: Manifest, out_dir: Path, plan: ShardPlan) -> dict[str, Shard
         content = _read(begun)
         old, ids = content["plan"], content["recordings"]
         known = {}
+        there = set(buckets.listed(out_dir))
         for name, _ in shards_of(manifest, plan):
-            if _result_path(out_dir, name).exists():
-                known[name] = ShardResult.from_json(_read(_result_path(out_dir, name)))
+            if _result_path(out_dir, name).name in there:
+                known[name] = settled(out_dir, name)
     else:
-        others = sorted(path.name for path in out_dir.iterdir() if not path.name.startswith("."))
+        others = [name for name in buckets.listed(out_dir) if not name.startswith(".")]
         if others:
             raise ConfigError(f"{out_dir} holds other files, such as {others[0]}: choose a new or empty folder")
         files.write_json(begun, claim)
         return {}
-    _require_same(out_dir, old, identity, ids, claim["recordings"])
+    _require_same(out_dir, plan.unit, old, identity, ids, claim["recordings"])
     standing = _standing(manifest, out_dir, plan, known)
-    if done.exists() and len(standing) < len(shards_of(manifest, plan)):
-        for result in known.values():
+    if not done.exists() or len(standing) < len(shards_of(manifest, plan)):
+        for result in standing.values():
             files.write_json(_result_path(out_dir, result.file), result.to_json())
         files.write_json(begun, claim)
-        done.unlink()
+        done.unlink(missing_ok=True)
+        for path in out_dir.glob("shard-*"):  # of a file that had more or fewer pieces
+            if path.name.partition(".")[0] not in {Path(name).stem for name, _ in shards_of(manifest, plan)}:
+                path.unlink()
     return standing
 
 
 def _require_same(
-    out_dir: Path, old: dict[str, Any], new: dict[str, Any], old_ids: Sequence[str], new_ids: Sequence[str]
+    out_dir: Path, unit: str, old: dict[str, Any], new: dict[str, Any], old_ids: Sequence[str], new_ids: Sequence[str]
 ) -> None:
     """Raise DataError where two jobs differ."""
     remedy = "choose another folder, or delete this one"
@@ -288,25 +198,26 @@ def _require_same(
         added, removed = sorted(set(new_ids) - set(old_ids)), sorted(set(old_ids) - set(new_ids))
         parts = [f"{sources.listed(names)} {what}" for names, what in ((added, "added"), (removed, "removed")) if names]
         raise DataError(
-            f"{out_dir} was made of other recordings: "
+            f"{out_dir} was made of other {unit}: "
             f"{' and '.join(parts) or 'the same in another order, or with other suffixes or durations'}; {remedy}"
         )
 
 
 def _standing(
-    manifest: Manifest, out_dir: Path, plan: ShardPlan, known: dict[str, ShardResult]
+    manifest: WorkList, out_dir: Path, plan: ShardPlan, known: dict[str, ShardResult]
 ) -> dict[str, ShardResult]:
-    """Return the known results whose shards are there and whose recordings are what they were."""
-    standing, gone = {}, []
+    """Return the known results whose shards are there and whose files are what they were."""
+    standing, gone, there = {}, [], set(buckets.listed(out_dir))
     for name, items in shards_of(manifest, plan):
-        if name not in known or not (out_dir / name).exists():
+        if name not in known or name not in there:
             continue
         seen = known[name].sources
-        changed = [
-            file for item in items for file in plan.reads(item) if not sources.is_same(file, seen[item.id][file.name])
+        files_of = [
+            (file, seen.get(item.id, {}).get(file.name), item.span) for item in items for file in plan.reads(item)
         ]
+        changed = sources.changed(files_of)
         gone += [file for file in changed if not file.exists()]
-        if not changed:
+        if not changed and seen.keys() == {item.id for item in items}:
             standing[name] = known[name]
     if gone:
         raise DataError(
@@ -317,16 +228,20 @@ def _standing(
 
 
 def finish(
-    manifest: Manifest, out_dir: Path, plan: ShardPlan, results: Sequence[ShardResult]
+    manifest: WorkList, out_dir: Path, plan: ShardPlan, results: Sequence[ShardResult]
 ) -> tuple[dict[str, Any], Report]:
     """Write the index over the results of all shards, in order.
 
     Raises:
-      DataError: nothing is usable, or a strict plan met a rejected item.
+      DataError: nothing is usable, and the shards are removed; or a strict plan met a rejected item.
     """
     report = Report()
     for result in results:
         report.merge(result.report)
+    temporary = [*(_result_path(out_dir, result.file) for result in results), out_dir / records.BEGUN]
+    if not report.usable:
+        for path in [*(out_dir / result.file for result in results), *temporary, out_dir / records.SOURCES]:
+            path.unlink(missing_ok=True)
     report.require_usable(manifest.path, strict=plan.strict)
     identity = _identity(manifest, plan)
     shards = [{"file": r.file, "records": len(r.notes), "sha256": r.sha256, plan.noted: list(r.notes)} for r in results]
@@ -341,17 +256,21 @@ def finish(
     }
     files.write_json(out_dir / records.SOURCES, [result.to_json() for result in results])
     files.write_json(out_dir / plan.index_name, index)
-    for path in [*(_result_path(out_dir, result.file) for result in results), out_dir / records.BEGUN]:
+    for path in temporary:
         path.unlink(missing_ok=True)
     return index, report
 
 
-def recordings_sha256(manifest: Manifest) -> str:
+def recordings_sha256(manifest: WorkList) -> str:
     """Return what two manifests have in common that name the same recordings in the same order."""
-    return records.digest([[item.id, item.audio.suffix, item.duration] for item in manifest.items])
+    found: list[list[Any]] = []
+    for item in manifest.items:
+        if not found or item.identity != found[-1]:
+            found.append(item.identity)
+    return records.digest(found)
 
 
-def _identity(manifest: Manifest, plan: ShardPlan) -> dict[str, Any]:
+def _identity(manifest: WorkList, plan: ShardPlan) -> dict[str, Any]:
     """Return what must be equal for two jobs to be the same, as JSON gives it back."""
     found = {
         **plan.deciding(),

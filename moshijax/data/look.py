@@ -208,8 +208,8 @@ def write_page(
         text = summary["text"]
         html.section("Text row", f"{text['filled_share']:.1%} of the frames hold a text token.")
         html.table(
-            ("words", "shifted later", "pulled earlier", "tokens lost"),
-            [(text["words"], text["shifted"], text["pulled"], text["lost_tokens"])],
+            ("words", "shifted later", "pulled earlier", "left out", "tokens lost"),
+            [(text["words"], text["shifted"], text["pulled"], text["unknown"].total(), text["lost_tokens"])],
         )
     html.section("Words", "The most frequent ones.")
     html.table(("word", "count"), summary["commonest_words"])

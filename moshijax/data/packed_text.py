@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from moshijax import files
-from moshijax.data import records
-from moshijax.data.batches import BatchSource, amount, fold_seed, shuffled
-from moshijax.errors import ConfigError, DataError
-from moshijax.tokens import BOS, EOS, ZERO
+from moshijax.data.batches import (
+    MOST_FRAMES,
+    BatchSource,
+    amount,
+    check_sets,
+    check_size,
+    fold_seed,
+    mixed,
+    shares_of,
+    shuffled,
+)
+from moshijax.data.records import RecordSource
+from moshijax.errors import DataError
+from moshijax.tokens import ZERO
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from moshijax.data.text import Tokenizer
     from moshijax.lm.layouts import StreamLayout
-
-_TOKENS = "tokens.npy"
 
 
 @dataclass(frozen=True)
@@ -27,75 +35,66 @@ class TextData:
     """Text-only batches.
 
     Attributes:
-      path: a text file (UTF-8, one document a line), or a folder made by `moshijax data prepare FILE.txt`.
+      paths: folders made by `moshijax data prepare FILE.txt ...`; `weights` are their shares of the rows (empty: in
+        proportion to tokens).
       batch_size, num_frames: of the grid [B, K, T].
     """
 
-    path: str
+    paths: tuple[str, ...]
     batch_size: int = 8
     num_frames: int = 125
+    weights: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.num_frames < 1 or self.batch_size < 1:
-            raise ConfigError(f"num_frames {self.num_frames} and batch_size {self.batch_size} must be at least 1")
+        check_sets(self.paths, self.weights)
+        check_size(MOST_FRAMES, self.batch_size, num_frames=self.num_frames)
 
 
-def read_documents(path: str | Path) -> list[str]:
-    """Return the non-empty lines of a UTF-8 text file.
+class TokenStream:
+    """The tokens of a prepared text, as if they were one array.
 
     Raises:
-      DataError: the file cannot be read, is not UTF-8 or is empty.
+      DataError: the folder is unfinished or damaged, holds other data, or was prepared with another tokenizer.
     """
-    path = Path(path)
-    try:
-        lines = [" ".join(line.split()) for line in path.read_text(encoding="utf-8").splitlines()]
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 (byte {error.start}): convert it to UTF-8") from error
-    except OSError as error:
-        raise DataError(f"text file {path} cannot be read: {error.strerror}") from error
-    lines = [line for line in lines if line]
-    if not lines:
-        raise DataError(f"text file {path} is empty: it needs one document a line")
-    return lines
 
-
-def pack(documents: Iterable[str], tokenizer: Tokenizer) -> np.ndarray:
-    """Join documents end to end, each as BOS, tokens, EOS; [n] int32."""
-    pieces = [[BOS, *tokenizer.encode(document), EOS] for document in documents]
-    return np.asarray([token for piece in pieces for token in piece], np.int32)
-
-
-def prepare_text(path: str | Path, out_dir: str | Path, tokenizer: Tokenizer) -> dict[str, Any]:
-    """Pack a text file once, bound to the tokenizer's hash; return the content of `dataset.json`."""
-    out_dir = Path(out_dir)
-    out_dir.mkdir(parents=True, exist_ok=True)
-    documents = read_documents(path)
-    tokens = pack(documents, tokenizer)
-    with files.staged(out_dir / _TOKENS) as partial, open(partial, "wb") as file:
-        np.save(file, tokens)
-    index = {
-        "format_version": records.FORMAT_VERSION,
-        "kind": "text",
-        "tokenizer_sha256": tokenizer.sha256,
-        "documents": len(documents),
-        "tokens": len(tokens),
-        "shards": [],
-        "sha256": records.digest(tokenizer.sha256, records.tree_digest(tokens)),
-    }
-    files.write_json(out_dir / records.INDEX, index)
-    return index
-
-
-class _Chunks(Sequence):
-    def __init__(self, tokens: np.ndarray, length: int):
-        self._tokens, self._length = tokens, length
+    def __init__(self, folder: str | Path, tokenizer: Tokenizer):
+        self.source = RecordSource(folder)
+        index = self.source.index
+        if index["kind"] != "text":
+            raise DataError(f"{folder} holds {index['kind']} data: give a folder of prepared text")
+        if index["tokenizer_sha256"] != tokenizer.sha256:
+            raise DataError(
+                f"{folder} was prepared with another tokenizer, {index['tokenizer_sha256']}, not {tokenizer.sha256}: "
+                "prepare it again with this one, or use that one"
+            )
+        self.documents = index["report"]["usable"]
+        self.sha256 = index["sha256"]
+        self._firsts = np.cumsum([0, *(count for shard in index["shards"] for count in shard["tokens"])])
 
     def __len__(self) -> int:
-        return (len(self._tokens) + self._length - 1) // self._length
+        return int(self._firsts[-1])
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """Return the tokens from `start` to `stop`, or to the end; int32. Reads the records that hold them."""
+        stop = min(stop, len(self))
+        first = int(np.searchsorted(self._firsts, start, side="right")) - 1
+        last = int(np.searchsorted(self._firsts, stop, side="left"))
+        found = np.concatenate([self.source[number]["tokens"] for number in range(first, last)])
+        return found[start - self._firsts[first] : stop - self._firsts[first]].astype(np.int32)
+
+
+class _Rows(Sequence):
+    """The rows that a stream is cut into, ZERO behind its end."""
+
+    def __init__(self, stream: TokenStream, length: int):
+        self.stream, self._length = stream, length
+
+    def __len__(self) -> int:
+        return (len(self.stream) + self._length - 1) // self._length
 
     def __getitem__(self, index: int) -> np.ndarray:
         row = np.full(self._length, ZERO, np.int32)
-        piece = self._tokens[index * self._length : (index + 1) * self._length]
+        piece = self.stream.read(index * self._length, (index + 1) * self._length)
         row[: len(piece)] = piece
         return row
 
@@ -104,20 +103,8 @@ def text_batches(config: TextData, layout: StreamLayout, tokenizer: Tokenizer, s
     """Open batches {"codes": int32 [B, K, T]} with text in the text row and ZERO in the audio rows.
 
     Raises:
-      DataError: no text, or it was packed with another tokenizer.
+      DataError: a folder is unfinished or damaged, holds other data, or was prepared with another tokenizer.
     """
-    path = Path(config.path)
-    if path.is_dir():
-        index = records.read_index(path)
-        if index.get("tokenizer_sha256") != tokenizer.sha256:
-            raise DataError(f"{path} was packed with another tokenizer: prepare it again with this one")
-        file, documents, identity = path / _TOKENS, index["documents"], index["sha256"]
-        tokens = np.load(file, mmap_mode="r")
-    else:
-        file, read = path, read_documents(path)
-        documents, tokens = len(read), pack(read, tokenizer)
-        identity = records.digest(tokenizer.sha256, records.tree_digest(tokens))
-    chunks = _Chunks(tokens, config.num_frames)
 
     def draw(text: np.ndarray, rng: np.random.Generator) -> dict[str, np.ndarray]:
         del rng
@@ -125,6 +112,19 @@ def text_batches(config: TextData, layout: StreamLayout, tokenizer: Tokenizer, s
         grid[0] = text
         return {"codes": grid}
 
-    dataset = shuffled(chunks, fold_seed(identity, seed), draw)
-    content = f"{amount(documents, 'documents')}, {len(tokens)} tokens"
-    return BatchSource(dataset, config.batch_size, len(chunks), {str(path): identity}, content, {str(file): file})
+    streams = [TokenStream(path, tokenizer) for path in config.paths]
+    rows = [_Rows(stream, config.num_frames) for stream in streams]
+    parts = {str(path): stream.sha256 for path, stream in zip(config.paths, streams, strict=True)}
+    parts["tokenizer"] = tokenizer.sha256
+    weights = config.weights or [float(len(stream)) for stream in streams]
+    padding = [1 - len(of.stream) / max(1, len(of) * config.num_frames) for of in rows]
+    content = f"{amount(sum(stream.documents for stream in streams), 'documents')}, {sum(map(len, streams))} tokens"
+    datasets = [shuffled(of, fold_seed(of.stream.sha256, seed), draw) for of in rows]
+    return BatchSource(
+        mixed(datasets, weights),
+        config.batch_size,
+        sum(map(len, rows)),
+        parts,
+        content + shares_of(config.paths, weights, padding),
+        {f"{stream.source.folder}/{path.name}": path for stream in streams for path, _ in stream.source.shards},
+    )

@@ -11,16 +11,20 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from moshijax.data import records, sources
+from moshijax.data import buckets, records, sources
 from moshijax.data.augmentation import Augmenter, UserAugmentation
 from moshijax.data.batches import fold_seed
-from moshijax.data.checks import CheckedItem, CheckRules, SignalStatistics, judge_apart, signal_blocks
+from moshijax.data.checks import CheckRules, all_labels_named, judge_apart, signal_blocks, unmade
 from moshijax.data.diarization import assign, draw_main, main_mask
+from moshijax.data.findings import CheckedItem
 from moshijax.data.grids import CHANNELS, MIXED
 from moshijax.data.isolation import Isolated
-from moshijax.data.job import Job, Progress, Record, ShardPlan, run_job, unmade
+from moshijax.data.job import Job, Progress, Runner, run_job
 from moshijax.data.manifest import Item, Manifest, read_recordings
+from moshijax.data.shards import Record, ShardPlan
+from moshijax.data.signal import SignalStatistics
 from moshijax.data.transcript import Word
+from moshijax.data.twins import refuse_twins
 from moshijax.errors import ConfigError
 
 _LONG_SECONDS = 120.0
@@ -41,6 +45,10 @@ class Encoder(Protocol):
 
     def encode_blocks(self, blocks: Iterator[np.ndarray]) -> np.ndarray:
         """Encode one long recording, blocks [n, C] float32, to codes [C, Q, T], in bounded memory."""
+        ...
+
+    def silence(self) -> list[int]:
+        """Return the code of lasting digital silence in every codebook."""
         ...
 
 
@@ -100,6 +108,7 @@ def prepare(
     encoder: Encoder,
     config: PrepareConfig | None = None,
     progress: Progress | None = None,
+    runner: Runner = run_job,
 ) -> Job:
     """Write `dataset.json` and shards of records {id, codes int16 [C, Q, T], words, duration, provenance}.
 
@@ -109,6 +118,7 @@ def prepare(
       encoder: of the codec.
       config: how recordings become records.
       progress: called after every item with (items done, items in all, report so far).
+      runner: of the job.
 
     Returns:
       The content of `dataset.json`, the report of accepted and rejected items, and the number of shards written.
@@ -117,9 +127,11 @@ def prepare(
       DataError: nothing is usable, strict rules met a rejected item, or `out_dir` holds the start of another job.
     """
     config = config or PrepareConfig()
-    return run_job(
-        manifest, Path(out_dir), GridPlan(config.shard_items, config.rules.strict, encoder, config), progress
-    )
+    plan = GridPlan(config.shard_items, config.rules.strict, encoder, config)
+    if config.rules.strict:
+        refuse_twins(manifest.items)
+    with all_labels_named(manifest.items, config.rules):
+        return runner(manifest, buckets.place(out_dir), plan, progress)
 
 
 @dataclass(frozen=True)
@@ -155,7 +167,7 @@ class GridPlan(ShardPlan):
         return {
             "kind": "dialogue",
             "channels": list(MIXED if self.config.rules.streams == "mixed" else CHANNELS),
-            "codec": {name: getattr(self.encoder, name) for name in names},
+            "codec": {**{name: getattr(self.encoder, name) for name in names}, "silence": self.encoder.silence()},
         }
 
     def note(self, record: Record) -> int:
@@ -165,7 +177,7 @@ class GridPlan(ShardPlan):
     def reads(self, item: Item) -> Sequence[Path]:
         """See `ShardPlan`."""
         segments = (item.audio.with_suffix(".rttm"),) if self.config.rules.streams == "diarized" else ()
-        return item.audio, item.sidecar, *segments
+        return item.audio, *item.transcripts, *segments
 
     def make(self, items: Iterable[Item]) -> Iterator[CheckedItem | Record]:
         """See `ShardPlan`; recordings are encoded in batches, so records come later than findings."""

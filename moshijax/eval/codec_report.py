@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -13,28 +12,42 @@ if TYPE_CHECKING:
     from moshijax.eval.codec import Measured
     from moshijax.report.page import Page
 
-DIGITS = {"si_sdr": 1, "pesq": 2}
-LABELS = {"si_sdr": "SI-SDR, dB", "mel": "mel distance", "stoi": "STOI", "pesq": "PESQ"}
+DIGITS = {"si_sdr": 1, "pesq": 2, "dnsmos": 2}
+LABELS = {
+    "si_sdr": "SI-SDR, dB",
+    "mel": "mel distance",
+    "stoi": "STOI",
+    "pesq": "PESQ",
+    "dnsmos": "DNSMOS",
+    "word_error_rate": "words heard wrong",
+}
 
 
 def results(title: str, config: MimiConfig, measured: Measured) -> Results:
     """Return measured figures of a codec with the sections that show them."""
     sections = [partial(draw, measured=measured, config=config) for draw in (_distances, _stability, _phonemes, _clips)]
     lead = f"{config.num_codebooks} codebooks of {config.bins}, {config.frame_rate:g} frames per second."
-    return Results(title, lead, measured.values, measured.notes, sections)
+    return Results(title, lead, measured.values, measured.notes, sections, calls=measured.calls)
 
 
 def _distances(page: Page, measured: Measured, config: MimiConfig) -> None:
     values = measured.values
     counts = sorted({int(name.split("_")[0]) for name in values if "_codebooks/" in name})
-    names = [name for name in LABELS if f"{counts[-1]}_codebooks/{name}" in values] if counts else []
-    page.section("Distance from the recordings", "Means over the clips; noise of their level is the floor.")
+    names = [x for x in LABELS if counts and (f"{counts[-1]}_codebooks/{x}" in values or x in measured.absent)]
+    page.section(
+        "Distance from the recordings",
+        "Means over the clips; noise of their level is the floor. A - has no judge.",
+    )
     heard = {**{f"{n}_codebooks": n for n in counts}, "noise": "noise"}
-    rows = [
-        [label, *(f"{values.get(f'{what}/{x}', math.nan):.{DIGITS.get(x, 3)}f}" for x in names)]
-        for what, label in heard.items()
-    ]
+    if any(name.startswith("recording/") for name in values):
+        heard["recording"] = "the recordings"
+    rows = [[label, *(_cell(values.get(f"{what}/{x}"), x) for x in names)] for what, label in heard.items()]
     page.table(["codebooks", *(LABELS[name] for name in names)], rows)
+
+
+def _cell(value: float | None, name: str) -> str:
+    """A figure, "-" where there is none."""
+    return "-" if value is None else f"{value:.{DIGITS.get(name, 3)}f}"
 
 
 def _stability(page: Page, measured: Measured, config: MimiConfig) -> None:

@@ -9,15 +9,20 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from collections.abc import Callable
+import functools
+import hashlib
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 import moshijax
 from moshijax import files, optional
 from moshijax.errors import MoshijaxError
+from moshijax.eval import bootstrap
 from moshijax.report.page import Page
 
 RESULTS, REPORT = "results.json", "report.html"
@@ -44,6 +49,8 @@ class Results:
       sections: parts of the report, in order.
       provenance: what the figures depend on: hashes of model and data, the version of the code, settings, sampling,
         and versions of judges; made of JSON values.
+      calls: of figures that are quotients of sums over calls, what every call adds to both sums: name -> call ->
+        (numerator, denominator). They get a confidence interval, and can be compared with another model's.
     """
 
     title: str
@@ -52,6 +59,19 @@ class Results:
     notes: list[str] = field(default_factory=list)
     sections: list[Section] = field(default_factory=list)
     provenance: dict[str, Any] = field(default_factory=dict)
+    calls: dict[str, dict[str, tuple[float, float]]] = field(default_factory=dict)
+
+    def add(self, name: str, calls: Mapping[str, tuple[float, float]]) -> None:
+        """Add a figure by its calls; none where the denominator of all together is 0: there is nothing to measure."""
+        calls = {call: (float(above), float(below)) for call, (above, below) in calls.items()}
+        if sum(below for _, below in calls.values()):
+            self.calls[name] = calls
+            self.values[name] = bootstrap.quotient(list(calls.values()))
+
+    @property
+    def intervals(self) -> dict[str, tuple[float, float]]:
+        """The ends of the confidence interval of every figure whose calls are known (`moshijax.eval.bootstrap`)."""
+        return {name: bootstrap.interval(np.array(list(calls.values()))) for name, calls in self.calls.items()}
 
 
 class Evaluation(abc.ABC):
@@ -80,7 +100,7 @@ class Evaluation(abc.ABC):
           **more: whatever else the figures depend on, such as sampling.
         """
         return {
-            "code": f"moshijax {moshijax.__version__}",
+            "code": code(),
             "model": model,
             "data": data,
             "judges": {name: version for name in judges if (version := _version(name))},
@@ -108,19 +128,30 @@ def run(evaluation: Evaluation, out: Path, progress: ProgressFn = silent) -> Res
       MissingPackage: matplotlib is not installed; `results.json` is there all the same.
       ConfigError, DataError: as the evaluation raises them.
     """
+    _create(out)
+    results = evaluation.run(out, progress)
+    save(results, out)
+    return results
+
+
+def save(results: Results, out: Path) -> None:
+    """Write `results.json` and `report.html` into a folder, which is created; errors as in `run`."""
+    _create(out)
+    content = {"values": results.values, "intervals": results.intervals, "notes": results.notes}
+    content |= {"provenance": results.provenance, "calls": results.calls}
+    files.write_json(out / RESULTS, content)
+    write_page(results, out / REPORT)
+
+
+def _create(out: Path) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise MoshijaxError(f"cannot create {out}: {error.strerror}; choose another folder") from None
-    results = evaluation.run(out, progress)
-    content = {"values": results.values, "notes": results.notes, "provenance": results.provenance}
-    files.write_json(out / RESULTS, content)
-    write_page(results, out / REPORT)
-    return results
 
 
 def write_page(results: Results, path: Path) -> None:
-    """Write the page of results: their sections, then notes and provenance.
+    """Write the page of results: their sections, then intervals, notes and provenance.
 
     Raises:
       MissingPackage: matplotlib is not installed.
@@ -130,6 +161,15 @@ def write_page(results: Results, path: Path) -> None:
     page = Page(results.title, results.lead)
     for draw in results.sections:
         draw(page)
+    if results.calls:
+        page.section("How certain", f"{bootstrap.LEVEL:.0%} intervals, from calls drawn again with replacement.")
+        page.table(
+            ("figure", "value", "from", "to", "calls"),
+            [
+                (name, *(f"{x:.4g}" for x in (results.values[name], low, high)), len(results.calls[name]))
+                for name, (low, high) in results.intervals.items()
+            ],
+        )
     if results.notes:
         page.section("Notes")
     for note in results.notes:
@@ -146,6 +186,16 @@ def _rows(provenance: dict[str, Any]) -> list[tuple[str, str, str]]:
         parts = value.items() if isinstance(value, dict) else [("", value)]
         rows += [("" if n else name, part, str(entry)) for n, (part, entry) in enumerate(parts)]
     return rows
+
+
+@functools.cache
+def code() -> str:
+    """Return the version of this package, and the sha256 of its source files: names and contents."""
+    folder, state = Path(moshijax.__file__).parent, hashlib.sha256()
+    for path in sorted(folder.rglob("*.py")):
+        content = path.read_bytes()
+        state.update(f"{path.relative_to(folder).as_posix()} {len(content)}\n".encode() + content)
+    return f"moshijax {moshijax.__version__}, sha256 {state.hexdigest()}"
 
 
 def _version(package: str) -> str | None:

@@ -9,11 +9,13 @@ import numpy as np
 
 from moshijax import optional
 from moshijax.codec import losses
+from moshijax.runtime.audio import resample
 
 if TYPE_CHECKING:
     from jaxtyping import Float
 
 PESQ_RATE = 16_000
+DNSMOS_RATE = 16_000
 SILENT = 1e-4  # RMS of full scale below which a clip has nothing to compare
 
 
@@ -61,3 +63,19 @@ def pesq(estimate: Float[np.ndarray, " N"], target: Float[np.ndarray, " N"], sam
         return float(library.pesq(PESQ_RATE, *both, "wb"))
     except (library.NoUtterancesError, library.BufferTooShortError):
         return float("nan")
+
+
+def dnsmos(estimate: Float[np.ndarray, " N"], sample_rate: int) -> float:
+    """Return the overall opinion score that DNSMOS P.835 predicts (about 1 to 5), without a reference; NaN for silence.
+
+    The networks are those of Microsoft's package speechmos (MIT), in its wheel. A clip below 9 s is repeated.
+
+    Raises:
+      MissingPackage: speechmos, or librosa, which it needs and does not ask for, is not installed.
+    """
+    optional.load("librosa")
+    library = optional.load("speechmos.dnsmos")
+    if np.sqrt(np.mean(np.square(estimate))) < SILENT:
+        return float("nan")
+    heard = np.clip(resample(estimate, sample_rate, DNSMOS_RATE), -1.0, 1.0)
+    return float(library.run(np.asarray(heard, np.float32), DNSMOS_RATE)["ovrl_mos"])

@@ -70,6 +70,8 @@ class SpokenQA(Evaluation):
         played.save(out)
         results = spoken_qa_report.results(f"Spoken questions to {self.artifact}", played)
         results.values = dict(flat(played.figures))
+        for name, found in by_call(played.calls).items():
+            results.add(name, found)
         sampling = manifest.read(self.artifact)["sampling"]["defaults"]
         model = hashlib.sha256((Path(self.artifact) / manifest.MANIFEST).read_bytes()).hexdigest()
         asked = digest([(question.item.id, question.meta) for question in read_questions(self.calls)])
@@ -193,7 +195,7 @@ def read_questions(manifest: str | Path) -> list[Question]:
             )
         kind = "question" if meta["answer"] else "unrelated" if meta["question"] else "silence"
         try:
-            ends = [float(end) for _, (_, end), speaker in sidecar["alignments"] if SPEAKERS.get(speaker) == "user"]
+            ends = [float(end) for _, (_, end), speaker, *_ in sidecar["alignments"] if SPEAKERS.get(speaker) == "user"]
         except (TypeError, ValueError):
             raise DataError(f'{item.sidecar}: "alignments" must be a list of [word, [start, end], speaker]') from None
         found.append(Question(item, {"kind": kind, "group": "all", **meta}, max(ends, default=None)))
@@ -213,13 +215,11 @@ def play(settings: SpokenQA, reply: Path, progress: ProgressFn = silent) -> Play
       DataError: artifact or recordings are damaged.
     """
     from moshijax import runtime
-    from moshijax.runtime import audio, manifest
+    from moshijax.runtime import audio
     from moshijax.runtime import play as calls
 
     questions = read_questions(settings.calls)
-    description = manifest.read(settings.artifact)
-    if any("pcm" not in description[side]["step"] for side in ("inputs", "outputs")):
-        raise ConfigError(f"{settings.artifact} does not both listen and speak; give the artifact of a conversation")
+    description = conversation(settings.artifact)
     sample_rate, frame_size = description["audio"]["sample_rate"], description["audio"]["frame_size"]
     users = [audio.read_channel(question.item.audio, sample_rate, "right") for question in questions]
     asked = [n for n, question in enumerate(questions) if question.meta["kind"] == "question"][: settings.controls]
@@ -260,6 +260,20 @@ def play(settings: SpokenQA, reply: Path, progress: ProgressFn = silent) -> Play
         frame_size,
         measure(results, untrained, played, sample_rate, frame_size, timing),
     )
+
+
+def conversation(artifact: str) -> dict[str, Any]:
+    """Return the description of an artifact that listens and speaks.
+
+    Raises:
+      ConfigError: it does not do both, or is no artifact.
+    """
+    from moshijax.runtime import manifest
+
+    description = manifest.read(artifact)
+    if any("pcm" not in description[side]["step"] for side in ("inputs", "outputs")):
+        raise ConfigError(f"{artifact} does not both listen and speak; give the artifact of a conversation")
+    return description
 
 
 def result(model: Artifact, question: Question, played: Call) -> HeldOutCall:
@@ -335,6 +349,19 @@ def measure(
         },
         "timing": timing.summary(),
     }
+
+
+def by_call(results: Sequence[HeldOutCall]) -> dict[str, dict[str, tuple[float, float]]]:
+    """Return what every call adds to the rates of `measure`, by their names, as `Results.add` takes it."""
+    found: dict[str, dict[str, tuple[float, float]]] = {}
+    names = {"question": "groups/{}/exact/rate", "unrelated": "groups/{}/unrelated_answered/rate"}
+    names["silence"] = "silent_answered/rate"
+    for number, call in enumerate(results):
+        hit = call.right if call.kind == "question" else bool(scores.normalise(call.answered))
+        if call.kind in names:  # (others are counted nowhere)
+            own = found.setdefault(names[call.kind].format(call.group), {})
+            own[f"{number} {call.id}"] = (float(hit), 1.0)  # the names of files in several folders may be the same
+    return found
 
 
 def rate(value: scores.Rate) -> dict[str, Any]:

@@ -14,16 +14,15 @@ from typing import TYPE_CHECKING, Any, Protocol
 import flax.linen as nn
 import jax
 import numpy as np
-from flax.traverse_util import unflatten_dict
 from jax import export as jax_export
 
 import moshijax
 from moshijax import codec, files, lm, lock
 from moshijax.config_json import from_json, to_json
 from moshijax.errors import ConfigError, DataError
-from moshijax.export.step import PREFILL_LENGTHS, CallStep, Signature, flatten
-from moshijax.lm import policies
-from moshijax.nn.layout import unstack_layers
+from moshijax.export import weights as layout
+from moshijax.export.step import PREFILL_LENGTHS, CallStep, Signature, flatten, nested
+from moshijax.lm import policies, transforms
 from moshijax.runtime import conditions as condition_values
 from moshijax.runtime import manifest as manifests
 from moshijax.runtime.schema import LARGEST_BATCH
@@ -34,8 +33,6 @@ from moshijax.weights.tensors import InMemory
 
 if TYPE_CHECKING:
     Specs = dict[str, jax.ShapeDtypeStruct]
-
-WEIGHT_DTYPES = ("float32", "bfloat16")
 
 CONVERSATION = policies.Conversation()
 
@@ -98,6 +95,7 @@ def build(
     platforms: Sequence[str] = ("cpu",),
     batches: Sequence[int] = (1,),
     weights_dtype: str = "float32",
+    cache_dtype: str | None = None,
     sampling: Mapping[str, float] | None = None,
     top_k_limit: int = 250,
     overwrite: bool = False,
@@ -118,8 +116,9 @@ def build(
       out_dir: the directory to write; it must not exist unless `overwrite`.
       platforms: any of cpu, cuda, tpu; none of them has to be present here.
       batches: batch sizes of calls, one set of programs for each.
-      weights_dtype: float32 or bfloat16, how the language model is stored. On cpu it is computed in float32 either way,
-        elsewhere in the stored type. The codec is float32.
+      weights_dtype: one of `export.weights.WEIGHT_DTYPES`, how the language model is stored. On cpu it is computed in
+        float32 in any case, elsewhere in the stored type, or in bfloat16 with int8 weights. The codec is float32.
+      cache_dtype: one of `attention.CACHE_DTYPES`, of the keys and values that calls keep; None: as the config says.
       sampling: the defaults of calls; the rest are those of `SAMPLING`.
       top_k_limit: the largest top_k that may be asked for.
       policy: what the model is used for.
@@ -136,15 +135,18 @@ def build(
       MoshijaxError: it cannot be written.
     """
     check_request(platforms, batches)
-    if weights_dtype not in WEIGHT_DTYPES:
-        raise ConfigError(f"weights_dtype={weights_dtype!r} must be one of {', '.join(WEIGHT_DTYPES)}")
-    codec_config, lm_config = codec_model[0], lm_model[0]
+    if weights_dtype not in layout.WEIGHT_DTYPES:
+        raise ConfigError(f"weights_dtype={weights_dtype!r} must be one of {', '.join(layout.WEIGHT_DTYPES)}")
+    codec_config, (lm_config, lm_params) = codec_model[0], transforms.for_calls(lm_model[0], nn.meta.unbox(lm_model[1]))
     if len(pieces) > lm_config.text_card:
         raise ConfigError(
             f"{len(pieces)} text pieces do not fit text_card={lm_config.text_card}; use the tokenizer of the model"
         )
     lm_config = _fixed_lengths(lm_config, conditions or {})
-    computed = {platform: "float32" if platform == "cpu" else weights_dtype for platform in platforms}
+    if cache_dtype is not None:
+        temporal = dataclasses.replace(lm_config.temporal, cache_dtype=cache_dtype)
+        lm_config = dataclasses.replace(lm_config, temporal=temporal)
+    computed = {platform: layout.compute_dtype(platform, weights_dtype) for platform in platforms}
     functions = {
         platform: CallStep(
             codec_config, lm_config.with_dtype(dtype, dtype), top_k_limit, policy, guidance, tuple(prefill_lengths)
@@ -159,14 +161,14 @@ def build(
     table = conditioner_table(lm_config)
     weights = {
         **flatten(codec.inference_layout(*codec_model), "codec"),
-        **_stored_lm(lm_config.with_dtype(weights_dtype, weights_dtype), lm_model[1]),
+        **layout.stored(lm_config, lm_params, weights_dtype),
     }
     parts = ArtifactParts(
         functions=functions,
         weights={name: np.asarray(value) for name, value in weights.items()},
         compute_dtypes={
-            platform: {**{str(value.dtype): str(value.dtype) for value in weights.values()}, weights_dtype: dtype}
-            for platform, dtype in computed.items()
+            platform: {str(value.dtype): layout.program_dtype(platform, str(value.dtype)) for value in weights.values()}
+            for platform in platforms
         },
         pieces=pieces,
         description={
@@ -189,6 +191,7 @@ def rebuild(
     platforms: Sequence[str] | None = None,
     batches: Sequence[int] | None = None,
     weights_dtype: str | None = None,
+    cache_dtype: str | None = None,
     top_k_limit: int | None = None,
     overwrite: bool = False,
     progress: Callable[[str], None] = lambda message: None,
@@ -204,8 +207,7 @@ def rebuild(
     config = _configs(source, manifest)
     pieces = manifests.read_pieces(source, manifest)
     weights = TensorFile(manifests.check_file(source, manifest, manifests.WEIGHTS))
-    params = unflatten_dict(dict(weights), sep="/")
-    stored = str(jax.tree.leaves(params["lm"]["temporal"])[0].dtype)
+    params = nested(dict(weights))
     table = manifest["conditions"]
     defaults = condition_values.load_defaults(source, manifest) if table else {}
     tokenizer = None
@@ -219,7 +221,8 @@ def rebuild(
         out_dir,
         platforms or manifest["platforms"],
         batches or manifest["batches"],
-        weights_dtype or stored,
+        weights_dtype or layout.dtype_of(params["lm"]),
+        cache_dtype,
         manifest["sampling"]["defaults"],
         top_k_limit or manifest["sampling"]["top_k_limit"],
         overwrite,
@@ -265,20 +268,6 @@ def conditioner_table(config: lm.LMConfig) -> dict[str, dict[str, Any]]:
         else {"bins": c.bins, "values": c.values and list(c.values)}
         for c in config.conditioners
     }
-
-
-def _stored_lm(config: lm.LMConfig, params: Any) -> dict[str, Any]:
-    """Return the language model in the inference layout, in the types and shapes the config asks for."""
-    params = flatten(unstack_layers(nn.meta.unbox(params)), "lm")
-    expected = flatten(lm.abstract(config, stacked=False), "lm")
-    wrong = [
-        name
-        for name in {**expected, **params}
-        if getattr(params.get(name), "shape", 0) != getattr(expected.get(name), "shape", 1)
-    ]
-    if wrong:
-        raise ConfigError(f"parameters do not fit the language model's config: {', '.join(wrong[:5])}; check both")
-    return {name: np.asarray(params[name]).astype(spec.dtype) for name, spec in expected.items()}
 
 
 def _description(
@@ -381,7 +370,7 @@ def write(
             for program in functions.programs(batches):
                 file = manifests.program_file(program.name, platform, program.batch, program.length)
                 progress(file)
-                exported[program.name] = _export(program, functions, platform, weight_specs)
+                exported[program.name] = export_program(program, functions, platform, weight_specs)
                 (staging / file).write_bytes(exported[program.name].serialize())
                 if program.length is not None:
                     lengths[program.name] = sorted({*lengths.get(program.name, []), program.length})
@@ -391,7 +380,7 @@ def write(
             "moshijax_version": moshijax.__version__,
             "jax": {
                 "exported_with": jax.__version__,
-                "calling_convention_version": exported["step"].calling_convention_version,
+                "calling_convention_version": exported["init_state"].calling_convention_version,
                 "tried": list(manifests.TRIED_JAX),
             },
             "platforms": list(parts.functions),
@@ -413,8 +402,17 @@ def write(
     return out_dir
 
 
-def _export(program: Signature, functions: PureFunctions, platform: str, weight_specs: Specs) -> jax_export.Exported:
-    """Export one program for one platform, and prove that every state array is donated."""
+def export_program(
+    program: Signature, functions: PureFunctions, platform: str, weight_specs: Mapping[str, Any]
+) -> jax_export.Exported:
+    """Export one program for one platform, and prove that every state array is donated.
+
+    Args:
+      program: which.
+      functions: it is a method of these.
+      platform: cpu, cuda or tpu.
+      weight_specs: flat name -> shape and dtype of the weights it takes.
+    """
     if program.name == "init_state":
         return jax_export.export(jax.jit(lambda: functions.init_state(program.batch)), platforms=(platform,))()
     state_specs, inputs = functions.state_specs(program), functions.input_specs(program)
@@ -441,13 +439,13 @@ def _interface(exported: Mapping[str, jax_export.Exported]) -> dict[str, Any]:
             for name, spec in specs.items()
         }
 
-    inputs, outputs, state = {}, {}, {}
+    inputs, outputs = {}, {}
     for name in (name for name in exported if name != "init_state"):
         args, _ = jax.tree.unflatten(exported[name].in_tree, exported[name].in_avals)
         _, out = jax.tree.unflatten(exported[name].out_tree, exported[name].out_avals)
         inputs[name], outputs[name] = rows(args[2]), rows(out)
-        if name == "step":
-            state = rows(args[1])
-    # (what `place` takes beside the slot is the state of one row)
-    inputs["place"] = {name: spec for name, spec in inputs["place"].items() if not name.startswith("row/")}
+    first = exported["init_state"]
+    state = rows(jax.tree.unflatten(first.out_tree, first.out_avals))
+    if "place" in inputs:  # (what it takes beside the slot is the state of one row)
+        inputs["place"] = {name: spec for name, spec in inputs["place"].items() if not name.startswith("row/")}
     return {"state": state, "inputs": inputs, "outputs": outputs}

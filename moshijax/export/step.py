@@ -23,6 +23,7 @@ from flax.traverse_util import unflatten_dict
 from moshijax import codec, lm
 from moshijax.errors import ConfigError
 from moshijax.lm import conditioning, generation, policies, sampling
+from moshijax.nn import quantised
 from moshijax.tokens import UNGENERATED
 
 if TYPE_CHECKING:
@@ -51,6 +52,11 @@ def _key(key: Any) -> str:
 def unflatten_like(tree: Any, named: Arrays, prefix: str = "") -> Any:
     """Invert `flatten` for a tree of the same structure."""
     return jax.tree.unflatten(jax.tree.structure(tree), [named[name] for name in flatten(tree, prefix)])
+
+
+def nested(weights: Arrays) -> dict[str, Any]:
+    """Invert `flatten` for parameters."""
+    return quantised.from_fields(unflatten_dict(weights, sep="/"))
 
 
 class Signature(NamedTuple):
@@ -237,7 +243,7 @@ class CallStep:
           The state and {pcm, text_token, codes, ready}, with what the policy says (such as `ended`) and, where the
           model has them, the probabilities of the extra heads (`extra_heads [B, H, V]`).
         """
-        params, tree = unflatten_dict(weights, sep="/"), self._reset(state, inputs["reset"])
+        params, tree = nested(weights), self._reset(state, inputs["reset"])
         given_BK = None
         if self.given_rows:
             free = inputs["given"] == UNGENERATED
@@ -263,7 +269,7 @@ class CallStep:
           The state and what `step` returns without `pcm`, with {text_logits [B, V], logits [B, Q, V]}: those of the
           tokens sampled in this step, float32.
         """
-        params, tree = unflatten_dict(weights, sep="/"), self._reset(state, inputs["reset"])
+        params, tree = nested(weights), self._reset(state, inputs["reset"])
         tree, outputs, computed = self._language_model(params["lm"], tree, inputs, inputs.get("given"))
         outputs["text_logits"], outputs["logits"] = computed.text_logits_BV, computed.logits_BQV
         return flatten(tree), outputs
@@ -275,7 +281,7 @@ class CallStep:
         Where nothing is heard the decoder takes part, so that the sound of a prompt carries over into what follows:
         `voice [B, Q, T]` are the codes of the columns that those steps would return, negative where there is no sound.
         """
-        params, tree = unflatten_dict(weights, sep="/"), self._tree(state, inputs["length"].shape[0])
+        params, tree = nested(weights), self._tree(state, inputs["length"].shape[0])
         batch, length = inputs["force_text"].shape
         position_BT = tree["lm"]["offset"][:, None] + jnp.arange(length)
         codes_BQT = jax.vmap(self.policy.codes, (None, 1, 2), 2)(self.lm, position_BT, inputs["force_codes"])
@@ -313,7 +319,7 @@ class CallStep:
             return given
 
         null = None if self.guidance is None else values("null")
-        params = unflatten_dict(weights, sep="/")["lm"]
+        params = nested(weights)["lm"]
         tree["lm"] = generation.set_conditions(self.lm, params, tree["lm"], values("condition"), null)
         return flatten(tree), {}
 
@@ -324,7 +330,7 @@ class CallStep:
         )
         encoder, codes_BQT = codec.encode_step(
             self.codec,
-            unflatten_dict(weights, sep="/")["codec"],
+            nested(weights)["codec"],
             codec.reset_state(self.codec, encoder, inputs["reset"]),
             inputs["pcm"],
             num_codebooks=max(len(self.given_rows), len(self.voice_rows)),

@@ -11,7 +11,7 @@ from moshijax.errors import ConfigError
 from moshijax.lm.layouts import StreamLayout
 from moshijax.nn.lora import LoRA
 from moshijax.nn.norms import NORM_KINDS
-from moshijax.nn.transformer import TransformerConfig
+from moshijax.nn.transformer import TransformerConfig, require_moshi_form
 from moshijax.tokens import EPAD, PAD
 
 
@@ -42,10 +42,15 @@ class DepthConfig:
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, tuple(getattr(self, name)))
         stack = self.transformer
+        require_moshi_form(stack, "the depth transformer")
         if stack.context is not None or not stack.causal or stack.cross_attention:
             raise ConfigError(
                 f"depth context={stack.context}: the depth transformer sees all its steps; use None, causal, without "
                 "cross_attention"
+            )
+        if stack.cache_dtype != "computed":
+            raise ConfigError(
+                f"depth cache_dtype={stack.cache_dtype!r}: the few steps of a frame have no ring cache; use 'computed'"
             )
         if stack.attention_implementation not in ("auto", "xla"):
             raise ConfigError(
@@ -195,6 +200,7 @@ class LMConfig:
                 f"demux_text with norm_emb={self.norm_emb}, text_card={self.text_card}: pairs of pieces need int32 ids "
                 "and plain tables; use norm_emb=False and a text_card below 46339"
             )
+        require_moshi_form(self.temporal, "the temporal transformer")
         if not self.temporal.causal:
             raise ConfigError("temporal.causal=False: the language model must be causal")
         crossing = [c.name for c in self.conditioners if c.fuse == "cross"]

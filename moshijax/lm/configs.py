@@ -132,12 +132,15 @@ TTS_1_6B = LMConfig(
 )
 
 
-def _checkpointed(config: LMConfig) -> LMConfig:
-    """The same model, recomputing the activations of each layer in the backward pass, as the paper trained it."""
+def _checkpointed(config: LMConfig, policy: str = "full") -> LMConfig:
+    """The same model, recomputing the activations of each layer in the backward pass, as the paper trained it.
+
+    `policy` is that of the temporal transformer.
+    """
     depth = config.depth and dataclasses.replace(
         config.depth, transformer=dataclasses.replace(config.depth.transformer, remat_policy="full")
     )
-    temporal = dataclasses.replace(config.temporal, remat_policy="full")
+    temporal = dataclasses.replace(config.temporal, remat_policy=policy)
     return dataclasses.replace(config, temporal=temporal, depth=depth)
 
 
@@ -159,7 +162,8 @@ def _stages(moshi: LMConfig, codebooks: int, text_context: int) -> tuple[LMConfi
         dataclasses.replace(text, temporal=dataclasses.replace(text.temporal, context=text_context)),
         stage(layouts.single_stream(codebooks, acoustic_delay=2)),
         stage(layouts.dialogue(codebooks, acoustic_delay=1, score_user=True)),
-        stage(layouts.dialogue(codebooks, acoustic_delay=1)),
+        # Its batches are small, and eight H100s have room for the products of all layers.
+        _checkpointed(stage(layouts.dialogue(codebooks, acoustic_delay=1)), "dots"),
         stage(layouts.recognition(codebooks)),
         stage(layouts.synthesis(codebooks, acoustic_delay=2, two_speakers=True)),
     )
@@ -172,7 +176,7 @@ HELIUM_7B, MOSHI_7B_ONE_STREAM, MOSHI_7B_TWO_STREAMS, MOSHI_7B_FINETUNED, MOSHI_
 )
 
 #: The released form with updates of rank 128 beside every linear map: 388 M values to train.
-MOSHI_7B_LORA = _adapted(MOSHI_7B_FINETUNED, 128)
+MOSHI_7B_LORA = _adapted(_checkpointed(MOSHI_7B_FINETUNED), 128)
 
 #: A model that trains in minutes on a CPU; text pieces as in the quickstart.
 TINY = LMConfig(
@@ -211,4 +215,4 @@ _NANO = LMConfig(
 NANO_HELIUM, NANO_ONE_STREAM, NANO_TWO_STREAMS, NANO_FINETUNED, NANO_HEARING, NANO_SPEAKING = _stages(
     _NANO, codebooks=2, text_context=32
 )
-NANO_LORA = _adapted(NANO_FINETUNED, 4)
+NANO_LORA = _adapted(_checkpointed(NANO_FINETUNED), 4)

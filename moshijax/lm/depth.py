@@ -18,7 +18,7 @@ from moshijax.lm.embedding import TokenTables
 from moshijax.nn import rope
 from moshijax.nn.mlp import ACTIVATIONS
 from moshijax.nn.norms import NORM_KINDS, Norm, normalise
-from moshijax.nn.projection import StepLinear
+from moshijax.nn.projection import StackedLinear, StepLinear
 from moshijax.nn.transformer import POSITIONAL_KINDS, REMAT_POLICIES, LayerScale
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class DepthAttention(nn.Module):
         c = self.config.transformer
         settings = dict(dtype=c.dtype, param_dtype=c.param_dtype, precision=c.precision, stacked=self.stacked)
         rows = (c.num_heads + 2 * (c.num_heads // c.kv_repeat)) * (c.dim // c.num_heads)
-        self.in_proj = StepLinear(c.dim, rows, self.schedule, ("heads", "embed"), **settings)
+        self.in_proj = StepLinear(c.dim, rows, self.schedule, ("heads_rows", "embed_columns"), **settings)
         self.out_proj = StepLinear(c.dim, c.dim, self.schedule, ("embed", "heads"), **settings)
 
     def _split(self, qkv: Array, positions: Array) -> tuple[Array, Array, Array]:
@@ -94,7 +94,7 @@ class DepthMLP(nn.Module):
         c = self.config.transformer
         settings = dict(dtype=c.dtype, param_dtype=c.param_dtype, precision=c.precision, stacked=self.stacked)
         settings["used"] = self.config.hidden_dims
-        wide = c.dim, c.hidden_dim, self.schedule, ("mlp", "embed")
+        wide = c.dim, c.hidden_dim, self.schedule, ("mlp_rows", "embed_columns")
         if c.gating != "none":
             self.gate = StepLinear(*wide, **settings)
         self.up = StepLinear(*wide, **settings)
@@ -190,8 +190,9 @@ class DepthTransformer(nn.Module):
         c, K = depth.transformer, lm.layout.dep_q
         types = dict(dtype=c.dtype, param_dtype=c.param_dtype, precision=c.precision)
         maps = dict(**types, stacked=self.stack_steps)
-        axes = ("embed_depth", "embed")
-        self.inputs = StepLinear(lm.temporal.dim, c.dim, depth.input_weights(K), axes, **maps)
+        # One array in both layouts: all steps read the same temporal output, so this is one product.
+        axes = ("steps", "embed_depth", "embed")
+        self.inputs = StackedLinear(lm.temporal.dim, c.dim, depth.input_weights(K), axes, **types)
         tables = dict(low_rank=depth.low_rank, use_norm=lm.norm_emb, **types)
         self.text_embedding = TokenTables(1, lm.text_card + 1, c.dim, demux=lm.demux_text, **tables)
         if K > 1:
@@ -232,7 +233,7 @@ class DepthTransformer(nn.Module):
         """Return what the heads read, teacher-forced."""
         K = self.config.layout.dep_q
         B, T, D = z_BTD.shape
-        x_KND = self.inputs(jnp.broadcast_to(z_BTD.reshape(1, B * T, D), (K, B * T, D)))
+        x_KND = self.inputs(z_BTD.reshape(B * T, D))
         ids_KN = jnp.moveaxis(codes_BKT[:, :K], 1, 0).reshape(K, B * T)
         tokens_KND = self.text_embedding(ids_KN[:1])
         if K > 1:
@@ -249,14 +250,14 @@ class DepthTransformer(nn.Module):
         return x_KND.reshape(K, B, T, -1)
 
     def step(
-        self, k: int, past: tuple[Any, ...], token_B: Int[Array, " B"], z_BD: Float[Array, "B D"]
+        self, k: int, past: tuple[Any, ...], token_B: Int[Array, " B"], input_BD: Float[Array, "B D"]
     ) -> tuple[tuple[Any, ...], Float[Array, "B V"]]:
-        """Return the logits of step k from the token of the row before; `past` is `()` at step 0.
+        """Return the logits of step k from the token of the row before and entry k of what `inputs` makes of a frame.
 
-        Only in the inference layout: one array per layer and step.
+        `past` is `()` at step 0. Only in the inference layout: one array per layer and step.
         """
         token = self.text_embedding.one(0, token_B) if k == 0 else self.audio_embedding.one(k - 1, token_B)
-        x = self._positions(token + self.inputs.step(k, z_BD), jnp.full((1,), k))
+        x = self._positions(token + input_BD, jnp.full((1,), k))
         past = past or ((),) * self.config.depth.transformer.num_layers
         new = []
         for i in range(self.config.depth.transformer.num_layers):

@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from moshijax.nn.norms import normalise
-from moshijax.nn.projection import Kernels, truncated_normal
+from moshijax.nn.projection import Kernels, contract, truncated_normal
 from moshijax.tokens import ZERO
 
 if TYPE_CHECKING:
@@ -66,13 +66,16 @@ class TokenTables(Kernels):
     def __call__(self, ids_QN: Int[Array, "Q ..."]) -> Float[Array, "Q ... D"]:
         """Embed row q of the ids by table q, all tables at once."""
         index = jnp.arange(self.tables).reshape(self.tables, *(1,) * (ids_QN.ndim - 1))
-        return self._embed(ids_QN, index, None, "q...r,qdr->q...d")
+        # Every device looks up the columns that it holds of the tables, for all rows that share them: only ids travel.
+        axes = (None, "rows", *(None,) * (ids_QN.ndim - 2))
+        found = self._embed(nn.with_logical_constraint(ids_QN, axes), index, None)
+        return nn.with_logical_constraint(found, (*axes, "embed"))
 
     def one(self, q: int, ids_N: Int[Array, "..."]) -> Float[Array, "... D"]:
         """Embed ids by table q alone."""
-        return self._embed(ids_N, q, q, "...r,dr->...d")
+        return self._embed(ids_N, q, q)
 
-    def _embed(self, ids: Array, index: Any, q: int | None, equation: str) -> Array:
+    def _embed(self, ids: Array, index: Any, q: int | None) -> Array:
         """Embed ids by the tables at `index`, and project by all kernels or the one of table `q`."""
 
         def rows(ids: Array) -> Array:
@@ -82,7 +85,9 @@ class TokenTables(Kernels):
             return found
 
         def project(x: Array, name: str) -> Array:
-            return jnp.einsum(equation, x, self.kernel_of(name, q).astype(x.dtype), precision=self.precision)
+            equation, lead = ("qnr,qdr->qnd", x.shape[:1]) if q is None else ("nr,dr->nd", ())
+            flat = x.reshape(*lead, -1, x.shape[-1])
+            return contract(equation, flat, self.kernel_of(name, q), self.precision).reshape(*x.shape[:-1], self.dim)
 
         def only(keep: Array, x: Array) -> Array:
             return jnp.where(keep[..., None], x, jnp.zeros((), x.dtype))

@@ -320,9 +320,11 @@ def sample_audio(
     module, variables = LanguageModel.streaming(config, params)
     token, sampled, past, audio_logits = text_B, [text_B], (), []
     temperature, top_k, seed = sampling["temperature"], sampling["top_k"], sampling["seed"]
-    for k in range(len(config.layout.model_rows) - 1):
+    steps = range(len(config.layout.model_rows) - 1)
+    inputs_KNE = module.apply(variables, text_half.z_ND, method="depth_inputs") if steps else None
+    for k in steps:
         token_N = token if guidance is None else jnp.repeat(token, 2)
-        past, logits = module.apply(variables, k, past, token_N, text_half.z_ND, method="depth_step")
+        past, logits = module.apply(variables, k, past, token_N, inputs_KNE[k], method="depth_step")
         logits = logits.astype(jnp.float32) if guidance is None else guide(guidance, logits)
         audio_logits.append(logits)
         token = sample(logits, temperature, top_k, seed, state["offset"], 1 + k, top_k_limit)

@@ -23,7 +23,7 @@ from moshijax.lm.scoring import LMScores, at_frames, into_frames, score_in_piece
 from moshijax.nn import lora, rope
 from moshijax.nn.layout import is_stacked, unstack_layers
 from moshijax.nn.norms import Norm
-from moshijax.nn.projection import Kernels, Linear
+from moshijax.nn.projection import Kernels, Linear, linear
 from moshijax.nn.transformer import Transformer
 from moshijax.tokens import BOS, ZERO
 
@@ -110,16 +110,24 @@ class LanguageModel(Kernels):
         if c.depth is not None:
             self.depth = DepthTransformer(c, self.scan_layers, self.stack_steps)
 
-    def embed(self, codes_BKT: Array) -> Float[Array, "B T D"]:
-        """Return the sum of the embeddings of all rows: audio in order, then text."""
-        c = self.config
-        x = None
-        if c.layout.n_q:
-            rows = self.audio_embedding(jnp.moveaxis(codes_BKT[:, 1:], 1, 0))
-            for q in range(c.layout.n_q):
-                x = rows[q] if x is None else x + rows[q]
-        text = self.text_embedding(codes_BKT[:, 0][None])[0]
-        return text if x is None else x + text
+    def embed(self, codes_BKT: Array, text_only: bool = False) -> Float[Array, "B T D"]:
+        """Return the sum of the embeddings of all rows: audio in order, then text.
+
+        The rows are added up where they were looked up, before anything travels between devices.
+
+        Args:
+          codes_BKT: Input columns.
+          text_only: The audio rows are `ZERO` where their initial tokens end, and need no look-up from there on.
+        """
+        layout = self.config.layout
+        audio_BQT = codes_BKT[:, 1:, : 1 + layout.max_delay if text_only else None]
+        x = self.text_embedding(codes_BKT[:, 0][None])[0]
+        if layout.n_q:
+            rows = self.audio_embedding(jnp.moveaxis(audio_BQT, 1, 0))
+            audio = sum(rows[1:], rows[0])
+            x = jnp.pad(audio, ((0, 0), (0, x.shape[1] - audio.shape[1]), (0, 0))) + x
+        x = nn.with_logical_constraint(x, ("rows", "time", "embed"))
+        return nn.with_logical_constraint(x, ("batch", "time", "embed_act"))
 
     def condition(self, conditions: Conditions | None, batch: int) -> dict[str, Array]:
         """Return what conditions become: `sum [B, D]`, added to every temporal input, and `cross [B, S, D]`, a source.
@@ -155,11 +163,15 @@ class LanguageModel(Kernels):
         return self.temporal.source_caches(source_BSD)
 
     def _temporal(
-        self, codes_BKT: Array, conditions: Conditions | None, segments_BT: Array | None = None
+        self,
+        codes_BKT: Array,
+        conditions: Conditions | None,
+        segments_BT: Array | None = None,
+        text_only: bool = False,
     ) -> Float[Array, "B T D"]:
         """Run the temporal transformer over whole sequences of input columns: what all heads read, normalised."""
         fused = self.condition(conditions, codes_BKT.shape[0])
-        x = self.embed(codes_BKT)
+        x = self.embed(codes_BKT, text_only)
         if "sum" in fused:
             x = x + fused["sum"][:, None].astype(x.dtype)
         return self.out_norm(self.temporal(x, fused.get("cross"), segments_BT))
@@ -206,7 +218,7 @@ class LanguageModel(Kernels):
         if separate_documents:  # the first one sees the initial column, as every sequence does
             begins = (sequence[:, 0, :-1] == BOS).at[:, :2].set(False)
             documents = jnp.cumsum(begins, axis=1, dtype=jnp.int32)
-        z = self._temporal(sequence[:, :, :-1], conditions, documents)
+        z = self._temporal(sequence[:, :, :-1], conditions, documents, text_only)
         inputs = sequence[:, :, 1:]
 
         def text_head(module: LanguageModel, x: Array) -> Array:
@@ -270,14 +282,19 @@ class LanguageModel(Kernels):
         state, z = self.temporal_steps(state, column_BK[:, :, None], active_B, conditions)
         return state, z[:, 0], self.text_head(z)[:, 0]
 
-    def depth_step(self, k: int, past: Any, token_B: Array, z_BD: Array) -> tuple[Any, Array]:
+    def depth_inputs(self, z_BD: Float[Array, "B D"]) -> Float[Array, "Q B E"]:
+        """Return what the steps of the depth transformer read of a frame."""
+        return self.depth.inputs(z_BD)
+
+    def depth_step(self, k: int, past: Any, token_B: Array, input_BE: Array) -> tuple[Any, Array]:
         """Run step k of the depth transformer; see `DepthTransformer.step`."""
-        return self.depth.step(k, past, token_B, z_BD)
+        return self.depth.step(k, past, token_B, input_BE)
 
     def extra(self, z: Float[Array, "... D"]) -> Float[Array, "... H V"]:
         """Return the logits of the extra heads."""
-        kernel, precision = self.kernel_of("extra_heads").astype(z.dtype), self.config.temporal.precision
-        return jnp.einsum("...d,hvd->...hv", z, kernel, precision=precision)
+        kernel = self.kernel_of("extra_heads")
+        logits = linear(z, kernel.reshape(-1, kernel.shape[-1]), self.config.temporal.precision)
+        return logits.reshape(*z.shape[:-1], *kernel.shape[:-1])
 
 
 def target_mask(config: LMConfig, codes_BKT: Int[Array, "B K T"]) -> Bool[Array, "B 1+Q T"]:
@@ -371,7 +388,8 @@ def score(
       params: As in `forward`.
       codes_BKT: As in `forward`.
       conditions: As in `forward`.
-      text_only: The text row alone; the depth transformer does not run.
+      text_only: The text row alone, of codes whose audio rows are all `ZERO`: they are not looked at, and the depth
+        transformer does not run.
       separate_documents: What begins with BOS sees nothing of what comes before it.
       frames: Logits of so many frames exist at once (they are computed again in the backward pass); None: of all.
       depth_frames_BF: Numbers (0 to T - 1, none twice in a row) of the frames of the temporal transformer that the

@@ -125,7 +125,7 @@ def sample(
 ) -> Int[Array, " B"]:
     """Sample one token per row by Gumbel-argmax over its `top_k` largest float32 logits.
 
-    A batch that is all greedy draws nothing.
+    Greedy rows draw too and drop their noise: a condition would make an accelerator wait for the host at every head.
 
     Args:
       logits_BV: any float type.
@@ -139,23 +139,16 @@ def sample(
     Returns:
       int32 ids.
     """
-    logits_BV = logits_BV.astype(jnp.float32)
-    greedy_B = jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
+    warm_B = temperature_B > 0
+    noise_BV = row_noise(seed_B2, count_B, row, PURPOSE_TOKEN, logits_BV.shape[-1])
+    noise_BV = jnp.where(warm_B[:, None], noise_BV, 0.0)
+    scaled_BV = logits_BV.astype(jnp.float32) / jnp.where(warm_B, temperature_B, 1.0)[:, None]
+    of_all_B = jnp.argmax(scaled_BV + noise_BV, axis=-1).astype(jnp.int32)
     limit = min(top_k_limit, logits_BV.shape[-1])
-
-    def draw(_) -> Array:
-        noise_BV = row_noise(seed_B2, count_B, row, PURPOSE_TOKEN, logits_BV.shape[-1])
-        scaled_BV = logits_BV / jnp.where(temperature_B > 0, temperature_B, 1.0)[:, None]
-        everything_B = jnp.argmax(scaled_BV + noise_BV, axis=-1)
-        if limit == 0:
-            return everything_B.astype(jnp.int32)
-        best_BL, ids_BL = jax.lax.top_k(scaled_BV, limit)
-        scores_BL = best_BL + jnp.take_along_axis(noise_BV, ids_BL, axis=1)
-        kept_BL = jnp.arange(limit) < top_k_B[:, None]
-        choice_B1 = jnp.argmax(jnp.where(kept_BL, scores_BL, -jnp.inf), axis=-1)[:, None]
-        topped_B = jnp.take_along_axis(ids_BL, choice_B1, axis=1)[:, 0]
-        # top_k beyond the limit (or the vocabulary) falls back to everything only where it is off.
-        return jnp.where(top_k_B > 0, topped_B, everything_B).astype(jnp.int32)
-
-    drawn_B = jax.lax.cond(jnp.any(temperature_B > 0), draw, lambda _: greedy_B, None)
-    return jnp.where(temperature_B > 0, drawn_B, greedy_B)
+    if limit == 0:
+        return of_all_B
+    best_BL, ids_BL = jax.lax.top_k(scaled_BV, limit)
+    kept_BL = jnp.arange(limit) < top_k_B[:, None]
+    scores_BL = jnp.where(kept_BL, best_BL + jnp.take_along_axis(noise_BV, ids_BL, axis=1), -jnp.inf)
+    of_best_B = jnp.take_along_axis(ids_BL, jnp.argmax(scores_BL, axis=-1)[:, None], axis=1)[:, 0]
+    return jnp.where(top_k_B > 0, of_best_B, of_all_B)

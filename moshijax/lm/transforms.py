@@ -17,6 +17,8 @@ import jax.numpy as jnp
 from moshijax.errors import ConfigError
 from moshijax.lm.config import DepthConfig, LMConfig
 from moshijax.lm.layouts import MODEL, Stream, StreamLayout
+from moshijax.lm.model import abstract
+from moshijax.nn.layout import unstack_layers
 
 Flat = Mapping[str, Any]
 Transform = Callable[[LMConfig, Flat, LMConfig, Flat], tuple[LMConfig, dict[str, Any]]]
@@ -218,6 +220,39 @@ def with_updates(config: LMConfig, params: Flat, target: LMConfig, fresh: Flat) 
     """Add newly initialised low-rank updates to weights that have none; their products are zero at first."""
     new = {path: leaf for path, leaf in fresh.items() if path.rpartition("/")[2].endswith(("lora_a", "lora_b"))}
     return dataclasses.replace(config, lora=target.lora), {**params, **new}
+
+
+def for_calls(config: LMConfig, params: Mapping[str, Any]) -> tuple[LMConfig, dict[str, Any]]:
+    """Leave out the depth steps of rows that are only scored: a call is given their codes and never runs them.
+
+    Args:
+      config: of any model.
+      params: its parameters, in either layout.
+
+    Returns:
+      The config, and the parameters in the inference layout; the steps that stay are the first ones, and so are the
+      entries of every array.
+    """
+    layout, depth = config.layout, config.depth
+    params, steps = unstack_layers(params), len(layout.model_rows) - 1
+    if depth is None or steps == layout.dep_q:
+        return config, params
+    used = set(depth.step_weights(steps)[:steps])
+    if used != set(range(len(used))):  # later steps use earlier weights: nothing can be cut off
+        return config, params
+    streams = tuple(dataclasses.replace(s, scored=s.scored and not s.given) for s in layout.streams)
+    if steps:
+        schedule, dims = depth.schedule and depth.schedule[:steps], depth.hidden_dims and depth.hidden_dims[: len(used)]
+        stack = dataclasses.replace(depth.transformer, hidden_dim=max(dims)) if dims else depth.transformer
+        depth = dataclasses.replace(depth, transformer=stack, schedule=schedule, hidden_dims=dims)
+    config = dataclasses.replace(config, layout=StreamLayout(streams), depth=depth if steps else None)
+
+    def first(wanted: Any, there: Any) -> Any:
+        if isinstance(wanted, Mapping):
+            return {name: first(spec, there[name]) for name, spec in wanted.items() if name in there}
+        return there if there.shape == wanted.shape else there[tuple(map(slice, wanted.shape[: there.ndim]))]
+
+    return config, first(abstract(config, stacked=False), params)
 
 
 def check_rows(path: str, there: StreamLayout, here: StreamLayout, names: Sequence[str]) -> None:

@@ -18,13 +18,19 @@ import jax.numpy as jnp
 from moshijax.errors import ConfigError
 from moshijax.nn import rope
 from moshijax.nn.causal_attention import attend, causal_attention, window_mask
-from moshijax.nn.projection import Linear
+from moshijax.nn.projection import Linear, add_bias
+from moshijax.nn.quantised import Quantised, factors, quantise
+from moshijax.nn.rope import RopeScaling
 from moshijax.nn.streaming import whole_blocks
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Float, Int
 
 RINGS = ("exact", "window")
+#: Projections of attention that may have a bias: of queries, keys, values and outputs.
+BIASES = ("q", "k", "v", "out")
+#: Types of ring caches: that of the computation, or `Quantised`.
+CACHE_DTYPES = ("computed", "int8")
 
 
 def ring_positions(end_B: Int[Array, " B"], capacity: int) -> Int[Array, "B S"]:
@@ -36,8 +42,11 @@ def ring_positions(end_B: Int[Array, " B"], capacity: int) -> Int[Array, "B S"]:
 
 
 def ring_write(
-    cache_BGSC: Array, new_BTGC: Array, offset_B: Int[Array, " B"], count_B: Int[Array, " B"] | None
-) -> Array:
+    cache: Float[Array, "B G S *C"],
+    new: Float[Array, "B T G *C"],
+    offset_B: Int[Array, " B"],
+    count_B: Int[Array, " B"] | None,
+) -> Float[Array, "B G S *C"]:
     """Write new entries into a ring, entry i at slot `(offset + i) mod capacity`; of more than fit, the last ones stay.
 
     A scatter over the merged axis `B G`: XLA on CPU does it in place, where updating slices of the four axes copies the
@@ -45,36 +54,39 @@ def ring_write(
     drops.
 
     Args:
-      cache_BGSC: The ring, S its capacity.
-      new_BTGC: Entries, cast to the type of the ring.
+      cache: The ring, S its capacity.
+      new: Entries, cast to the type of the ring.
       offset_B: Entries written before.
       count_B: Only the first so many of the T entries are written; None: all.
 
     Returns:
-      The ring after it, `[B, G, S, C]`.
+      The ring after it.
     """
-    B, T, G, C = new_BTGC.shape
-    capacity = cache_BGSC.shape[2]
+    B, T, G, *entry = new.shape
+    capacity = cache.shape[2]
     i = jnp.arange(T)
     slot_BT = (offset_B[:, None] + i) % capacity
     if count_B is not None or T > capacity:
         end = T if count_B is None else count_B[:, None]
         slot_BT = jnp.where((i < end) & (i >= end - capacity), slot_BT, capacity + i)
-    new_NTC = jnp.swapaxes(new_BTGC, 1, 2).reshape(B * G, T, C).astype(cache_BGSC.dtype)
+    new_NT = jnp.swapaxes(new, 1, 2).reshape(B * G, T, *entry).astype(cache.dtype)
     row_NT, slot_NT = jnp.arange(B * G)[:, None], jnp.repeat(slot_BT, G, axis=0)
-    cache_NSC = cache_BGSC.reshape(B * G, capacity, C)
-    return cache_NSC.at[row_NT, slot_NT].set(new_NTC, mode="drop", unique_indices=True).reshape(cache_BGSC.shape)
+    cache_NS = cache.reshape(B * G, capacity, *entry)
+    return cache_NS.at[row_NT, slot_NT].set(new_NT, mode="drop", unique_indices=True).reshape(cache.shape)
 
 
 def attend_parts(
-    q_BTGRC: Array, parts: Sequence[tuple[Array, Array, Bool[Array, "B T S"]]], precision: str | None
+    q_BTGRC: Array,
+    parts: Sequence[tuple[Array | Quantised, Array | Quantised, Bool[Array, "B T S"]]],
+    precision: str | None,
 ) -> Float[Array, "B T G R C"]:
     """Run `attend` over keys and values in several arrays, each read where it lies.
 
     Args:
       q_BTGRC: Queries.
       parts: Keys `[B, G, S, C]`, values of the same shape, and a mask `[B, T, S]` that is false where a query may not
-        look; S differs from part to part. The products run on the merged axis `B G`.
+        look; S differs from part to part. The products run on the merged axis `B G`. Scales of quantised keys multiply
+        the scores, those of values the weights.
       precision: Of the products.
     """
     B, T, G, R, C = q_BTGRC.shape
@@ -84,24 +96,63 @@ def attend_parts(
     for k_BGSC, v_BGSC, mask_BTS in parts:
         S = k_BGSC.shape[2]
         dimensions = ((2,), (2,)), batch
-        k_NSC = k_BGSC.reshape(B * G, S, C)
+        (k_NSC, k_scale_NS), value = (factors(_merged(x)) for x in (k_BGSC, v_BGSC))
+        k_NSC = k_NSC.astype(q_NMC.dtype)
         score = jax.lax.dot_general(q_NMC, k_NSC, dimensions, precision=precision, preferred_element_type=jnp.float32)
+        if k_scale_NS is not None:
+            score = score * k_scale_NS[:, None]
         mask = jnp.broadcast_to(mask_BTS[:, None, :, None], (B, G, T, R, S)).reshape(score.shape)
         scores.append(jnp.where(mask, score / math.sqrt(C), jnp.finfo(jnp.float32).min))
-        values.append(v_BGSC.reshape(B * G, S, C))
+        values.append(value)
     weights = jax.nn.softmax(scores[0] if len(scores) == 1 else jnp.concatenate(scores, axis=-1), axis=-1)
     y_NMC, at = 0, 0
-    for v_NSC in values:
-        part = weights[..., at : at + v_NSC.shape[1]].astype(v_NSC.dtype)
-        product = jax.lax.dot_general(part, v_NSC, (((2,), (1,)), batch), precision=precision)
+    for v_NSC, v_scale_NS in values:
+        part = weights[..., at : at + v_NSC.shape[1]]
+        if v_scale_NS is not None:
+            part = part * v_scale_NS[:, None]
+        product = weighted_sum(part.astype(q_NMC.dtype), v_NSC.astype(q_NMC.dtype), precision)
         y_NMC, at = product if at == 0 else y_NMC + product, at + v_NSC.shape[1]
     return jnp.transpose(y_NMC.reshape(B, G, T, R, C), (0, 2, 1, 3, 4))
 
 
-class Attention(nn.Module):
-    """Multi-head self-attention without biases: `[B, T, D] -> [B, T, D]` (`modules/transformer.py` of `moshi`).
+def weighted_sum(weights_NMS: Array, values_NSC: Array, precision: str | None) -> Float[Array, "N M C"]:
+    """Return `weights @ values` for every N.
 
-    Streaming state: `k`, `v` `[B, G, capacity, C]` in the compute dtype and `offset [B]`, the number of positions seen.
+    For a single row of weights in two halves of S, added in float32: as one product XLA makes a multiplication and a
+    sum of it, and for some NVIDIA cards (H200) puts the multiplication into the softmax before, which then writes
+    all of `[N, S, C]`.
+    """
+    N, M, S = weights_NMS.shape
+    if M > 1 or S % 2:
+        return jax.lax.dot_general(weights_NMS, values_NSC, (((2,), (1,)), ((0,), (0,))), precision=precision)
+    halves = jax.lax.dot_general(
+        weights_NMS.reshape(N, M, 2, S // 2),
+        values_NSC.reshape(N, 2, S // 2, -1),
+        (((3,), (2,)), ((0, 2), (0, 1))),
+        precision=precision,
+        preferred_element_type=jnp.float32,
+    )
+    return jnp.sum(halves, axis=1).astype(values_NSC.dtype)
+
+
+def _merged(x_BGSC: Array | Quantised) -> Array | Quantised:
+    """Return `[B G, S, C]`; nothing moves."""
+    return jax.tree.map(lambda part: part.reshape(-1, *part.shape[2:]), x_BGSC)
+
+
+def _heads_first(x_BTGC: Array | Quantised) -> Array | Quantised:
+    """Return `[B, G, T, C]`."""
+    return jax.tree.map(lambda part: jnp.swapaxes(part, 1, 2), x_BTGC)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention: `[B, T, D] -> [B, T, D]` (`modules/transformer.py` of `moshi`).
+
+    The biases, where there are some, are parameters beside the maps: `q_bias [H C]`, `k_bias`, `v_bias [G C]` and
+    `out_bias [D]`.
+
+    Streaming state: `k`, `v` `[B, G, capacity, C]` in the compute dtype, or `Quantised` with a scale per position and
+    head, and `offset [B]`, the number of positions seen.
 
     Attributes:
       dim: D.
@@ -111,6 +162,8 @@ class Attention(nn.Module):
       causal: Queries see no later positions.
       rotary: Which channels rotate together, "interleaved" or "split" (`rope.rotate`); None: no rotation.
       max_period: Of the rotations, in positions.
+      rope_scaling: Of the rotations; None: none.
+      biases: The projections that have a bias, names in `BIASES`.
       block: Positions that arrive together in a step.
       ring: "exact": the ring holds `context + block - 1` positions. "window": it holds `context`, and the earlier
         positions of a block see fewer keys than they are entitled to, as in PyTorch.
@@ -118,6 +171,7 @@ class Attention(nn.Module):
       dtype: In which it computes.
       param_dtype: Of new parameters.
       precision: Of all products.
+      cache_dtype: Of the keys and values that steps look at, one of `CACHE_DTYPES`.
       implementation: Over whole causal sequences, one of `causal_attention.IMPLEMENTATIONS`.
     """
 
@@ -128,12 +182,15 @@ class Attention(nn.Module):
     causal: bool = True
     rotary: str | None = "interleaved"
     max_period: float = 10000.0
+    rope_scaling: RopeScaling | None = None
+    biases: tuple[str, ...] = ()
     block: int = 1
     ring: str = "exact"
     initializer: str = "truncated_normal"
     dtype: str = "float32"
     param_dtype: str = "float32"
     precision: str | None = "highest"
+    cache_dtype: str = "computed"
     implementation: str = "auto"
 
     def setup(self) -> None:
@@ -141,8 +198,19 @@ class Attention(nn.Module):
             initializer=self.initializer, dtype=self.dtype, param_dtype=self.param_dtype, precision=self.precision
         )
         rows = (self.num_heads + 2 * self.groups) * self.head_dim
-        self.in_proj = Linear(self.dim, rows, ("heads", "embed"), **settings)
+        self.in_proj = Linear(self.dim, rows, ("heads_rows", "embed_columns"), **settings)
         self.out_proj = Linear(self.dim, self.dim, ("embed", "heads"), **settings)
+        width = self.groups * self.head_dim
+        sizes = {"q": (self.dim, "heads"), "k": (width, "heads"), "v": (width, "heads"), "out": (self.dim, "embed")}
+        self.bias = {
+            name: self.param(
+                f"{name}_bias",
+                nn.with_logical_partitioning(nn.initializers.zeros, sizes[name][1:]),
+                sizes[name][:1],
+                jnp.dtype(self.param_dtype),
+            )
+            for name in self.biases
+        }
 
     @property
     def groups(self) -> int:
@@ -183,13 +251,21 @@ class Attention(nn.Module):
     def _project(self, x: Array, positions: Array) -> tuple[Array, Array, Array]:
         B, T, _ = x.shape
         qkv = self.in_proj(x).reshape(B, T, self.groups, self.kv_repeat + 2, self.head_dim)
-        q, k, v = qkv[..., : self.kv_repeat, :], qkv[..., self.kv_repeat, :], qkv[..., self.kv_repeat + 1, :]
+        q = self._biased("q", qkv[..., : self.kv_repeat, :])
+        k, v = self._biased("k", qkv[..., self.kv_repeat, :]), self._biased("v", qkv[..., self.kv_repeat + 1, :])
         if self.rotary is not None:
-            cos, sin = rope.rotation(positions, self.head_dim, self.max_period)
+            cos, sin = rope.rotation(positions, self.head_dim, self.max_period, self.rope_scaling)
             cos, sin = cos[..., None, :], sin[..., None, :]
             q = rope.rotate(q, cos[..., None, :], sin[..., None, :], interleaved=self.rotary == "interleaved")
             k = rope.rotate(k, cos, sin, interleaved=self.rotary == "interleaved")
         return q, k, v
+
+    def _biased(self, name: str, y: Array) -> Array:
+        """Add the bias of a projection to its outputs `[B, T, ...]`, where it has one."""
+        return add_bias(y, self.bias[name].reshape(y.shape[2:])) if name in self.biases else y
+
+    def _output(self, y_BTGRC: Array) -> Float[Array, "B T D"]:
+        return self._biased("out", self.out_proj(y_BTGRC.reshape(*y_BTGRC.shape[:2], self.dim)))
 
     def __call__(self, x: Float[Array, "B T D"], segments: Int[Array, "B T"] | None = None) -> Float[Array, "B T D"]:
         """Attend over a whole sequence.
@@ -198,13 +274,12 @@ class Attention(nn.Module):
           x: Inputs.
           segments: Positions of different numbers do not see each other; only in causal attention.
         """
-        B, T, _ = x.shape
-        q, k, v = self._project(x, jnp.arange(T))
+        q, k, v = self._project(x, jnp.arange(x.shape[1]))
         if self.causal:
             y = causal_attention(q, k, v, self.context, self.precision, self.implementation, segments)
         else:
             y = attend(q, jnp.swapaxes(k, 1, 2), jnp.swapaxes(v, 1, 2), None, self.precision)
-        return self.out_proj(y.reshape(B, T, self.dim))
+        return self._output(y)
 
     def attend_cached(
         self, cache: dict[str, Array], x: Float[Array, "B T D"], offset_B: Array, count_B: Array | None = None
@@ -221,21 +296,20 @@ class Attention(nn.Module):
         Returns:
           The ring after it, and the outputs.
         """
-        B, T, _ = x.shape
+        T = x.shape[1]
         whole_blocks(T, self.block, "attention")
-        q, k, v = self._project(x, offset_B[:, None] + jnp.arange(T))
-        written = {
-            "k": ring_write(cache["k"], k, offset_B, count_B),
-            "v": ring_write(cache["v"], v, offset_B, count_B),
-        }
+        q, *projected = self._project(x, offset_B[:, None] + jnp.arange(T))
+        # A position is seen as the ring holds it from the first, so that blocks of any length see the same.
+        new = {name: self._held(y) for name, y in zip(("k", "v"), projected, strict=True)}
+        written = jax.tree.map(lambda ring, entries: ring_write(ring, entries, offset_B, count_B), cache, new)
         if T == self.block:  # the ring holds a block and all that its queries see: nothing else has to be read
             mask = self._mask(offset_B, T, ring_positions(offset_B + T, self.capacity))
             parts = [(written["k"], written["v"], mask)]
         else:
             before = self._mask(offset_B, T, ring_positions(offset_B, self.capacity))
             among = self._mask(offset_B, T, offset_B[:, None] + jnp.arange(T))
-            parts = [(cache["k"], cache["v"], before), (jnp.swapaxes(k, 1, 2), jnp.swapaxes(v, 1, 2), among)]
-        return written, self.out_proj(attend_parts(q, parts, self.precision).reshape(B, T, self.dim))
+            parts = [(cache["k"], cache["v"], before), (_heads_first(new["k"]), _heads_first(new["v"]), among)]
+        return written, self._output(attend_parts(q, parts, self.precision))
 
     def _mask(self, offset_B: Array, T: int, key_BS: Array) -> Bool[Array, "B T S"]:
         """Which of the keys at positions `key_BS` the queries at `offset .. offset + T - 1` see."""
@@ -246,11 +320,21 @@ class Attention(nn.Module):
             mask = mask & (key_BS[:, None, :] >= end_BT[..., None] - self.context)
         return mask
 
+    def _held(self, x_BTGC: Array) -> Array | Quantised:
+        """Return keys or values in the type of the ring."""
+        return quantise(x_BTGC) if self.cache_dtype == "int8" else x_BTGC
+
     @nn.nowrap
-    def init_cache(self, batch_size: int) -> dict[str, Array]:
+    def init_cache(self, batch_size: int) -> dict[str, Array | Quantised]:
         """Return an empty ring: `k`, `v` `[B, G, capacity, C]`."""
         shape = (batch_size, self.groups, self.capacity, self.head_dim)
-        return {"k": jnp.zeros(shape, jnp.dtype(self.dtype)), "v": jnp.zeros(shape, jnp.dtype(self.dtype))}
+
+        def empty() -> Array | Quantised:
+            if self.cache_dtype == "int8":
+                return Quantised(jnp.zeros(shape, jnp.int8), jnp.zeros(shape[:-1], jnp.float32))
+            return jnp.zeros(shape, jnp.dtype(self.dtype))
+
+        return {"k": empty(), "v": empty()}
 
     @nn.nowrap
     def init_state(self, batch_size: int) -> dict[str, Array]:
@@ -307,9 +391,9 @@ class CrossAttention(nn.Module):
 
     def setup(self) -> None:
         settings = dict(dtype=self.dtype, param_dtype=self.param_dtype, precision=self.precision)
-        self.q_proj = Linear(self.dim, self.dim, ("heads", "embed"), **settings)
-        self.k_proj = Linear(self.dim, self.dim, ("heads", "embed"), **settings)
-        self.v_proj = Linear(self.dim, self.dim, ("heads", "embed"), **settings)
+        self.q_proj = Linear(self.dim, self.dim, ("heads_rows", "embed_columns"), **settings)
+        self.k_proj = Linear(self.dim, self.dim, ("heads_rows", "embed_columns"), **settings)
+        self.v_proj = Linear(self.dim, self.dim, ("heads_rows", "embed_columns"), **settings)
         self.out_proj = Linear(self.dim, self.dim, ("embed", "heads"), **settings)
 
     def _heads(self, x_BSD: Array) -> Array:

@@ -110,6 +110,19 @@ def _folded_backward(inputs, gradient):
 correlate_folded.defvjp(_folded_forward, _folded_backward)
 
 
+def overlap_add(taps: Float[Array, "B L k O"], stride: int) -> Float[Array, "B L+ S O"]:
+    """Add up what every step contributes, tap j of step t at time `t * stride + j`, as groups of `stride` steps."""
+    size = taps.shape[2]
+    groups = -(-size // stride)
+    if size % stride:
+        taps = jnp.pad(taps, ((0, 0), (0, 0), (0, groups * stride - size), (0, 0)))
+    total = 0
+    for g in range(groups):
+        part = taps[:, :, g * stride : (g + 1) * stride]
+        total += jnp.pad(part, ((0, 0), (g, groups - 1 - g), (0, 0), (0, 0)))
+    return total
+
+
 class CausalConv(nn.Module):
     """`[B, L, in] -> [B, L / stride, out]`; a cross-correlation. Float32, HIGHEST precision.
 
@@ -294,7 +307,6 @@ class TransposedConv(nn.Module):
     def _spread(self, x: Float[Array, "B L I"]) -> Float[Array, "B L+ S O"]:
         """All contributions, added where they overlap, without bias: `L + ceil(overlap / stride)` groups of stride
         steps."""
-        groups = self.receptive_field
         if self.depthwise:
             taps = x[:, :, None, :] * self.kernel
         elif self.kernel_rows is not None:
@@ -306,13 +318,7 @@ class TransposedConv(nn.Module):
                 x.reshape(-1, self.in_features), self.kernel.reshape(self.in_features, -1), precision=HIGHEST
             )
             taps = taps.reshape(*x.shape[:2], self.kernel_size, self.features)
-        if self.kernel_size % self.stride:
-            taps = jnp.pad(taps, ((0, 0), (0, 0), (0, groups * self.stride - self.kernel_size), (0, 0)))
-        total = 0
-        for g in range(groups):
-            part = taps[:, :, g * self.stride : (g + 1) * self.stride]
-            total += jnp.pad(part, ((0, 0), (g, groups - 1 - g), (0, 0), (0, 0)))
-        return total
+        return overlap_add(taps, self.stride)
 
     def __call__(self, x: Float[Array, "B L I"]) -> Float[Array, "B M O"]:
         length = whole_blocks(x.shape[1], 1, type(self).__name__)

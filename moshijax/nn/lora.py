@@ -86,6 +86,30 @@ def updates(lora: LoRA | None) -> Iterator[None]:
         _ACTIVE.reset(token)
 
 
+def merged(params: dict[str, Any], lora: LoRA) -> dict[str, Any]:
+    """Return parameters of linear maps with their updates added to the kernels, in float32 and rounded once.
+
+    Args:
+      params: A tree; where it holds `lora_b` beside a `kernel`, `lora_a` is there too, or with the other half of the
+        gated block (`up`).
+      lora: The updates.
+    """
+    found: dict[str, Any] = {}
+    for name, value in params.items():
+        if not isinstance(value, dict):
+            found[name] = value
+            continue
+        found[name] = merged(value, lora)
+        pair = {part: found[name].pop(part, None) for part in ("lora_a", "lora_b")}
+        if pair["lora_b"] is not None:
+            a = pair["lora_a"] if pair["lora_a"] is not None else params["up"]["lora_a"]
+            a, b = (jnp.asarray(part, jnp.float32) for part in (a, pair["lora_b"]))
+            product = lora.scaling * jnp.einsum("...or,...ri->...oi", b, a, precision="highest")
+            kernel = found[name]["kernel"]
+            found[name]["kernel"] = (jnp.asarray(kernel, jnp.float32) + product).astype(kernel.dtype)
+    return found
+
+
 def require_active(lora: LoRA | None) -> None:
     """Check that a model with these updates is set up inside `updates`: it would run without them otherwise.
 
@@ -112,8 +136,7 @@ class _Interceptor:
             if method == "setup":
                 module.update = self._of_map(module)
             elif method == "__call__" and module.update is not None:
-                low = self._low(module, *args, module.update.a)
-                result = result + self.lora.scaling * module.product(low, module.update.b)
+                result = result + module.product(self._low(module, *args, module.update.a), module.update.b)
         elif isinstance(module, Kernels):
             if method == "setup":
                 module.updates = self._of_kernels(module)
@@ -172,9 +195,12 @@ class _Interceptor:
         return Pair(a, b)
 
     def _low(self, module: Linear | StackedLinear, x: Array, a: Array) -> Array:
-        """Return `A x`; the halves of a gated block, called one after the other, share the product and its gradient."""
+        """Return `scaling A x`, scaled where it is small: forward, and backward where the gradient of `A x` arrives.
+
+        The halves of a gated block, called one after the other, share the product and its gradient.
+        """
         if self._last[0] is not x or self._last[1] is not a:
-            self._last = x, a, module.product(x, a)
+            self._last = x, a, self.lora.scaling * module.product(x, a)
         return self._last[2]
 
     def _product(self, pair: Pair, index: int | None = None) -> Float[Array, "*L O I"]:

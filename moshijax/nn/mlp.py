@@ -41,7 +41,7 @@ def hidden_width(feedforward: int, dim: int, gating: str) -> int:
 
 
 class MLP(nn.Module):
-    """`down(gelu(up x))`, or `down(act(gate x) * up x)` with a gating activation; no biases.
+    """`down(gelu(up x))`, or `down(act(gate x) * up x)` with a gating activation.
 
     As in `modules/transformer.py` and `modules/gating.py` of `moshi`, whose `linear_in` holds the rows of `gate`, then
     those of `up`.
@@ -50,6 +50,7 @@ class MLP(nn.Module):
       dim: D, of inputs and outputs.
       hidden_dim: F, see `hidden_width`.
       gating: A name in `ACTIVATIONS`, or "none" for the plain block.
+      use_bias: All maps have a bias.
       initializer: Of the maps, a name in `projection.INITIALIZERS`.
       dtype: In which it computes.
       param_dtype: Of new parameters.
@@ -59,6 +60,7 @@ class MLP(nn.Module):
     dim: int
     hidden_dim: int
     gating: str = "none"
+    use_bias: bool = False
     initializer: str = "truncated_normal"
     dtype: str = "float32"
     param_dtype: str = "float32"
@@ -66,11 +68,15 @@ class MLP(nn.Module):
 
     def setup(self) -> None:
         settings = dict(
-            initializer=self.initializer, dtype=self.dtype, param_dtype=self.param_dtype, precision=self.precision
+            use_bias=self.use_bias,
+            initializer=self.initializer,
+            dtype=self.dtype,
+            param_dtype=self.param_dtype,
+            precision=self.precision,
         )
         if self.gating != "none":
-            self.gate = Linear(self.dim, self.hidden_dim, ("mlp", "embed"), **settings)
-        self.up = Linear(self.dim, self.hidden_dim, ("mlp", "embed"), **settings)
+            self.gate = Linear(self.dim, self.hidden_dim, ("mlp_rows", "embed_columns"), **settings)
+        self.up = Linear(self.dim, self.hidden_dim, ("mlp_rows", "embed_columns"), **settings)
         self.down = Linear(self.hidden_dim, self.dim, ("embed", "mlp"), **settings)
 
     def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:

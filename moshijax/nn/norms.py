@@ -1,4 +1,4 @@
-"""Layer norm and RMS norm, the four kinds that published configs name; always computed in float32."""
+"""Layer norm and RMS norm, the kinds that published configs name; always computed in float32."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ NORM_KINDS: dict[str, tuple[bool, float]] = {
     "layer_norm_f32": (True, 1e-8),
     "rms_norm": (False, 1e-5),
     "rms_norm_f32": (False, 1e-8),
+    "rms_norm_1e-6": (False, 1e-6),
 }
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, ClassVar
+from functools import partial
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -12,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from moshijax.errors import ConfigError
+from moshijax.nn.quantised import Quantised
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float
@@ -42,31 +44,86 @@ def uniform(fan_in: int | np.ndarray) -> Callable:
 INITIALIZERS = {"truncated_normal": truncated_normal, "uniform": uniform}
 
 
+@partial(jax.custom_vjp, nondiff_argnums=(0, 3))
+def contract(equation: str, x: Float[Array, "..."], kernel: Float[Array, "..."], precision: str | None) -> Array:
+    """Multiply inputs by weights in the type of the inputs; the gradient of the weights is a float32 product.
+
+    In the type of the inputs it would be rounded on every device before the sum over devices, and again before the sum
+    over microbatches.
+
+    Args:
+      equation: As `jnp.einsum` takes it, without an ellipsis; each letter of an operand is in the other or the result.
+      x: Inputs, in the type that the products run in.
+      kernel: Weights of any type, cast to that of `x`.
+      precision: Of all products.
+    """
+    return jnp.einsum(equation, x, kernel.astype(x.dtype), precision=precision)
+
+
+def _contract_forward(equation: str, x: Array, kernel: Array, precision: str | None) -> tuple[Array, Any]:
+    # Not a call of `contract`: policies of recomputation look for the product itself. The backward pass gets the kernel
+    # as it is used here, so that devices that recompute the product gather the kernel once for both; and its type.
+    used = kernel.astype(x.dtype)
+    return jnp.einsum(equation, x, used, precision=precision), (x, used, jnp.zeros((0,), kernel.dtype))
+
+
+def _contract_backward(equation: str, precision: str | None, kept: tuple[Array, Array, Array], gradient: Array) -> Any:
+    (x, used, of_type), (operands, out) = kept, equation.split("->")
+    first, second = operands.split(",")
+    of_x = jnp.einsum(f"{out},{second}->{first}", gradient, used, precision=precision)
+    of_kernel = jnp.einsum(
+        f"{out},{first}->{second}", gradient, x, precision=precision, preferred_element_type=jnp.float32
+    )
+    return of_x, of_kernel.astype(of_type.dtype)
+
+
+contract.defvjp(_contract_forward, _contract_backward)
+
+
+def multiply(equation: str, x: Array, kernel: Array | Quantised, precision: str | None) -> Array:
+    """Return what `contract` does; by a quantised kernel, whose rows are the last axis of the result, too.
+
+    Their scales multiply the float32 product: only integers are read, and what is rounded is the result.
+    """
+    if not isinstance(kernel, Quantised):
+        return contract(equation, x, kernel, precision)
+    integers = kernel.integers.astype(x.dtype)  # exact in every type
+    y = jnp.einsum(equation, x, integers, precision=precision, preferred_element_type=jnp.float32)
+    return (y * kernel.scale).astype(x.dtype)
+
+
 def linear(
-    x: Float[Array, "... I"], kernel: Float[Array, "O I"], precision: str | None = "highest"
+    x: Float[Array, "... I"], kernel: Float[Array, "O I"] | Quantised, precision: str | None = "highest"
 ) -> Float[Array, "... O"]:
-    """Return `x @ kernel.T`.
+    """Return `x @ kernel.T` in the type of `x`, with the gradients of `contract`.
 
     A few rows are matrix-vector products on CPU, which read each weight once at full bandwidth.
     """
     lead = x.shape[:-1]
     rows = x.reshape(-1, x.shape[-1])
     if rows.shape[0] == 1:
-        out = jnp.dot(kernel, rows[0], precision=precision)[None]
+        out = multiply("k,nk->n", rows[0], kernel, precision)[None]
     elif rows.shape[0] <= MATVEC_ROWS:
         out = jax.lax.platform_dependent(
             rows,
             kernel,
-            cpu=lambda r, w: jnp.stack([jnp.dot(w, row, precision=precision) for row in r]),
-            default=lambda r, w: jnp.einsum("mk,nk->mn", r, w, precision=precision),
+            cpu=lambda r, w: jnp.stack([multiply("k,nk->n", row, w, precision) for row in r]),
+            default=lambda r, w: multiply("mk,nk->mn", r, w, precision),
         )
     else:
-        out = jnp.einsum("mk,nk->mn", rows, kernel, precision=precision)
+        out = multiply("mk,nk->mn", rows, kernel, precision)
     return out.reshape(*lead, kernel.shape[0])
+
+
+def add_bias(y: Float[Array, "..."], bias: Float[Array, "..."]) -> Float[Array, "..."]:
+    """Add a bias in float32, in which its gradient is summed too; the result has the type of `y`."""
+    return (y.astype(jnp.float32) + bias.astype(jnp.float32)).astype(y.dtype)
 
 
 class Linear(nn.Module):
     """`y = x W^T (+ b)`; parameters `kernel [out, in]` and `bias [out]`, in the published orientation.
+
+    For inference the kernel may be `Quantised`.
 
     Attributes:
       features_in: Width of `x [..., in]`.
@@ -101,14 +158,13 @@ class Linear(nn.Module):
         """Inputs of every output."""
         return self.features_in
 
-    def product(self, x: Float[Array, "... I"], kernel: Float[Array, "O I"]) -> Float[Array, "... O"]:
+    def product(self, x: Float[Array, "... I"], kernel: Float[Array, "O I"] | Quantised) -> Float[Array, "... O"]:
         """Return `x W^T` for any kernel, in the compute dtype."""
-        dtype = jnp.dtype(self.dtype)
-        return linear(x.astype(dtype), kernel.astype(dtype), self.precision)
+        return linear(x.astype(jnp.dtype(self.dtype)), kernel, self.precision)
 
     def __call__(self, x: Float[Array, "... I"]) -> Float[Array, "... O"]:
         y = self.product(x, self.kernel)
-        return y + self.bias.astype(y.dtype) if self.use_bias else y
+        return add_bias(y, self.bias) if self.use_bias else y
 
 
 class StepLinear(nn.Module):
@@ -166,21 +222,21 @@ class StepLinear(nn.Module):
 class StackedLinear(nn.Module):
     """The weights of all steps of a `StepLinear` in one array; parameters `kernel [S, out, in]` and `bias [S, out]`.
 
-    Steps that share a weight are one matrix product, the others one batched product. Attributes as in `StepLinear`, and
-    `axes` begin with that of the weights.
+    Steps that share a weight are one matrix product, the others one batched product; inputs `[N, in]` are those of all
+    steps and multiplied by each weight once. Attributes as in `StepLinear`, and `axes` begin with that of the weights.
     """
 
     features_in: int
     features_out: int
     schedule: tuple[int, ...]
     axes: tuple[str | None, str | None, str | None]
-    use_bias: bool
-    initializer: str
-    used: tuple[int, ...] | None
-    used_axis: int
-    dtype: str
-    param_dtype: str
-    precision: str | None
+    use_bias: bool = False
+    initializer: str = "uniform"
+    used: tuple[int, ...] | None = None
+    used_axis: int = 0
+    dtype: str = "float32"
+    param_dtype: str = "float32"
+    precision: str | None = "highest"
 
     @property
     def num_weights(self) -> int:
@@ -216,17 +272,23 @@ class StackedLinear(nn.Module):
             zeros = nn.with_logical_partitioning(nn.initializers.zeros, self.axes[:2])
             self.bias = self.param("bias", zeros, shape[:2], dtype)
 
-    def __call__(self, x_KNI: Float[Array, "K N I"]) -> Float[Array, "K N O"]:
-        y = self.product(x_KNI, self.kernel)
-        return y + self.bias.astype(y.dtype)[jnp.asarray(self.schedule)][:, None] if self.use_bias else y
+    def __call__(self, x: Float[Array, "*K N I"]) -> Float[Array, "K N O"]:
+        y = self.product(x, self.kernel)
+        return add_bias(y, self.bias[jnp.asarray(self.schedule)][:, None]) if self.use_bias else y
 
-    def product(self, x_KNI: Float[Array, "K N I"], kernel_SOI: Float[Array, "S O I"]) -> Float[Array, "K N O"]:
+    def product(self, x: Float[Array, "*K N I"], kernel_SOI: Float[Array, "S O I"]) -> Float[Array, "K N O"]:
         """Return `x W^T` of every step for any stack of kernels, in the compute dtype."""
-        dtype = jnp.dtype(self.dtype)
-        x_KNI, kernel_SOI = x_KNI.astype(dtype), kernel_SOI.astype(dtype)
-        if self.schedule == tuple(range(len(self.schedule))):
-            return jnp.einsum("kni,koi->kno", x_KNI, kernel_SOI, precision=self.precision)
-        return self._grouped(x_KNI, kernel_SOI)
+        x = x.astype(jnp.dtype(self.dtype))
+        each_once = self.schedule == tuple(range(len(self.schedule)))
+        if x.ndim == 2:
+            weights, rows, _ = kernel_SOI.shape
+            merged = jax.tree.map(lambda part: part.reshape(weights * rows, *part.shape[2:]), kernel_SOI)
+            y = linear(x, merged, self.precision)
+            y_SNO = jnp.swapaxes(y.reshape(-1, weights, rows), 0, 1)
+            return y_SNO if each_once else y_SNO[jnp.asarray(self.schedule)]
+        if each_once:
+            return contract("kni,koi->kno", x, kernel_SOI, self.precision)
+        return self._grouped(x, kernel_SOI)
 
     def _grouped(self, x_KNI: Array, kernel_SOI: Array) -> Array:
         """One batched product for every number of steps that a weight may serve."""
@@ -240,7 +302,7 @@ class StackedLinear(nn.Module):
             steps = [k for weight in weights for k, w in enumerate(self.schedule) if w == weight]
             order += steps
             grouped = x_KNI[jnp.asarray(steps)].reshape(len(weights), size * N, -1)
-            y = jnp.einsum("gni,goi->gno", grouped, kernel_SOI[jnp.asarray(weights)], precision=self.precision)
+            y = contract("gni,goi->gno", grouped, kernel_SOI[jnp.asarray(weights)], self.precision)
             parts.append(y.reshape(len(steps), N, -1))
         back = sorted(range(len(order)), key=order.__getitem__)
         return jnp.concatenate(parts)[jnp.asarray(back)]

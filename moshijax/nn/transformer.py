@@ -13,10 +13,11 @@ import jax.numpy as jnp
 from moshijax.annotations import Context, Factor, Parts, Positive, Size
 from moshijax.errors import require
 from moshijax.nn import rope
-from moshijax.nn.attention import RINGS, Attention, CrossAttention, advance, counted
+from moshijax.nn.attention import BIASES, CACHE_DTYPES, RINGS, Attention, CrossAttention, advance, counted
 from moshijax.nn.causal_attention import IMPLEMENTATIONS
 from moshijax.nn.mlp import ACTIVATIONS, MLP
 from moshijax.nn.norms import NORM_KINDS, Norm
+from moshijax.nn.rope import RopeScaling
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Float, Int
@@ -52,15 +53,19 @@ class TransformerConfig:
       norm: A name in `norms.NORM_KINDS`.
       positional_embedding: A name in `POSITIONAL_KINDS`.
       max_period: Of rotations and sinusoids, in positions.
+      rope_scaling: Of rotations; None: none.
       positional_scale: Factor of added sinusoids.
       context: Positions that a query sees, its own among them; None: all.
       kv_repeat: Query heads per head of keys and values.
+      attention_biases: Projections of attention that have a bias, names in `attention.BIASES`.
+      mlp_bias: The maps of the feed-forward blocks have biases.
       layer_scale: First value of a learnt factor per channel on every branch; None: no such factor.
       causal: Queries see no later positions.
       cross_attention: Every layer also attends to a source sequence of width D, between its two other branches.
       dtype: In which the stack computes.
       param_dtype: Of new parameters.
       precision: Of all products, one of `PRECISIONS`.
+      cache_dtype: Of keys and values in streaming, one of `attention.CACHE_DTYPES`.
       remat_policy: None keeps all activations; "full" recomputes each layer, "dots" keeps matrix products,
         "dots_no_batch" keeps those without batch axes.
       attention_implementation: Of causal attention over whole sequences, one of `causal_attention.IMPLEMENTATIONS`.
@@ -74,15 +79,19 @@ class TransformerConfig:
     norm: str = "layer_norm"
     positional_embedding: str = "rope"
     max_period: Positive = 10000.0
+    rope_scaling: RopeScaling | None = None
     positional_scale: Factor = 1.0
     context: Context | None = None
     kv_repeat: Size = 1
+    attention_biases: tuple[str, ...] = ()
+    mlp_bias: bool = False
     layer_scale: Factor | None = None
     causal: bool = True
     cross_attention: bool = False
     dtype: str = "float32"
     param_dtype: str = "float32"
     precision: str = "highest"
+    cache_dtype: str = "computed"
     remat_policy: str | None = None
     attention_implementation: str = "auto"
 
@@ -111,11 +120,20 @@ class TransformerConfig:
             ("norm", tuple(NORM_KINDS)),
             ("positional_embedding", tuple(POSITIONAL_KINDS)),
             ("precision", PRECISIONS),
+            ("cache_dtype", CACHE_DTYPES),
             ("remat_policy", (None, *REMAT_POLICIES)),
             ("attention_implementation", IMPLEMENTATIONS),
         ):
             value = getattr(self, name)
             require(value in choices, f"{name}={value!r}: must be one of {', '.join(map(str, choices))}")
+        require(
+            set(self.attention_biases) <= set(BIASES) and len(set(self.attention_biases)) == len(self.attention_biases),
+            f"attention_biases={self.attention_biases!r}: must be names of {', '.join(BIASES)}, each once",
+        )
+        require(
+            self.rope_scaling is None or POSITIONAL_KINDS[self.positional_embedding] is not None,
+            f"rope_scaling with positional_embedding={self.positional_embedding!r}, which rotates nothing; use None",
+        )
         if POSITIONAL_KINDS[self.positional_embedding] is not None:
             width = self.dim // heads
             require(
@@ -145,8 +163,27 @@ class TransformerConfig:
             require(value in ("float32", "bfloat16", "float16"), f"{name}={value!r}: use float32, bfloat16 or float16")
 
 
+def require_moshi_form(config: TransformerConfig, what: str) -> None:
+    """Refuse what the stacks of Moshi and Mimi do not have, and their published files have no place for.
+
+    Args:
+      config: Of the stack.
+      what: The stack, for the message.
+
+    Raises:
+      ConfigError: It has such a thing.
+    """
+    for name, plain in (("attention_biases", ()), ("mlp_bias", False), ("rope_scaling", None)):
+        value = getattr(config, name)
+        require(value == plain, f"{name}={value!r}: {what} has none; use {plain!r}")
+    require(config.norm != "rms_norm_1e-6", f"norm={config.norm!r}: {what} has no such norm; use 'rms_norm_f32'")
+
+
 class LayerScale(nn.Module):
-    """Learnt factor per channel on a branch (CaiT, arXiv 2103.17239). Parameter `scale [D]`, `initial` at first."""
+    """Learnt factor per channel on a branch (CaiT, arXiv 2103.17239). Parameter `scale [D]`, `initial` at first.
+
+    Multiplied in float32, in which its gradient is summed too; the result has the type of the input.
+    """
 
     dim: int
     initial: float
@@ -155,7 +192,8 @@ class LayerScale(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
         init = nn.with_logical_partitioning(nn.initializers.constant(self.initial), ("norm",))
-        return x * self.param("scale", init, (self.dim,), jnp.dtype(self.param_dtype)).astype(x.dtype)
+        scale = self.param("scale", init, (self.dim,), jnp.dtype(self.param_dtype))
+        return (x.astype(jnp.float32) * scale.astype(jnp.float32)).astype(x.dtype)
 
 
 class TransformerLayer(nn.Module):
@@ -179,7 +217,7 @@ class TransformerLayer(nn.Module):
         self.attention = make_attention(c, self.block, self.ring)
         self.norm2 = Norm(c.dim, c.norm, c.param_dtype)
         types = dict(dtype=c.dtype, param_dtype=c.param_dtype, precision=c.precision)
-        self.mlp = MLP(c.dim, c.hidden_dim, c.gating, "truncated_normal", **types)
+        self.mlp = MLP(c.dim, c.hidden_dim, c.gating, c.mlp_bias, **types)
         if c.layer_scale is not None:
             self.layer_scale_1 = LayerScale(c.dim, c.layer_scale, c.param_dtype)
             self.layer_scale_2 = LayerScale(c.dim, c.layer_scale, c.param_dtype)
@@ -245,11 +283,14 @@ def make_attention(c: TransformerConfig, block: int, ring: str) -> Attention:
         causal=c.causal,
         rotary=POSITIONAL_KINDS[c.positional_embedding],
         max_period=c.max_period,
+        rope_scaling=c.rope_scaling,
+        biases=c.attention_biases,
         block=block,
         ring=ring,
         dtype=c.dtype,
         param_dtype=c.param_dtype,
         precision=c.precision,
+        cache_dtype=c.cache_dtype,
         implementation=c.attention_implementation,
     )
 

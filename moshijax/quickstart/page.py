@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from moshijax.eval import spoken_qa_report
+from moshijax.eval import heard, spoken_qa_report
 from moshijax.eval.spoken_qa import PlayedCalls
 from moshijax.quickstart.settings import Folder, Settings
 from moshijax.quickstart.stages import done
@@ -29,6 +29,11 @@ def next_commands(settings: Settings, folder: Folder) -> list[str]:
         f"moshijax codec encode {folder.reply} codes.npz --codec {folder.codec}",
         f"moshijax quickstart --run-dir {other} --seed {seed}",
     ]
+
+
+def words_heard(folder: Folder) -> heard.Heard | None:
+    """Return what the recogniser heard; None where that stage was left out."""
+    return heard.Heard.load(folder.calls) if done(folder, "heard") else None
 
 
 def write(settings: Settings, folder: Folder, titles: Mapping[str, str]) -> None:
@@ -56,6 +61,7 @@ def write(settings: Settings, folder: Folder, titles: Mapping[str, str]) -> None
     _spectrograms(page, folder, played)
     spoken_qa_report.figures(page, played)
     page.text("Rough voices are creaky or distorted, accented ones British; the model was trained on neither.")
+    _words_heard(page, folder)
     spoken_qa_report.every_call(page, played)
     _losses(page, folder)
     spoken_qa_report.step_times(page, played)
@@ -89,6 +95,15 @@ def _spectrograms(page: Page, folder: Folder, played: PlayedCalls) -> None:
     )
     page.figure(plots.spectrograms(signals, rate), f"Spectrograms of call {played.calls[number].id}, 0 to 6 kHz.")
     page.clips(((name, "", wave) for name, wave in signals.items()), rate)
+
+
+def _words_heard(page: Page, folder: Folder) -> None:
+    """Draw what an independent recogniser hears, or say that there is none."""
+    found = words_heard(folder)
+    if found is None:
+        page.section("Words heard", "Not measured: install the extra `hear`, and run the same command again.")
+    else:
+        heard.draw(page, found)
 
 
 def _losses(page: Page, folder: Folder) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from moshijax.files import write_json
+from moshijax.files import write, write_json
 from moshijax.quickstart import world
 from moshijax.quickstart.settings import BATCHES, PLATFORMS, Folder, Settings
 from moshijax.quickstart.stages import Stage
@@ -54,7 +54,8 @@ def synthesize(settings: Settings, folder: Folder, tell: ProgressFn) -> Mapping[
 
 
 def tokenizer(settings: Settings, folder: Folder, tell: ProgressFn) -> Mapping[str, Any]:
-    """Train the text pieces on the answers, and write the answers out for text-only steps."""
+    """Train the text pieces on the answers, and prepare the answers for text-only steps."""
+    from moshijax.data.documents import prepare_text
     from moshijax.data.text import train_tokenizer
 
     answers = [answer for _, answer in world.load()[0].questions]
@@ -62,7 +63,9 @@ def tokenizer(settings: Settings, folder: Folder, tell: ProgressFn) -> Mapping[s
     marked = [word + mark for answer in answers for word in answer.split() for mark in ".,"]
     made = train_tokenizer([*answers, *marked], TEXT_PIECES, byte_fallback=False)
     made.save(folder.tokenizer)
-    folder.texts.write_text("".join(f"{answer}\n" for answer in answers), encoding="utf-8")
+    written = folder.path / "texts.txt"
+    write(written, "".join(f"{answer}\n" for answer in answers))
+    prepare_text([written], folder.texts, made)
     return {"pieces": made.vocab_size}
 
 
@@ -98,7 +101,7 @@ def lm_experiment(settings: Settings, folder: Folder) -> ExperimentConfig:
     here = (
         f"task.audio.data.paths=({str(folder.grids)!r},)",
         f"task.tokenizer={str(folder.tokenizer)!r}",
-        f"task.text.data.path={str(folder.texts)!r}",
+        f"task.text.data.paths=({str(folder.texts)!r},)",
         f"seed={settings.seed}",
     )
     return config.load(settings.lm_recipe, (*here, *settings.lm_overrides))
@@ -171,7 +174,7 @@ def export(settings: Settings, folder: Folder, tell: ProgressFn) -> Mapping[str,
 
     codec_model = weights.load_mimi(folder.codec)
     lm_config, lm_params = weights.load_lm(folder.moshi)
-    pieces = load_tokenizer(folder).pieces
+    text = load_tokenizer(folder)
     files = 3 * (len(PLATFORMS) * len(BATCHES) + 1)
     written = 0
 
@@ -181,14 +184,14 @@ def export(settings: Settings, folder: Folder, tell: ProgressFn) -> Mapping[str,
         tell(min(written, files), files, name)
 
     artifact.build(
-        codec_model, (lm_config, lm_params), pieces, folder.artifact, PLATFORMS, BATCHES,
-        sampling=SAMPLING, overwrite=True, progress=progress,
+        codec_model, (lm_config, lm_params), text.pieces, folder.artifact, PLATFORMS, BATCHES,
+        sampling=SAMPLING, tokenizer=text.model, overwrite=True, progress=progress,
     )  # fmt: skip
     folder.calls.mkdir(exist_ok=True)
     fresh = lm.init(lm_config, jax.random.key(settings.seed))
     artifact.build(
-        codec_model, (lm_config, fresh), pieces, folder.untrained_artifact, ("cpu",), (max(BATCHES),),
-        sampling=SAMPLING, overwrite=True, progress=progress,
+        codec_model, (lm_config, fresh), text.pieces, folder.untrained_artifact, ("cpu",), (max(BATCHES),),
+        sampling=SAMPLING, tokenizer=text.model, overwrite=True, progress=progress,
     )  # fmt: skip
     size = sum(path.stat().st_size for path in folder.artifact.iterdir())
     count = sum(leaf.size for leaf in jax.tree.leaves(lm_params))
@@ -205,6 +208,18 @@ def play_calls(settings: Settings, folder: Folder, tell: ProgressFn) -> Mapping[
     played.save(folder.calls)
     write_json(folder.figures, played.figures)
     return played.figures
+
+
+def hear(settings: Settings, folder: Folder, tell: ProgressFn) -> Mapping[str, Any]:
+    """Let a recogniser hear the answers in clear voices; writes calls/heard.json and calls/heard.npz."""
+    from moshijax.eval import heard
+
+    calls = heard.WordsHeard(
+        str(folder.heldout), str(folder.codec), str(folder.artifact), most=settings.heldout, platform="cpu"
+    )
+    found = heard.measure(calls, tell)
+    found.save(folder.calls)
+    return found.values
 
 
 def report(settings: Settings, folder: Folder, tell: ProgressFn) -> Mapping[str, Any]:
@@ -225,5 +240,6 @@ STAGES = (
     Stage("moshi", "train the language model", train_moshi),
     Stage("export", "export the streaming step", export),
     Stage("calls", "answer held-out calls", play_calls),
+    Stage("heard", "listen to the answers", hear, optional=True),
     Stage("report", "write the report", report),
 )

@@ -84,8 +84,8 @@ class Folder:
 
     @property
     def texts(self) -> Path:
-        """What the model says, one document a line, for the text-only steps."""
-        return self.path / "texts.txt"
+        """What the model says, prepared for the text-only steps."""
+        return self.path / "texts"
 
     @property
     def codec(self) -> Path:

@@ -7,11 +7,13 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import moshijax
 from moshijax.errors import ConfigError, DataError
 from moshijax.files import write_json
+from moshijax.optional import MissingPackage
 from moshijax.quickstart.settings import Folder, Settings
 
 if TYPE_CHECKING:
@@ -28,11 +30,13 @@ class Stage:
       name: of its marker.
       title: what is shown while it runs.
       work: may be interrupted anywhere and run again; what it returns goes into the marker.
+      optional: it is left out where a package is missing, and tried again by the next run.
     """
 
     name: str
     title: str
     work: Callable[[Settings, Folder, ProgressFn], Mapping[str, Any]]
+    optional: bool = False
 
 
 def claim(settings: Settings, folder: Folder) -> None:
@@ -72,7 +76,7 @@ def claim(settings: Settings, folder: Folder) -> None:
 def done(folder: Folder, name: str) -> dict[str, Any] | None:
     """Return the marker of a finished stage, {"seconds": ..., "sessions": ..., "figures": {...}}; None before."""
     try:
-        return json.loads((folder.stages / f"{name}.json").read_text(encoding="utf-8"))
+        return json.loads(_marker(folder, name).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
 
@@ -85,14 +89,15 @@ def run(
     start: Callable[[int, Stage], ProgressFn] = lambda index, stage: lambda done, total, note: None,
     finish: Callable[[int, Stage, Mapping[str, Any], bool], None] = lambda index, stage, marker, before: None,
 ) -> None:
-    """Run the stages that have no marker yet, in order, up to and including `until`.
+    """Run the stages that have no marker yet, and all after them, in order, up to and including `until`.
 
     Args:
       stages: all of the job.
       settings, folder: of the run.
       until: name of the last stage to run; None: all.
       start: called when a stage begins, with its index; returns what its progress is told to.
-      finish: called for every stage that is done, with its marker and whether it was done before this run.
+      finish: called for every stage that is done, with its marker and whether it was done before this run; for one
+        that is left out the marker is {"left_out": why}.
 
     Raises:
       ConfigError: `until` names no stage, or the folder is not this run's.
@@ -107,13 +112,30 @@ def run(
         marker = done(folder, stage.name)
         before = marker is not None
         if marker is None:
-            begun = time.perf_counter()
-            sessions = _begin(folder, stage.name)
-            figures = dict(stage.work(settings, folder, start(index, stage)))
-            marker = {"seconds": round(time.perf_counter() - begun, 2), "sessions": sessions, "figures": figures}
-            write_json(folder.stages / f"{stage.name}.json", marker)
-            (folder.stages / f"{stage.name}.begun").unlink(missing_ok=True)
+            marker = _work(stage, names[index + 1 :], settings, folder, start(index, stage))
         finish(index, stage, marker, before)
+
+
+def _work(stage: Stage, later: Sequence[str], settings: Settings, folder: Folder, tell: ProgressFn) -> dict[str, Any]:
+    """Run a stage and return its marker; the markers of the stages after it, which used older results, go."""
+    begun = time.perf_counter()
+    sessions = _begin(folder, stage.name)
+    try:
+        figures = dict(stage.work(settings, folder, tell))
+        marker = {"seconds": round(time.perf_counter() - begun, 2), "sessions": sessions, "figures": figures}
+        for name in later:
+            _marker(folder, name).unlink(missing_ok=True)
+        write_json(_marker(folder, stage.name), marker)
+    except MissingPackage as error:
+        if not stage.optional:
+            raise
+        marker = {"left_out": str(error)}
+    (folder.stages / f"{stage.name}.begun").unlink(missing_ok=True)
+    return marker
+
+
+def _marker(folder: Folder, name: str) -> Path:
+    return folder.stages / f"{name}.json"
 
 
 def _begin(folder: Folder, name: str) -> int:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
-from pathlib import Path
+from functools import partial
 from typing import TYPE_CHECKING
 
+from moshijax import files
 from moshijax.shipped import folder
 
 if TYPE_CHECKING:
@@ -35,8 +36,7 @@ def load() -> tuple[World, World]:
     from moshijax.data.synthesis.world import parse_world
 
     def read(name: str) -> World:
-        path = folder("data/small_world") / name
-        return parse_world(Path(path).read_text(encoding="utf-8"), name)
+        return parse_world(files.read_text(folder("data/small_world") / name), name)
 
     trained = read("world.txt")
     return trained, replace(trained, unrelated=read("unrelated_heldout.txt").unrelated)
@@ -44,21 +44,19 @@ def load() -> tuple[World, World]:
 
 def ranges(language: str = "en-us", variants: tuple[str, ...] = TRAINED) -> CallRanges:
     """Return what calls are drawn from, with users of the given voices."""
-    from moshijax.data.synthesis.dialogue import Voice
+    from moshijax.data.synthesis.voices import Cast, EspeakVoice, espeak_voice
     from moshijax.data.synthesis.world import CallRanges
 
+    user = partial(
+        espeak_voice, variants=variants, language=language, rate=(145, 205), pitch=(25, 75), pitch_range=(30, 70)
+    )
     return CallRanges(
         duration=CALL_SECONDS,
         lead=(0.1, 1.2),
         gap=(0.35, 0.35),
         gain_db=(-8.0, 6.0),
         snr_db=(15.0, 40.0),
-        language=language,
-        variants=variants,
-        rate=(145, 205),
-        pitch=(25, 75),
-        pitch_range=(30, 70),
-        model_voice=Voice("en-us", MODEL_VARIANT, 175, 50, 50),
+        cast=Cast(EspeakVoice("en-us", MODEL_VARIANT, 175, 50, 50), user),
     )
 
 
@@ -68,7 +66,6 @@ def dense_speech(world: World, count: int, seed: int) -> list[Dialogue]:
     The user says two or three of the world's sentences, and the model speaks over each of them.
     """
     from moshijax.data.synthesis.dialogue import Dialogue, Utterance
-    from moshijax.data.synthesis.voices import random_voice
 
     drawn = ranges()
     sentences = [*world.unrelated, *(question for question, _ in world.questions)]
@@ -84,8 +81,8 @@ def dense_speech(world: World, count: int, seed: int) -> list[Dialogue]:
             Dialogue(
                 id=f"speech-{index:05d}",
                 utterances=tuple(utterances),
-                model_voice=drawn.model_voice,
-                user_voice=random_voice(rng, TRAINED, "en-us", drawn.rate, drawn.pitch, drawn.pitch_range),
+                model_voice=drawn.cast.model,
+                user_voice=drawn.cast.user(rng),
                 lead=round(rng.uniform(0.05, 0.5), 3),
                 tail=round(rng.uniform(0.1, 0.6), 3),
                 gain_db=round(rng.uniform(*drawn.gain_db), 2),

@@ -1,22 +1,17 @@
-"""An artifact on this machine: its files, its weights on the device, and its programs, compiled."""
+"""An artifact of calls on this machine: its programs, its audio, its text and the rows of its grid."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import jax
 import numpy as np
 
 from moshijax import optional
-from moshijax.errors import ConfigError, DataError
+from moshijax.errors import ConfigError
 from moshijax.runtime import conditions, manifest
+from moshijax.runtime.programs import Programs, opened
 from moshijax.tokens import UNGENERATED, ZERO
-
-if TYPE_CHECKING:
-    Arrays = dict[str, jax.Array]
-    Specs = Mapping[str, tuple[tuple[int, ...], str]]
 
 
 def load(path: str | Path, platform: str | None = None, verify: bool = True) -> Artifact:
@@ -33,85 +28,18 @@ def load(path: str | Path, platform: str | None = None, verify: bool = True) -> 
     """
     path = Path(path)
     description = manifest.read(path)
-    manifest.check_jax(path, description, jax.__version__)
-    platform = platform or local_platform()
-    if platform not in description["platforms"]:
+    if description["config"]["policy"]["type"] == manifest.ANSWER:
         raise ConfigError(
-            f"{path} was made for {', '.join(description['platforms'])}, not for {platform}; rebuild it from itself: "
-            f"moshijax export {path} {path}-{platform} --platforms {platform}"
+            f"{path} answers questions one by one and takes no calls; run it with `moshijax run`, or "
+            "moshijax.runtime.answers.load"
         )
-    return Artifact(path, description, platform, verify)
+    return Artifact(path, description, opened(path, description, platform), verify)
 
 
-def local_platform() -> str:
-    """Return the platform jax computes on here, by the names artifacts use: cpu, cuda or tpu."""
-    backend = jax.default_backend()
-    return "cuda" if backend == "gpu" else backend
-
-
-def _device(platform: str) -> jax.Device:
-    try:
-        return jax.devices(platform)[0]
-    except RuntimeError:
-        raise ConfigError(
-            f"jax {jax.__version__} finds no {platform} device here, only {local_platform()}; omit --platform, or "
-            f"install jax for {platform}"
-        ) from None
-
-
-class Program:
-    """One exported function, compiled once for its fixed shapes, so that it can never compile again.
-
-    `program(weights, state, inputs)` returns `(state, outputs)`, all of them flat dicts of arrays. The state is
-    donated: the one that was passed in is gone afterwards.
-    """
-
-    def __init__(self, name: str, compiled: Any, state_specs: Specs, specs: Specs, neutral: Callable[[str], float]):
-        self.name, self.compiled, self._neutral = name, compiled, neutral
-        self.state_specs, self.specs = state_specs, specs  # of the state and of the inputs: {name: (shape, dtype)}
-
-    def __call__(
-        self, weights: Mapping[str, Any], state: Mapping[str, Any], inputs: Mapping[str, Any]
-    ) -> tuple[Arrays, Arrays]:
-        """Run the program.
-
-        Raises:
-          ConfigError: inputs of other names, shapes or dtypes than the program was exported for.
-        """
-        self.check(inputs)
-        return self.compiled(weights, state, dict(inputs))
-
-    def inputs(self) -> dict[str, np.ndarray]:
-        """Return neutral inputs to fill in: nobody active, nothing forced, the artifact's default sampling."""
-        return {name: np.full(shape, self._neutral(name), dtype) for name, (shape, dtype) in self.specs.items()}
-
-    def check(self, inputs: Mapping[str, Any]) -> None:
-        """Compare names, shapes and dtypes of inputs with what the program was exported for.
-
-        Raises:
-          ConfigError: they differ.
-        """
-        if set(self.specs) != set(inputs):
-            raise ConfigError(
-                f"inputs of {self.name} must be {', '.join(sorted(self.specs))}; missing: "
-                f"{sorted(set(self.specs) - set(inputs))}, unknown: {sorted(set(inputs) - set(self.specs))}"
-            )
-        for name, (shape, dtype) in self.specs.items():
-            value = inputs[name]
-            if tuple(np.shape(value)) != shape or str(value.dtype) != dtype:
-                raise ConfigError(
-                    f"input {name} of {self.name} must be {dtype} {list(shape)}, got {value.dtype} "
-                    f"{list(np.shape(value))}"
-                )
-
-
-class Artifact:
+class Artifact(Programs):
     """A loaded artifact: one set of weights on the device, whatever number of batch sizes its programs serve.
 
     Attributes:
-      path, manifest, platform: where it is, the content of `artifact.json`, and where it runs.
-      weights: {name: array} on the device, as the programs take them.
-      pieces: the text of every token id.
       sample_rate, frame_size, frame_seconds: of its audio; a frame is one step.
       max_delay: frames between a column of the grid being heard and returned.
       streams: the rows of the grid, as `artifact.json` describes them.
@@ -121,9 +49,11 @@ class Artifact:
       constants: what prompts encode once and keep, such as the codes of silence.
     """
 
+    compared = ("step",)
+    sampled = "step"
+
     def __init__(self, path: Path, description: dict[str, Any], platform: str, verify: bool = True):
-        self.path, self.manifest, self.platform = path, description, platform
-        self._verify, self._device = verify, _device(platform)
+        super().__init__(path, description, platform, verify)
         self.sample_rate: int = description["audio"]["sample_rate"]
         self.frame_size: int = description["audio"]["frame_size"]
         self.frame_seconds = self.frame_size / self.sample_rate
@@ -134,45 +64,9 @@ class Artifact:
         self.speaks = "pcm" in description["outputs"]["step"]
         self.takes_words = "word" in description["inputs"]["step"]
         self.encodes = "encode" in description["inputs"]
-        self.pieces = manifest.read_pieces(path, description, digest=verify)
-        self.weights = self._load_weights()
         self.conditions = conditions.load_defaults(path, description, verify) if description["conditions"] else {}
         self.constants: dict[Any, np.ndarray] = {}
-        self._programs: dict[tuple[str, int, int | None], Program] = {}
         self._tokenizer: Any = None
-
-    def program(self, name: str, batch: int = 1, length: int | None = None) -> Program:
-        """Return a program; it is read from its file, checked and compiled the first time.
-
-        Args:
-          name: `init_state`, `step`, `step_tokens`, `place`, `prefill`, `condition` or `encode`.
-          batch: its rows.
-          length: of `prefill` and `encode`: the steps or frames that it takes, one of `lengths(name)`.
-
-        Raises:
-          ConfigError: the artifact has no such program.
-          DataError: its file is missing or damaged.
-        """
-        key = (name, batch, length)
-        if key not in self._programs:
-            self._programs[key] = self._compile(*key)
-        return self._programs[key]
-
-    def init_state(self, batch: int = 1) -> Arrays:
-        """Return a fresh state: a flat dict of arrays, each with leading axis B."""
-        return self.program("init_state", batch).compiled()
-
-    def lengths(self, name: str) -> list[int]:
-        """Return the lengths that `prefill` or `encode` was exported for, the shortest first."""
-        return self.manifest["lengths"].get(name, [])
-
-    def file(self, name: str) -> Path:
-        """Return the path of one of the artifact's files, checked.
-
-        Raises:
-          DataError: the file is missing or damaged.
-        """
-        return manifest.check_file(self.path, self.manifest, name, digest=self._verify)
 
     def tokenize(self, text: str) -> list[int]:
         """Return the pieces of a text.
@@ -188,63 +82,8 @@ class Artifact:
             self._tokenizer = sentencepiece.SentencePieceProcessor(model_file=str(self.file(manifest.TOKENIZER)))
         return list(self._tokenizer.encode(text))
 
-    def _load_weights(self) -> Arrays:
-        from safetensors import SafetensorError, safe_open
-
-        path = self.file(manifest.WEIGHTS)
-        dtypes = self.manifest["weights"]["program_dtypes"][self.platform]
-        weights = {}
-        try:
-            with safe_open(path, framework="numpy") as file:
-                for name, spec in self.manifest["weights"]["tensors"].items():
-                    tensor = file.get_tensor(name)
-                    if list(tensor.shape) != spec["shape"]:
-                        raise DataError(
-                            f"{path}: {name} is {list(tensor.shape)}, {manifest.MANIFEST} says {spec['shape']}; copy "
-                            "the artifact again or export it again"
-                        )
-                    weights[name] = jax.device_put(tensor.astype(dtypes[spec["dtype"]], copy=False), self._device)
-        except SafetensorError as error:
-            raise DataError(f"{path} cannot be read ({error}); copy the artifact again or export it again") from None
-        return weights
-
-    def _compile(self, name: str, batch: int, length: int | None) -> Program:
-        if name in ("step", "step_tokens", "place") and batch not in self.manifest["batches"]:
-            raise ConfigError(
-                f"{self.path} was made for batch sizes {', '.join(map(str, self.manifest['batches']))}, not for "
-                f"{batch}; rebuild it from itself: moshijax export {self.path} {self.path}-b{batch} --batch {batch}"
-            )
-        path = self.file(manifest.program_file(name, self.platform, batch, length))
-        try:
-            exported = jax.export.deserialize(bytearray(path.read_bytes()))
-        except Exception:  # whatever flatbuffers and jax make of bytes that are no program
-            raise DataError(f"{path} is no exported program; copy the artifact again or export it again") from None
-        # Donation is not part of the file's calling side: without donate_argnums the state would be copied.
-        call = jax.jit(exported.call, donate_argnums=() if name == "init_state" else 1)
-        args, kwargs = jax.tree.unflatten(exported.in_tree, exported.in_avals)
-        with jax.default_device(self._device):
-            compiled = call.lower(*args, **kwargs).compile()
-        specs = [{key: (tuple(v.shape), str(v.dtype)) for key, v in part.items()} for part in args[1:]] or [{}, {}]
-        if name == "step":
-            self._check_interface(path, exported, batch)
-        return Program(name, compiled, *specs, self._neutral)
-
-    def _check_interface(self, path: Path, exported: jax.export.Exported, batch: int) -> None:
-        """Compare what a step takes and gives with what `artifact.json` says, from which calls are laid out."""
-        (*_, inputs), _ = jax.tree.unflatten(exported.in_tree, exported.in_avals)
-        _, outputs = jax.tree.unflatten(exported.out_tree, exported.out_avals)
-        for side, specs in (("inputs", inputs), ("outputs", outputs)):
-            said = {
-                name: ([batch if size is None else size for size in spec["shape"]], spec["dtype"])
-                for name, spec in self.manifest[side]["step"].items()
-            }
-            if said != {name: (list(spec.shape), str(spec.dtype)) for name, spec in specs.items()}:
-                raise DataError(
-                    f"{path} has other {side} than {manifest.MANIFEST} says; copy the artifact again or export it again"
-                )
-
     def _neutral(self, name: str) -> float:
         """Return the value of an input that asks for nothing."""
         if name in ("given", "force_text", "force_codes", "voice"):
             return UNGENERATED
-        return ZERO if name in ("word", "word_ahead") else self.manifest["sampling"]["defaults"].get(name, 0)
+        return ZERO if name in ("word", "word_ahead") else super()._neutral(name)

@@ -8,15 +8,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from moshijax import files
+from moshijax import files, recordings
 from moshijax.errors import ConfigError, DataError, MoshijaxError
 
 if TYPE_CHECKING:
     from jaxtyping import Float
-
-
-#: Float recordings may go a little beyond 1; larger ones are in the scale of integers.
-LOUDEST = 2.0
 
 
 def read(path: str | Path) -> tuple[Float[np.ndarray, "N channels"], int]:
@@ -26,32 +22,29 @@ def read(path: str | Path) -> tuple[Float[np.ndarray, "N channels"], int]:
 
     Raises:
       ConfigError: no such file.
-      DataError: not readable as audio, empty, or of another scale.
+      DataError: not readable as audio, cut short, empty, or of another scale or an impossible sample rate.
       MoshijaxError: soundfile is missing.
     """
     path = Path(path)
     if not path.is_file():
         raise ConfigError(f"no audio file at {path}; check the path")
-    samples = _read_wave(path)
+    extent = recordings.examine(path)
+    samples = _read_wave(path, extent)
     if samples is None:
-        samples = _read_soundfile(path)
+        samples = _read_soundfile(path, extent)
     audio, rate = samples
+    recordings.check_rate(path, rate)
     if not len(audio):
         raise DataError(f"{path} holds no samples; give a recording of at least one sample")
     if not np.isfinite(audio).all():
         raise DataError(f"{path} holds NaN or Inf samples; export it from its source again")
-    if np.abs(audio).max() > LOUDEST:
-        raise DataError(
-            f"{path} holds samples up to {np.abs(audio).max():.4g}, of another scale than [-1, 1]; divide them by the "
-            "largest value of that scale"
-        )
     return audio, rate
 
 
-def _read_wave(path: Path) -> tuple[np.ndarray, int] | None:
+def _read_wave(path: Path, extent: recordings.Extent) -> tuple[np.ndarray, int] | None:
     """16-bit PCM WAV, or None if it is anything else."""
     try:
-        with wave.open(str(path), "rb") as file:
+        with wave.open(recordings.source(path, extent), "rb") as file:
             if file.getsampwidth() != 2:
                 return None
             data = file.readframes(file.getnframes())
@@ -62,7 +55,7 @@ def _read_wave(path: Path) -> tuple[np.ndarray, int] | None:
     return np.frombuffer(data[:usable], "<i2").reshape(-1, channels).astype(np.float32) / 32768.0, rate
 
 
-def _read_soundfile(path: Path) -> tuple[np.ndarray, int]:
+def _read_soundfile(path: Path, extent: recordings.Extent) -> tuple[np.ndarray, int]:
     try:
         import soundfile
     except ImportError:
@@ -70,9 +63,13 @@ def _read_soundfile(path: Path) -> tuple[np.ndarray, int]:
             f"{path} is not a 16-bit PCM WAV, other formats need soundfile: pip install soundfile, or convert it"
         ) from None
     try:
-        return soundfile.read(path, dtype="float32", always_2d=True)
+        with soundfile.SoundFile(recordings.source(path, extent)) as file:
+            audio, rate = file.read(dtype="float32", always_2d=True), file.samplerate
+            floats = file.subtype in recordings.FLOATS
     except soundfile.LibsndfileError as error:
         raise DataError(f"{path} cannot be read as audio ({error.error_string}); give WAV, FLAC, OGG or MP3") from None
+    recordings.check_scale(path, np.abs(audio).max(initial=0.0), recordings.QUIETEST if floats else 0.0)
+    return audio, rate
 
 
 def read_channel(path: str | Path, sample_rate: int, channel: str | None = None) -> Float[np.ndarray, " N"]:

@@ -6,7 +6,8 @@ step of its row and tells it what came out; `moshijax.runtime.play` asks it what
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -66,6 +67,7 @@ class Use:
     def __init__(self, artifact: Artifact):
         self.artifact = artifact
         self.sent = 0  # frames that were heard
+        self.taken = 0  # words that the model has begun, pauses among them
         self.done, self.total = 0, 1  # progress of an offline call
 
     # In a step.
@@ -98,6 +100,10 @@ class Use:
     def spoken(self) -> list[tuple[str, int]]:
         """Return the words that the model has begun to speak, with the grid columns in which it did."""
         return []
+
+    def finished(self, column: int, index: int, ended: bool) -> bool:
+        """Return whether the model has finished, in a live call, which has no recording that ends; as `over`."""
+        return ended
 
     # Offline.
 
@@ -137,6 +143,16 @@ class Conversation(Use):
 
     silence = 0.0  # seconds to be heard before the recording
     text_delay = 0.0
+
+    def __init__(self, artifact: Artifact):
+        super().__init__(artifact)
+        self.forced: Mapping[int, int] = {}  # column after a prompt -> text token that is written there
+
+    def fill(self, inputs: dict[str, np.ndarray], slot: int, hears: bool) -> bool:
+        """Force the text of the column that the step samples, one ahead of what it hears."""
+        if hears and (token := self.forced.get(self.sent + 1)) is not None:
+            inputs["force_text"][slot] = token
+        return hears
 
     def listen(self, waveform: Float[np.ndarray, " N"], tail_seconds: float | None = None) -> None:
         """Take a recording of any length; `tail_seconds` of silence after it leave time for a late answer.
@@ -198,6 +214,7 @@ class Translation(Conversation):
 
     def fill(self, inputs: dict[str, np.ndarray], slot: int, hears: bool) -> bool:
         """Tell the model that the input is over, in the next step that would hear; it hears no audio then."""
+        hears = super().fill(inputs, slot, hears)
         if not (self.ending and hears):
             return hears
         inputs["end_of_input"][slot] = True
@@ -238,7 +255,7 @@ class Synthesis(Use):
     def __init__(self, artifact: Artifact):
         super().__init__(artifact)
         self.words: list[ScriptWord] = []
-        self.taken = 0  # words that the model has begun, pauses among them
+        self.total = 0
         self.text_done = False  # no more words will come
         self.begun: list[tuple[str, int]] = []
         self.last: int | None = None
@@ -258,7 +275,7 @@ class Synthesis(Use):
             if word.pieces and not 0 <= min(word.pieces) <= max(word.pieces) < card:
                 raise ConfigError(f"the word {word.text!r} holds pieces outside 0 to {card - 1}")
         self.words += words
-        self.total = sum(bool(word.pieces) for word in self.words)
+        self.total += sum(bool(word.pieces) for word in words)
         self.text_done = done
 
     def fill(self, inputs: dict[str, np.ndarray], slot: int, hears: bool) -> bool:
@@ -269,8 +286,7 @@ class Synthesis(Use):
         look_ahead, offered = self.artifact.policy["look_ahead"], inputs["word"].shape[1]
         inputs["word_number"][slot], inputs["text_done"][slot] = self.taken, self.text_done
         for place, word in enumerate(self.words[self.taken : self.taken + offered]):
-            following = self.words[self.taken + place + 1 :]
-            coming = [other.pieces for other in following if other.pieces][:look_ahead] if look_ahead else []
+            coming = self._coming(self.taken + place + 1, look_ahead)
             # With more words to come, a word waits for the one to look ahead at.
             inputs["word_waiting"][slot, place] = self.text_done or len(coming) == look_ahead
             inputs["word"][slot, place, : len(word.pieces)] = word.pieces
@@ -278,6 +294,11 @@ class Synthesis(Use):
             if look_ahead and len(coming) == look_ahead:
                 inputs["word_ahead"][slot, place, : len(coming[-1])] = coming[-1]
         return hears
+
+    def _coming(self, first: int, count: int) -> list[tuple[int, ...]]:
+        """Return the pieces of so many words from one on, pauses not counted; fewer where there are no more."""
+        spoken = (word.pieces for word in map(self.words.__getitem__, range(first, len(self.words))) if word.pieces)
+        return list(itertools.islice(spoken, count))
 
     def read(self, outputs: dict[str, np.ndarray], slot: int, column: int) -> None:
         """Count the word that the step took."""
@@ -303,6 +324,10 @@ class Synthesis(Use):
             self.last = index + self.artifact.max_delay - self.prefix + self.artifact.policy["final_padding"]
         return self.last is not None and column >= self.last - 1
 
+    def finished(self, column: int, index: int, ended: bool) -> bool:
+        """Return whether the voice has come to the end of the words."""
+        return self.over(column, index, ended)
+
     def result(self, columns: int) -> dict[str, Any]:
         """Return the words with their times."""
         frame = self.artifact.frame_seconds
@@ -312,7 +337,11 @@ class Synthesis(Use):
         return {"user": None, "words": words}
 
 
-USES = {use.__name__: use for use in (Conversation, Recognition, Synthesis, Translation)}
+class Answer(Use):
+    """A half-duplex call, which lasts until its caller leaves (`moshijax.runtime.turns`)."""
+
+
+USES = {use.__name__: use for use in (Answer, Conversation, Recognition, Synthesis, Translation)}
 
 
 def use_of(artifact: Artifact) -> Use:

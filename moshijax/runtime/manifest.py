@@ -25,6 +25,9 @@ TOKENIZER = "tokenizer.model"  # where the artifact can be given text
 # The jax versions that programs of this schema were run on: from the first, before the second.
 TRIED_JAX = ("0.10.2", "0.13")
 
+#: The policy of artifacts that answer questions one by one; all others take calls.
+ANSWER = schema.ANSWER
+
 PLATFORMS = ("cpu", "cuda", "tpu")
 
 

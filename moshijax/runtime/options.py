@@ -45,7 +45,7 @@ class Option:
 OPTIONS = (
     Option("user", "Recording of the user, for artifacts that hear.", metavar="PATH"),
     Option("text", "Text to speak, for synthesis; each new line is the other speaker's turn."),
-    Option("out", "WAV to write: model left, user right; one channel for synthesis.", metavar="PATH"),
+    Option("out", "WAV to write: model left, user right; one channel for synthesis and answers.", metavar="PATH"),
     Option("text-out", "JSON to write: text, words with times, tokens, frame timings.", metavar="PATH"),
     Option("as-heard", "Add the delay of a live call to the model's channel.", type=bool, default=False),
     Option("channel", "The user's channel in a stereo recording.", choices=("left", "right")),
@@ -60,6 +60,7 @@ OPTIONS = (
     ),
     Option("voice-prompt", "Recording of the voice to speak with.", metavar="PATH"),
     Option("text-prompt", "What the model is told before the call, such as its role."),
+    Option("omega", "Units of speech before a piece of an answer is made, for LLaMA-Omni.", type=int),
     Option("seed", "Seed of all sampling.", type=int, default=0),
     Option("temperature", "Audio temperature; 0 is greedy. Default: the artifact's.", type=float, sampling=True),
     Option("text-temperature", "Text temperature; 0 is greedy.", type=float, sampling=True),

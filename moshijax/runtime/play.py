@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,11 +16,12 @@ import numpy as np
 from moshijax import files
 from moshijax.errors import ConfigError
 from moshijax.runtime import artifact as artifacts
-from moshijax.runtime import audio, manifest, prompt, script
+from moshijax.runtime import asking, audio, manifest, prompt, script
 from moshijax.runtime import conditions as condition_values
 from moshijax.runtime.artifact import Artifact
+from moshijax.runtime.checks import check_sampling, split_seed
 from moshijax.runtime.hosting import Call, ScriptWord, Use, use_of
-from moshijax.runtime.rows import CallOptions, Frame, Row, Rows, check_sampling, split_seed
+from moshijax.runtime.rows import CallOptions, Frame, Row, Rows
 from moshijax.runtime.text import words_of
 
 if TYPE_CHECKING:
@@ -75,6 +77,8 @@ def play(
     options: Sequence[CallOptions] | None = None,
     *,
     tail_seconds: float | None = None,
+    paced: bool = False,
+    forced: Sequence[Mapping[int, int]] | None = None,
     progress: Progress = lambda done, total: None,
 ) -> tuple[list[Call], Timing]:
     """Play any number of recordings, `rows.batch` at a time; a free row is given to the next call at once.
@@ -88,6 +92,8 @@ def play(
       options: how each call begins; by default with the seeds 0, 1, ...
       tail_seconds: silence after each recording. By default none in a conversation; the delay of the text and a second
         in recognition; in translation, which ends by itself, at most `hosting.TRANSLATION_TAIL`.
+      forced: of each call the text tokens that the model is made to write, by the column after a prompt.
+      paced: begin no step before its frame would have arrived in a live call. The output is the same.
       progress: is told (frames done, frames in all).
 
     Returns:
@@ -99,7 +105,9 @@ def play(
     uses = [use_of(rows.artifact) for _ in waveforms]
     for use, waveform in zip(uses, waveforms):
         use.listen(waveform, tail_seconds)
-    return _run(rows, uses, options, progress)
+    for use, tokens in zip(uses, forced or ()):
+        use.forced = tokens
+    return _run(rows, uses, options, progress, paced)
 
 
 def speak(
@@ -130,12 +138,13 @@ def speak(
 
 
 def _run(
-    rows: Rows, uses: Sequence[Use], options: Sequence[CallOptions] | None, progress: Progress
+    rows: Rows, uses: Sequence[Use], options: Sequence[CallOptions] | None, progress: Progress, paced: bool = False
 ) -> tuple[list[Call], Timing]:
     options = [CallOptions(seed) for seed in range(len(uses))] if options is None else options
     calls = [_Playing(rows.artifact, *job) for job in zip(uses, options, strict=True)]
     waiting, playing = deque(calls), []
     seconds: list[float] = []
+    began = time.monotonic()
     while waiting or playing:
         while waiting and rows.free_rows:
             playing.append(waiting.popleft())
@@ -143,6 +152,8 @@ def _run(
         pcm_BN = np.zeros((rows.batch, rows.artifact.frame_size), np.float32)
         for call in playing:
             pcm_BN[call.row] = call.use.next_frame()
+        if paced:
+            time.sleep(max(0.0, began + (len(seconds) + 1) * rows.artifact.frame_seconds - time.monotonic()))
         frame = rows.submit(pcm_BN if rows.artifact.hears else None).result()
         seconds.append(frame.seconds)
         for call in list(playing):
@@ -231,11 +242,14 @@ def run(
     conditions: Sequence[str] = (),
     voice_prompt: str | Path | None = None,
     text_prompt: str | None = None,
+    omega: int | None = None,
     batch: int | None = None,
     platform: str | None = None,
     progress: Progress = lambda done, total: None,
 ) -> dict[str, Any]:
     """Play one recording through an artifact, or let it speak a text, and write what it says as audio and text.
+
+    An artifact of LLaMA-Omni answers the recording (`moshijax.runtime.asking.run`).
 
     Args:
       artifact: the directory that `moshijax export` wrote.
@@ -244,6 +258,7 @@ def run(
       as_heard, channel, tail_seconds, seed, sampling, platform: as `moshijax.runtime.options` describes them.
       conditions: `NAME=VALUE`, in place of the artifact's.
       voice_prompt, text_prompt: what the call begins with (`moshijax.runtime.prompt`).
+      omega: as `moshijax.runtime.asking.run` takes it; calls have none.
       batch: the batch size to run; by default the smallest in the artifact.
       progress: is told (done, total), in frames or in words.
 
@@ -256,6 +271,17 @@ def run(
       MoshijaxError: a file cannot be written, or a package is missing.
     """
     description = manifest.read(artifact)
+    if description["config"]["policy"]["type"] == manifest.ANSWER:
+        foreign = {"text": text, "as-heard": as_heard, "tail": tail_seconds, "condition": tuple(conditions)}
+        foreign |= {"voice-prompt": voice_prompt, "text-prompt": text_prompt, "batch": batch}
+        asking.refuse(artifact, foreign)
+        return asking.run(
+            *(artifact, user, out),
+            **dict(text_out=text_out, channel=channel, seed=seed, sampling=sampling, omega=omega, platform=platform),
+            progress=progress,
+        )
+    if omega is not None:
+        raise ConfigError(f"{artifact} takes calls, which have no omega; omit --omega")
     assigned = [value.partition("=") for value in conditions]
     vectors = [v.split(",") for name, _, v in assigned if "dim" in description["conditions"].get(name, {})]
     files.check_outputs((out, text_out), (artifact, user, voice_prompt, *itertools.chain(*vectors)))
@@ -303,6 +329,8 @@ def run(
 
 def report_lines(result: Mapping[str, Any]) -> list[str]:
     """Return what a person reads after a call: words with times, then how the steps kept up with real time."""
+    if "latency" in result:
+        return asking.report_lines(result)
     words = result["transcript"]["words"]
     lines = [f"{word['start']:8.2f} s  {word['word']}" for word in words] or ["(the model said no word)"]
     timing = result["timing"]

@@ -104,11 +104,9 @@ def make(artifact: Artifact, voice: np.ndarray | None, text: str | None) -> Prom
     if voice is not None:
         voice = checked(voice, artifact.sample_rate)
     if not artifact.encodes:
-        raise ConfigError(
-            f"{artifact.path} has no voice that a prompt could begin; omit --voice-prompt and --text-prompt"
-        )
+        raise ConfigError(f"{artifact.path} has no voice that a prompt could begin: omit the prompts of voice and text")
     if artifact.takes_words and text is not None:
-        raise ConfigError(f"{artifact.path} speaks the text it is given and is told nothing else: omit --text-prompt")
+        raise ConfigError(f"{artifact.path} speaks the text it is given and is told nothing else: omit the text prompt")
     frames = 0 if voice is None else -(-len(voice) // artifact.frame_size)
     seconds = 0.0 if voice is None else len(voice) / artifact.sample_rate
     pieces = [] if text is None else artifact.tokenize(f"<system> {text} <system>")

@@ -14,7 +14,6 @@ blocks, by programs of one row, in between the ticks; the call joins when it is 
 
 from __future__ import annotations
 
-import difflib
 import itertools
 import threading
 import time
@@ -29,6 +28,7 @@ import numpy as np
 from moshijax.errors import ConfigError, DataError, MoshijaxError
 from moshijax.runtime import conditions
 from moshijax.runtime.artifact import Artifact
+from moshijax.runtime.checks import check_sampling, split_seed
 from moshijax.runtime.hosting import ScriptWord, Use, use_of
 from moshijax.runtime.prompt import Prompt, PromptSteps
 from moshijax.tokens import UNGENERATED
@@ -82,6 +82,21 @@ class Row:
 
 
 @dataclass(frozen=True)
+class Turns:
+    """What half-duplex calls (`moshijax.runtime.turns`) add to a `Frame`, a value per row.
+
+    Attributes:
+      text: what was added to the answer.
+      phase: "listening", "answering" or "speaking".
+      cut: bool `[B]`, the caller's speech stopped an answer.
+    """
+
+    text: list[str]
+    phase: list[str]
+    cut: np.ndarray
+
+
+@dataclass(frozen=True)
 class Frame:
     """What one tick returned, on the host.
 
@@ -94,6 +109,7 @@ class Frame:
       seconds: wall time from the beginning of `submit` until the outputs were here.
       ended: bool `[B]`, a synthesis or translation took a step and has finished; None for other uses.
       extra_heads: `[B, H, V]`, probabilities of the model's extra heads, or None.
+      turns: of half-duplex calls.
     """
 
     pcm: np.ndarray | None
@@ -105,6 +121,7 @@ class Frame:
     seconds: float
     ended: np.ndarray | None = None
     extra_heads: np.ndarray | None = None
+    turns: Turns | None = None
 
 
 @dataclass(eq=False)
@@ -251,6 +268,24 @@ class Rows:
         call = self._calls.get(row.slot)
         return call is not None and call.row == row
 
+    def is_prepared(self, row: Row) -> bool:
+        """Return whether nothing of a call's prompt is left, so that it takes part in ticks.
+
+        Raises:
+          ConfigError: the row is closed.
+        """
+        return self._call(row).preparation is None
+
+    def hears_next(self, row: Row) -> bool:
+        """Return whether the next step of a call would take in its audio: it primes no more, and was told its prompt.
+
+        Raises:
+          ConfigError: the row is closed.
+        """
+        call = self._call(row)
+        given = 1 if call.prompt is None else max(1, call.prompt.given.shape[1])
+        return self.artifact.hears and call.preparation is None and call.steps >= given
+
     def say(self, row: Row, words: Sequence[ScriptWord], done: bool = False) -> None:
         """Give a call of a synthesis artifact more words; `done`: they are the last.
 
@@ -321,14 +356,22 @@ class Rows:
 
         Returns:
           Whether there is more to do.
+
+        Raises:
+          Exception: what the preparation of a call raised. Its row is closed; the others continue.
         """
         self.check_thread()
         waiting = sorted((call for call in self._calls.values() if call.preparation), key=lambda c: c.row.serial)
         for call in waiting:
             while blocks > 0 and call.preparation is not None:
                 blocks -= 1
-                if next(call.preparation, StopIteration) is StopIteration:
+                try:
+                    next(call.preparation)
+                except StopIteration:
                     call.preparation = None
+                except Exception:
+                    self.close(call.row)
+                    raise
         return any(call.preparation for call in waiting)
 
     def fetch_next(self) -> None:
@@ -448,35 +491,3 @@ class Rows:
             )
             for name, spec in self.artifact.manifest["outputs"]["step"].items()
         }
-
-
-def check_sampling(artifact: Artifact, sampling: Mapping[str, float]) -> dict[str, float]:
-    """Return the artifact's sampling defaults updated by `sampling`, all within their limits.
-
-    Raises:
-      ConfigError: an unknown name, or a value outside its limits.
-    """
-    limits = artifact.manifest["sampling"]["limits"]
-    for name in sampling:
-        if name not in limits:
-            near = difflib.get_close_matches(name, limits, n=1)
-            hint = f"; did you mean {near[0]}?" if near else f"; known: {', '.join(limits)}"
-            raise ConfigError(f"unknown sampling field {name!r}{hint}")
-    values = {**artifact.manifest["sampling"]["defaults"], **sampling}
-    for name, value in values.items():
-        low, high = limits[name]
-        if not (np.isfinite(value) and (low is None or value >= low) and (high is None or value <= high)):
-            bounds = f"at least {low}" if high is None else f"{low} to {high}"
-            raise ConfigError(f"{name}={value} is outside what the artifact allows ({bounds})")
-    return values
-
-
-def split_seed(seed: int) -> np.ndarray:
-    """Return an integer seed as the two uint32 words (high, low) that the step takes.
-
-    Raises:
-      ConfigError: it is negative or has more than 64 bits.
-    """
-    if not 0 <= seed < 2**64:
-        raise ConfigError(f"seed {seed} must be at least 0 and below 2**64")
-    return np.array([seed >> 32, seed & 0xFFFFFFFF], np.uint32)

@@ -51,17 +51,32 @@ ANY_NUMBER = Number(-1e12, 1e12, float)
 DTYPE = {"bool", "int8", "uint8", "int32", "uint32", "float16", "bfloat16", "float32"}
 ARRAYS = Every({"shape": [OrNull(COUNT)], "dtype": DTYPE})
 
+#: The policy of artifacts that answer questions one by one.
+ANSWER = "Answer"
+#: Of all artifacts.
 SCHEMA: dict[str, Any] = {
     "jax": {"tried": [str, str]},
     "platforms": [str],
     "batches": [Number(1, LARGEST_BATCH)],
     "lengths": Every([FRAMES]),
     "files": Every({"bytes": Number(0, 2**53), "sha256": str}),
+    "config": {"policy": {"type": {"Conversation", "Recognition", "Synthesis", "Translation", ANSWER}}},
+    "audio": {"sample_rate": RATE, "frame_size": RATE, "frame_rate": Number(1e-3, 1e6, float)},
+    "sampling": {
+        "defaults": Every(ANY_NUMBER),
+        "limits": Every([OrNull(ANY_NUMBER), OrNull(ANY_NUMBER)]),
+        "top_k_limit": COUNT,
+    },
+    "inputs": Every(ARRAYS),
+    "outputs": Every(ARRAYS),
+    "weights": {"program_dtypes": Every(Every(DTYPE)), "tensors": ARRAYS},
+}
+#: Of artifacts that take calls.
+CALLS: dict[str, Any] = {
     "conditions": Every(dict),
     "config": {
         "codec": dict,
         "lm": {"temporal": {"context": OrNull(SIZE)}},
-        "policy": {"type": {"Conversation", "Recognition", "Synthesis", "Translation"}},
         "guidance": OrNull({"coefficient": ANY_NUMBER, "masked_until": FRAMES, "text": bool}),
     },
     "layout": {
@@ -78,16 +93,15 @@ SCHEMA: dict[str, Any] = {
             }
         ],
     },
-    "audio": {"sample_rate": RATE, "frame_size": RATE, "frame_rate": Number(1e-3, 1e6, float)},
     "text": {"special": {"pad": COUNT, "epad": COUNT, "bos": COUNT, "eos": COUNT}},
-    "sampling": {
-        "defaults": Every(ANY_NUMBER),
-        "limits": Every([OrNull(ANY_NUMBER), OrNull(ANY_NUMBER)]),
-        "top_k_limit": COUNT,
-    },
-    "inputs": Every(ARRAYS),
-    "outputs": Every(ARRAYS),
-    "weights": {"program_dtypes": Every(Every(DTYPE)), "tensors": ARRAYS},
+}
+#: Of artifacts that answer questions.
+ANSWERS: dict[str, Any] = {
+    "config": {"omni": dict, "vocoder": dict},
+    "prompt": {"before": [COUNT], "after": [COUNT], "rows": SIZE, "row_samples": SIZE, "trim": bool},
+    "text": {"stop": [COUNT]},
+    "answer": {"clip": SIZE, "tokens": SIZE, "omega": SIZE},
+    "voice": {"units": SIZE, "hop": SIZE, "reach_units": FRAMES, "reach_frames": FRAMES},
 }
 #: What the policies of `config.policy` have that the runtime reads.
 POLICIES: dict[str, dict[str, Any]] = {
@@ -104,20 +118,25 @@ ATTRIBUTES = {"bins": SIZE, "values": OrNull([str])}
 def problems(manifest: dict[str, Any]) -> Iterator[str]:
     """Yield what is wrong with the content of `artifact.json`: the place, its value and the rule."""
     found = list(_problems(manifest, SCHEMA, ""))
+    if not found:
+        answers = manifest["config"]["policy"]["type"] == ANSWER
+        found = list(_problems(manifest, ANSWERS if answers else CALLS, ""))
     yield from found
     if found:
         return
-    policy = manifest["config"]["policy"]
-    yield from _problems(policy, POLICIES[policy["type"]], "config.policy")
-    for name, entry in manifest["conditions"].items():
-        yield from _problems(entry, ATTRIBUTES if "bins" in entry else VECTORS, f"conditions.{name}")
+    if not answers:
+        policy = manifest["config"]["policy"]
+        yield from _problems(policy, POLICIES[policy["type"]], "config.policy")
+        for name, entry in manifest["conditions"].items():
+            yield from _problems(entry, ATTRIBUTES if "bins" in entry else VECTORS, f"conditions.{name}")
+    needed = ("encode_speech", "prefill", "decode_token", "decode_units") if answers else ("step",)
     for side in ("inputs", "outputs"):
-        if "step" not in manifest[side]:
-            yield f"{side} lacks step"
+        yield from (f"{side} lacks {name}" for name in needed if name not in manifest[side])
     for name in ("platforms", "batches"):
         if not manifest[name]:
             yield f"{name} is []: must name at least one"
     yield from _contradictions(manifest)
+    yield from _contradictions_of_answers(manifest) if answers else _contradictions_of_calls(manifest)
 
 
 def _contradictions(manifest: dict[str, Any]) -> Iterator[str]:
@@ -130,6 +149,15 @@ def _contradictions(manifest: dict[str, Any]) -> Iterator[str]:
         )
     if set(sampling["defaults"]) != set(sampling["limits"]):
         yield f"sampling.defaults is of {_names(sampling['defaults'])}: must be of {_names(sampling['limits'])}"
+    for platform in manifest["platforms"]:
+        known = weights["program_dtypes"].get(platform, {})
+        for name, spec in weights["tensors"].items():
+            if spec["dtype"] not in known:
+                yield f"weights.program_dtypes.{platform} lacks {spec['dtype']}, the type of {name}"
+
+
+def _contradictions_of_calls(manifest: dict[str, Any]) -> Iterator[str]:
+    audio = manifest["audio"]
     for side in ("inputs", "outputs"):
         shape = manifest[side]["step"].get("pcm", {"shape": [audio["frame_size"]]})["shape"]
         if shape[-1:] != [audio["frame_size"]]:
@@ -137,11 +165,15 @@ def _contradictions(manifest: dict[str, Any]) -> Iterator[str]:
     rows, codes = len(manifest["layout"]["streams"]), manifest["outputs"]["step"].get("codes", {"shape": []})["shape"]
     if codes[-1:] != [rows]:
         yield f"layout.streams has {rows} rows: must have those of outputs.step.codes, {codes}"
-    for platform in manifest["platforms"]:
-        known = weights["program_dtypes"].get(platform, {})
-        for name, spec in weights["tensors"].items():
-            if spec["dtype"] not in known:
-                yield f"weights.program_dtypes.{platform} lacks {spec['dtype']}, the type of {name}"
+
+
+def _contradictions_of_answers(manifest: dict[str, Any]) -> Iterator[str]:
+    clip, said = manifest["answer"]["clip"], manifest["inputs"]["encode_speech"].get("pcm", {"shape": []})["shape"]
+    if said[-1:] != [clip]:
+        yield f"inputs.encode_speech.pcm.shape is {said}: must end in answer.clip, {clip}"
+    for name in ("prefill", "vocode_chunk"):
+        if not manifest["lengths"].get(name):
+            yield f"lengths lacks {name}"
 
 
 def _problems(value: Any, rule: Any, where: str) -> Iterator[str]:

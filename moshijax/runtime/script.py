@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from moshijax import files
 from moshijax.errors import ConfigError
 from moshijax.runtime.artifact import Artifact
 from moshijax.runtime.hosting import ScriptWord
@@ -32,7 +33,7 @@ def words(artifact: Artifact, text: str, padding_between: int = 1) -> list[Scrip
     speakers = (special["bos"], special["eos"]) if artifact.policy.get("turn_tokens") else ()
     out: list[ScriptWord] = []
     speaking = None
-    for turn, line in enumerate(text.splitlines()):
+    for turn, line in enumerate(files.lines(text)):
         parts = PAUSE.split(line)  # words, seconds, words, seconds, .., words
         for index, part in enumerate(parts):
             if index % 2:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -67,6 +68,25 @@ class Words:
         text, self._bytes = self.pending, b""
         times = (max(0.0, round(time - self._delay, 4)) for time in (self._start, self._end))
         return HeardWord(text, *times) if text else None
+
+
+class Pieces:
+    """The text of one call, token by token: what can be shown at once.
+
+    Args:
+      artifact: whose pieces the tokens are.
+    """
+
+    def __init__(self, artifact: Artifact):
+        self._pieces = artifact.pieces
+        self._special = set(artifact.manifest["text"].get("special", {}).values())
+        self._decode = codecs.getincrementaldecoder("utf-8")("replace").decode
+
+    def feed(self, token: int) -> str:
+        """Return the text that a token adds: "" for PAD and its like, and while bytes of a character are missing."""
+        if token < 0 or token in self._special or token >= len(self._pieces):
+            return ""
+        return self._decode(_piece_bytes(self._pieces[token]))
 
 
 def words_of(artifact: Artifact, tokens: Iterable[int], delay: float = 0.0) -> list[HeardWord]:

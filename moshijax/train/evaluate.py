@@ -15,7 +15,7 @@ from moshijax.train.feed import fetch
 from moshijax.train.run.metrics import MetricSums, PackedSums, pack
 from moshijax.train.run.signals import StopVote
 from moshijax.train.state import StatePlan
-from moshijax.train.steps import LOSS, batch_shardings, with_rows
+from moshijax.train.steps import LOSS, batch_shardings, compiler_options, with_rows
 from moshijax.train.task import Batch, Batches, StepKind
 
 
@@ -71,7 +71,8 @@ class HeldOutLoss:
         shardings = (params[1], where.model_state, self._where)
         jitted = jax.jit(held_out_loss, in_shardings=shardings, out_shardings=replicated)
         abstract = {k: jax.ShapeDtypeStruct(np.shape(x), x.dtype, sharding=self._where[k]) for k, x in first.items()}
-        self._run = jitted.lower(params[0], plan.abstract.model_state, abstract).compile()
+        lowered = jitted.lower(params[0], plan.abstract.model_state, abstract)
+        self._run = lowered.compile(compiler_options(experiment, mesh))
 
     def __call__(self, snapshot: Snapshot) -> dict[str, float]:
         """Return the means over all batches, named after the kind.

@@ -12,7 +12,8 @@ from moshijax.errors import require
 from moshijax.train.optimizer import OptimizerConfig
 from moshijax.train.task import StepKind, Task, Update
 
-# Fields that change neither the numbers of a run nor what it trains on, so that a resumed run may change them.
+# Fields that change what a run trains on not at all, and its numbers by rounding at most, so that a resumed run may
+# change them.
 FREE_ON_RESUME = (
     "log_every",
     "checkpoint_every",
@@ -23,6 +24,7 @@ FREE_ON_RESUME = (
     "profile_steps",
     "wandb",
     "mesh",
+    "deterministic",
 )
 
 
@@ -32,7 +34,7 @@ class MeshConfig:
 
     Attributes:
       data: copies of the parameters.
-      fsdp: devices over which the model width of the parameters is spread.
+      fsdp: devices over which the parameters are spread; a layer gathers its own where it runs.
       tensor: devices over which heads and hidden units are spread.
     """
 
@@ -102,6 +104,8 @@ class ExperimentConfig:
       ema_decay: of the running average of the parameters that evaluation and export use; None: no average.
       microbatches: parts of a batch that go through the model one after the other.
       mesh: how the devices are divided.
+      deterministic: on GPUs, compile programs that give the same bits every time, which costs speed; without it a run
+        that resumes there is one that never stopped up to rounding. CPUs always do.
       eval_batches: number of held-out batches, of each kind of steps that has any.
       eval_every: steps between evaluations; there is one after the last step too.
       log_every: steps between log lines.
@@ -122,6 +126,7 @@ class ExperimentConfig:
     ema_decay: float | None = None
     microbatches: int = 1
     mesh: MeshConfig = MeshConfig()
+    deterministic: bool = False
     eval_batches: int = 8
     eval_every: int = 1000
     log_every: int = 20
@@ -151,6 +156,13 @@ class ExperimentConfig:
         )
         if self.ema_decay is not None:
             require(0 < self.ema_decay < 1, f"ema_decay is {self.ema_decay}; it must be between 0 and 1, or None")
+        for update in (update for kind in self.step_kinds for update in kind.updates):
+            warmup = self.optimizer_of(update).warmup_steps
+            require(
+                warmup <= self.steps,
+                f"warmup_steps is {warmup} for the update {update.name!r}, but steps is {self.steps}: its rate would "
+                "never reach learning_rate; shorten the warmup or take more steps",
+            )
 
     @property
     def step_kinds(self) -> tuple[StepKind, ...]:

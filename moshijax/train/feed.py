@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -12,6 +12,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from moshijax.data.batches import Fault
 from moshijax.train.experiment import ExperimentConfig, place_of_step
 from moshijax.train.steps import batch_shardings
 from moshijax.train.task import Batch, Batches, StepKind
@@ -52,6 +53,30 @@ def skipped_recordings(batches: Mapping[str, Batches]) -> dict[str, float]:
     """Count recordings that this process could not use since it began; their names and reasons are in the log."""
     skipped = sum(len(found.skipped) for found in batches.values())
     return {"data/skipped_recordings": float(skipped)} if skipped else {}
+
+
+Faults = dict[str, dict[str, Fault]]
+
+
+def known_faults(batches: Mapping[str, Batches]) -> Faults:
+    """Return what this process has found unusable, by name of the batches, for a checkpoint."""
+    return {name: dict(found.skipped) for name, found in batches.items() if found.skipped}
+
+
+def restore_faults(batches: Mapping[str, Batches], of_processes: Sequence[Faults]) -> None:
+    """Tell batches what was unusable when a checkpoint was saved, so that the same is drawn as in a run that went on.
+
+    Args:
+      batches: of this process.
+      of_processes: `known_faults` of every process, in order; of another number of them each gets what any knew.
+    """
+    same = len(of_processes) == jax.process_count()
+    for faults in of_processes[jax.process_index() :][:1] if same else of_processes:
+        for name in faults.keys() & batches.keys():
+            skipped = batches[name].skipped
+            for id, fault in faults[name].items():
+                if id not in skipped or not skipped[id].whole:
+                    skipped[id] = Fault(*fault)
 
 
 def own_rows(rows: int, where: NamedSharding) -> slice:

@@ -20,13 +20,13 @@ from moshijax.errors import Stopped
 from moshijax.train import sharding
 from moshijax.train.evaluate import Evaluator, Interrupted, Snapshot, held_out_losses
 from moshijax.train.experiment import ExperimentConfig
-from moshijax.train.feed import Feed, StepBatch, open_batches, skipped_recordings
+from moshijax.train.feed import Feed, StepBatch, known_faults, open_batches, restore_faults, skipped_recordings
 from moshijax.train.plan.flops import peak_flops
 from moshijax.train.plan.footprint import explain_out_of_memory
 from moshijax.train.run import hosts, metrics
 from moshijax.train.run.checkpoint import Checkpointer, check_path, quiet_orbax
 from moshijax.train.run.compilations import Compilations
-from moshijax.train.run.init_from import first_state, starting_point
+from moshijax.train.run.init_from import check_meanings, first_state, starting_point
 from moshijax.train.run.nonfinite import NonFiniteSteps, TooManyNonFinite
 from moshijax.train.run.profile import Profiler
 from moshijax.train.run.run_dir import RunDir, RunIdentity
@@ -117,9 +117,10 @@ class _Run:
     nonfinite: NonFiniteSteps = field(default_factory=NonFiniteSteps)
 
     def save(self, state: TrainState, step: int) -> None:
-        with jax.transfer_guard("allow"), self.clock.hold("save"):
+        with jax.transfer_guard("allow"), self.clock.hold("save"), self.compilations.paused():
             meta = {"step": step, "interval": self.sums.save(), "evaluated": self.evaluated}
-            self.checkpointer.save(state, step, {**meta, "lines": self.writer.lines})
+            meta |= {"lines": self.writer.lines, "faults": hosts.gathered(known_faults(self.batches))}
+            self.checkpointer.save(state, step, meta)
 
     def finish(self, state: TrainState, step: int) -> None:
         """Save, and return when the checkpoint is complete."""
@@ -190,7 +191,7 @@ def train(
     recipe: str | None = None,
     progress: Progress = lambda done, steps, values: None,
     reporter: metrics.Reporter | None = None,
-    allow_change: bool = False,
+    allow_change: Sequence[str] = (),
     lost_after: float = hosts.LOST_AFTER,
 ) -> None:
     """Train, or resume from the run directory's last complete checkpoint.
@@ -205,7 +206,7 @@ def train(
       progress: called after every step.
       reporter: asked for a page every `report_every` steps and at the end, on the first process alone
         (`moshijax.report.run.PageWriter`).
-      allow_change: continue although the recipe or the data is not that of the run; what changed is logged.
+      allow_change: what need not be as the run began, see `RunDir.claim`; what changed is logged.
       lost_after: seconds of silence after which another process counts as lost.
 
     Raises:
@@ -230,8 +231,12 @@ def train(
         plan = plan_state(experiment.task, experiment, mesh)
         batches = open_batches(experiment, mesh)
         first = {kind.name: batches[kind.name].batch(0) for kind in experiment.step_kinds}
-        start_from = None if run.has_checkpoint() else starting_point(experiment, experiment.task, plan, mesh)
         identity = RunIdentity.of(experiment, batches, recipe)
+        meanings, start_from = identity.meanings(), None
+        if not run.has_checkpoint():
+            start_from = starting_point(experiment, experiment.task, plan, mesh)
+            if experiment.init_from is not None:
+                check_meanings(experiment.init_from, meanings)
         heartbeat.before_exit(opened(run.hold()).close)
         check_path(run.path)
         changes = run.claim(identity, allow_change)
@@ -243,6 +248,8 @@ def train(
             steps = compile_steps(experiment, plan, first, mesh)
             latest, state, meta = first_state(experiment, plan, checkpointer, start_from)
         run.accept(identity, changes, latest)
+        if "data" not in allow_change:  # then something may have been mended
+            restore_faults(batches, meta["faults"])
         if jax.process_index() > 0:
             reporter = None
         if reporter is not None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,8 @@ import optax
 from moshijax.errors import ConfigError, require
 
 REST = "rest"
+#: Paths of parameters without weight decay: scales and biases. The length of a kernel with weight norm is decayed.
+_UNDECAYED = re.compile(r"(^|/)(norm_)?(scale|bias)$")
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,8 @@ class OptimizerConfig:
       b1: decay of the first moment.
       b2: decay of the second moment.
       eps: added to the root of the second moment.
-      weight_decay: relative to the rate; added to the update, not to the gradient.
+      weight_decay: relative to the rate; added to the update, not to the gradient. Scales and biases, those of norms
+        included, do not decay.
       clip_norm: largest global norm of the gradients; None: no clipping.
       groups: parameters with rates or decays of their own, or frozen.
       moments_dtype: type in which the two moments are kept between steps, "float32" or "bfloat16"; they are computed in
@@ -168,6 +172,10 @@ def _scale_by_rate(config: OptimizerConfig, scale: float, steps: int) -> optax.G
     return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
 
 
+def _decayed(params: Mapping[str, Any]) -> dict[str, bool]:
+    return {path: _UNDECAYED.search(path) is None for path in params}
+
+
 def make_optimizer(config: OptimizerConfig, paths: Sequence[str], steps: int) -> optax.GradientTransformationExtraArgs:
     """Return AdamW over a flat dict {path: array} of the owned parameters; its `update` needs the keyword `step`."""
 
@@ -175,7 +183,7 @@ def make_optimizer(config: OptimizerConfig, paths: Sequence[str], steps: int) ->
         decay = config.weight_decay if group.weight_decay is None else group.weight_decay
         return optax.chain(
             optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps),
-            optax.add_decayed_weights(decay) if decay else optax.identity(),
+            optax.add_decayed_weights(decay, _decayed) if decay else optax.identity(),
             _scale_by_rate(config, group.learning_rate_scale, steps),
         )
 

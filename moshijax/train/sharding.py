@@ -15,14 +15,20 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from moshijax.errors import ConfigError
 from moshijax.train.experiment import MeshConfig
 
-# Logical axis -> mesh axes. Parameters are stored over `fsdp` along the model width and over `tensor` along heads,
-# hidden units and the entries of heads; activations lie over `data` x `fsdp` along the batch.
+# Logical axis -> mesh axes. Kernels [out, in] of layers are stored over `fsdp` along their rows, so that what is
+# gathered and scattered lies in one piece: along their columns, XLA for GPUs transposes whole float32 stacks of layers,
+# there and back. What else is wide is stored over `fsdp` along the model width. `tensor` divides heads, hidden units
+# and the entries of heads. Activations lie over `data` x `fsdp` along the batch.
 RULES: tuple[tuple[str, str | tuple[str, ...] | None], ...] = (
     ("batch", ("data", "fsdp")),
+    ("rows", "data"),  # of a batch that all devices which share a table look up
     ("heads", "tensor"),
+    ("heads_rows", ("tensor", "fsdp")),
     ("mlp", "tensor"),
+    ("mlp_rows", ("tensor", "fsdp")),
     ("vocab", "tensor"),
     ("embed", "fsdp"),
+    ("embed_columns", None),
     ("embed_depth", None),
     ("entries", None),  # of an embedding table: one more than the vocabulary, so it rarely divides
     ("layers", None),

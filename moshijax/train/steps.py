@@ -209,14 +209,19 @@ def batch_shardings(batch: Shapes, mesh: Mesh, microbatches: int) -> dict[str, N
     """Lay out batches of these shapes over the mesh.
 
     Raises:
-      ConfigError: the rows do not divide by the microbatches, or those of a microbatch not by the devices.
+      ConfigError: the rows do not divide by the microbatches and the devices that share a microbatch.
     """
+    devices = mesh.shape["data"] * mesh.shape["fsdp"]
     found = {}
     for name, array in batch.items():
         rows = array.shape[0]
-        if rows % microbatches:
-            raise ConfigError(f"batch of {rows} rows does not divide by microbatches = {microbatches}; change one")
-        sharding.batch_sharding(name, (rows // microbatches, *array.shape[1:]), mesh)
+        if rows % (microbatches * devices):
+            fewer = [count for count in range(1, microbatches) if rows % (count * devices) == 0]
+            remedy = f"microbatches={fewer[-1]}, or " if fewer else ""
+            raise ConfigError(
+                f"a batch of {rows} rows does not divide by microbatches = {microbatches} times {devices} devices "
+                f"(mesh data x fsdp); use {remedy}a batch size that is a multiple of {microbatches * devices}"
+            )
         found[name] = sharding.batch_sharding(name, array.shape, mesh)
     return found
 
@@ -258,11 +263,31 @@ def lower_step(
     return jitted.lower(plan.abstract, abstract)
 
 
+def compiler_options(experiment: ExperimentConfig, mesh: Mesh) -> dict[str, bool]:
+    """Return the options that the programs of a run are compiled with, see `ExperimentConfig.deterministic`.
+
+    The one option excludes operations whose result depends on the order of threads, and the choice of kernels by
+    measurement, which may be another one after a restart.
+    """
+    on_gpus = mesh.devices.flat[0].platform == "gpu"
+    return {"xla_gpu_deterministic_ops": True} if experiment.deterministic and on_gpus else {}
+
+
 def compile_step(
-    task: Task, experiment: ExperimentConfig, plan: StatePlan, kind: StepKind, batch: Shapes, mesh: Mesh
+    task: Task,
+    experiment: ExperimentConfig,
+    plan: StatePlan,
+    kind: StepKind,
+    batch: Shapes,
+    mesh: Mesh,
+    more_options: Mapping[str, Any] | None = None,
 ) -> CompiledStep:
-    """Compile the step of a kind; the result never compiles again. Call it inside `sharding.context(mesh)`."""
-    compiled = lower_step(task, experiment, plan, kind, batch, mesh).compile()
+    """Compile the step of a kind; the result never compiles again. Call it inside `sharding.context(mesh)`.
+
+    `more_options` are those of the compiler beside `compiler_options`.
+    """
+    lowered = lower_step(task, experiment, plan, kind, batch, mesh)
+    compiled = lowered.compile(compiler_options(experiment, mesh) | dict(more_options or {}))
     memory = compiled.memory_analysis()
     temporary = getattr(memory, "temp_size_in_bytes", 0) or 0
     return CompiledStep(kind, compiled, step_flops(task, kind, plan, batch), temporary)

@@ -12,6 +12,7 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 import jax
 import numpy as np
 
+from moshijax.data.batches import Fault
 from moshijax.train.optimizer import OptimizerConfig
 
 Batch = Mapping[str, jax.Array]
@@ -41,14 +42,15 @@ class Batches(Protocol):
       content: what that is, for people: "1200 recordings, 13.4 hours".
       items: rows of an epoch.
       files: name -> file that rows are read from; a run notices those that change.
-      skipped: items that this process found unusable so far -> reason.
+      skipped: items that this process found unusable so far -> why; those that a checkpoint names are put there before
+        the run resumes from it.
     """
 
     identity: Mapping[str, str]
     content: str
     items: int
     files: Mapping[str, Path]
-    skipped: Mapping[str, str]
+    skipped: dict[str, Fault]
 
     def batch(self, n: int, rows: slice = slice(None)) -> Mapping[str, np.ndarray]:
         """Return the whole (global) batch n, or some of its rows; the same shapes for every n."""

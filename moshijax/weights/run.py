@@ -18,14 +18,15 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from moshijax.config_json import from_json
 from moshijax.errors import ConfigError, DataError, MoshijaxError
+from moshijax.weights import checksums
 from moshijax.weights.families import family_of
 from moshijax.weights.families.family import Family
 from moshijax.weights.model import OpenedModel
 from moshijax.weights.published import TOKENIZER
 from moshijax.weights.run_files import CHECKPOINTS, MODEL, damaged, read_record
 
-#: Item of a checkpoint that holds the model.
-MODEL_ITEM = "model"
+#: Items of a checkpoint: the model, and what is said about all items; there, the checksums of the leaves of each.
+MODEL_ITEM, META_ITEM, CHECKSUMS = "model", "meta", "checksums"
 _SHOWN_FAULT = 240  # characters of a library's error
 
 
@@ -116,6 +117,18 @@ def tree_of(metadata: Any, item: str) -> Any:
     return metadata[item].tree
 
 
+def verify_item(found: Any, item: str) -> None:
+    """Check that an item of a checkpoint, read with its meta, is what was written.
+
+    Raises:
+      ValueError: it is not, or the meta has no checksums of it.
+    """
+    sums = found[META_ITEM].get(CHECKSUMS) if isinstance(found[META_ITEM], dict) else None
+    if not isinstance(sums, dict) or not isinstance(sums.get(item), dict):
+        raise ValueError(f"its meta has no checksums of its {item}")
+    checksums.verify(found[item], sums[item])
+
+
 def is_run(path: str | Path) -> bool:
     """Return whether `path` is the directory of a run that has begun to save checkpoints."""
     return (Path(path) / CHECKPOINTS).is_dir()
@@ -160,8 +173,10 @@ def read_model(run_dir: str | Path, step: int | None = None, shardings: Any = No
     """
     with _opened(run_dir, step) as (family, config, manager, found):
         abstract = _laid_out(_shapes(manager, found), shardings)
-        args = ocp.args.Composite(**{MODEL_ITEM: ocp.args.StandardRestore(abstract)})
-        model = manager.restore(found, args=args)[MODEL_ITEM]
+        args = {MODEL_ITEM: ocp.args.StandardRestore(abstract), META_ITEM: ocp.args.JsonRestore()}
+        items = manager.restore(found, args=ocp.args.Composite(**args))
+        verify_item(items, MODEL_ITEM)
+        model = items[MODEL_ITEM]
     params = {**flatten_dict(model["params"]), **flatten_dict(model.get("ema", {}))}
     variables = {"params": unflatten_dict(params), "model_state": model.get("model_state", {})}
     return TrainedModel(family, config, variables, found)
@@ -209,7 +224,7 @@ def _opened(run_dir: str | Path, step: int | None) -> Iterator[tuple[Family, Any
         raise DataError(f"{path} has no checkpoint yet; {remedy}")
     # Read only: a run that is still training must not lose the checkpoint that it is writing.
     options = ocp.CheckpointManagerOptions(create=False, read_only=True, save_interval_steps=0)
-    handlers = {MODEL_ITEM: ocp.StandardCheckpointHandler()}
+    handlers = {MODEL_ITEM: ocp.StandardCheckpointHandler(), META_ITEM: ocp.JsonCheckpointHandler()}
     manager = ocp.CheckpointManager((path / CHECKPOINTS).absolute(), options=options, item_handlers=handlers)
     try:
         found = manager.latest_step() if step is None else step

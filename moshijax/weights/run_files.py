@@ -6,10 +6,12 @@ Whoever reads one of them reads it here, so that a damaged one is reported in th
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from moshijax.errors import DataError
+from moshijax.config_json import from_json
+from moshijax.errors import ConfigError, DataError
 
 #: What the model is, and its checkpoints.
 MODEL, CHECKPOINTS = "model.json", "checkpoints"
@@ -17,6 +19,9 @@ MODEL, CHECKPOINTS = "model.json", "checkpoints"
 CONFIG, RECIPE, METRICS = "config.json", "config.gin", "metrics.jsonl"
 #: The sha256 of its data, and size and time of the files that this is read from.
 DATA, FILES = "data.json", "files.json"
+#: Entries of data.json beside the data itself: what says which word or sound a token of the data is. Units are those of
+#: centroids.
+MEANINGS = ("tokenizer", "codec", "units")
 
 
 def read_record(path: Path) -> dict[str, Any]:
@@ -46,11 +51,50 @@ def steps_of(run_dir: Path) -> int:
     return steps
 
 
+def meanings_of(data: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
+    """Return what the tokens of a run's data mean: `MEANINGS` -> sha256, those that the data has.
+
+    Args:
+      data: what data.json holds: kind of step, or name of its held-out batches -> part of the data -> sha256.
+
+    Raises:
+      DataError: two parts of the data are bound to different ones.
+    """
+    found: dict[str, tuple[str, str]] = {}
+    for kind, parts in data.items():
+        for name in MEANINGS:
+            sha256 = parts.get(name)
+            if sha256 is None:
+                continue
+            first, expected = found.setdefault(name, (kind, sha256))
+            if sha256 != expected:
+                raise DataError(
+                    f"the data of {kind} has a {name} with the sha256 {sha256[:12]}..., the data of {first} one with "
+                    f"{expected[:12]}...: a run has one {name}; prepare both with it"
+                )
+    return {name: sha256 for name, (_, sha256) in found.items()}
+
+
+def read_meanings(run_dir: Path) -> dict[str, str]:
+    """Return `meanings_of` the data of a run; nothing where no data.json says it.
+
+    Raises:
+      DataError: data.json is damaged.
+    """
+    path = run_dir / DATA
+    if not path.exists():
+        return {}
+    try:
+        return meanings_of(from_json(dict[str, dict[str, str]], read_record(path), DATA))
+    except ConfigError as error:
+        raise damaged(path, str(error)) from None
+
+
 def damaged(path: Path, what: str) -> DataError:
     """Return the error about a file that `read_record` reads."""
     return DataError(
         f"{path} is damaged ({what}); restore it from a copy, or run `moshijax train` in {path.parent} with "
-        "--allow-change, which writes it again"
+        f"--allow-change {path.name}, which writes it again"
     )
 
 

@@ -20,7 +20,7 @@ import numpy as np
 from moshijax.annotations import shown
 from moshijax.config_json import from_json
 from moshijax.errors import ConfigError, DataError
-from moshijax.files import check_file_name, read_json
+from moshijax.files import check_fetched, check_file_name, read_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -46,7 +46,6 @@ MAX_HEADER = 100_000_000
 SHOWN = 12
 #: What the names of tensors begin with that were saved from within a wrapper.
 WRAPPERS = {"_orig_mod.": "torch.compile", "module.": "DistributedDataParallel", "base_model.model.": "PEFT"}
-LFS_POINTER = b"version https://git-lfs"
 
 
 class TensorFile(Mapping):
@@ -112,23 +111,18 @@ class TensorFile(Mapping):
         if path.is_dir():
             raise DataError(f"{path} is a directory, a .safetensors file is needed; name the file inside it")
         try:
+            check_fetched(path)
             with open(path, "rb") as file:
                 size = path.stat().st_size
-                first = file.read(8)
-                if (first + file.read(len(LFS_POINTER) - 8)).startswith(LFS_POINTER):
-                    raise DataError(
-                        f"{path} is a git-lfs pointer, not the weights; run `git lfs pull` or download the file"
-                    )
                 if size < 8:
                     raise DataError(f"{path}: incomplete, expected at least 8 bytes, found {size}; repeat the download")
-                (length,) = struct.unpack("<Q", first)
+                (length,) = struct.unpack("<Q", file.read(8))
                 if length > MAX_HEADER:
                     raise DataError(f"{path} is not a safetensors file (header of {length} bytes); check the path")
                 if size < 8 + length:
                     raise DataError(
                         f"{path}: incomplete, expected at least {8 + length} bytes, found {size}; repeat the download"
                     )
-                file.seek(8)
                 text = file.read(length)
         except OSError as error:
             raise DataError(f"{path}: cannot be read ({error.strerror}); check the path") from None

@@ -14,17 +14,21 @@ import pytest
 from moshijax import codec, runtime, weights
 from moshijax.config_json import to_json
 from moshijax.data import records
-from moshijax.data.encoder import CodecEncoder
+from moshijax.data.encoder import CodecEncoder, codec_sha256
 from moshijax.data.grids import GridData
 from moshijax.data.text import train_tokenizer
+from moshijax.errors import DataError
+from moshijax.export import source
 from moshijax.files import write_json
 from moshijax.runtime import audio, manifest
 from moshijax.testing import tiny
 from moshijax.train.experiment import ExperimentConfig
 from moshijax.train.run.checkpoint import Checkpointer
+from moshijax.train.run.init_from import check_meanings
 from moshijax.train.run.run_dir import RunDir
 from moshijax.train.state import TrainState
 from moshijax.train.tasks.lm import AudioSteps, LMTask
+from moshijax.weights.opening import open_model
 
 pytest.importorskip("sentencepiece")
 GREEDY = {"temperature": 0.0, "text_temperature": 0.0}
@@ -111,6 +115,42 @@ def test_an_artifact_leads_to_another(exported, cli, tmp_path):
     np.testing.assert_array_equal(greedy_codes(exported), greedy_codes(tmp_path / "again"))
 
 
+def test_calls_through_an_int8_artifact(exported, cli, tmp_path):
+    """Greedy and sampled, each the same twice."""
+    small, user = tmp_path / "small", tmp_path / "user.wav"
+    code, _, err = cli("export", exported, small, "--weights-dtype", "int8", "--cache-dtype", "int8", "--batch", "1")
+    assert code == 0, err
+    sound = np.random.RandomState(0).randn(640 * 12, 1).astype(np.float32) * 0.2
+    audio.write(user, sound, 8000)
+    runs = {}
+    for name, options in {
+        "greedy": ("--temperature", "0", "--text-temperature", "0"),
+        "sampled": ("--seed", "3"),
+    }.items():
+        for number in (1, 2):
+            out = tmp_path / f"{name}{number}.wav"
+            code, _, err = cli("run", small, "--user", user, "--out", out, *options)
+            assert code == 0, err
+            runs[name, number] = audio.read(out)[0]
+        np.testing.assert_array_equal(runs[name, 1], runs[name, 2])
+    assert (runs["greedy", 1] != runs["sampled", 1]).any()
+
+
+def test_a_codec_keeps_its_hash_in_every_form(runs, cli, tmp_path):
+    """The hash that data is bound to is that of the codec, not of the files that it is read from."""
+    data = CodecEncoder.load(runs / "codec").sha256
+    for form in ("kyutai", "huggingface"):
+        assert cli("weights", "export", runs / "codec", tmp_path / form, "--format", form)[0] == 0
+        assert CodecEncoder.load(tmp_path / form).sha256 == data, form
+    assert cli("weights", "export", runs / "lm", tmp_path / "both", "--format", "kyutai")[0] == 0
+    assert cli("weights", "import", tmp_path / "both", tmp_path / "imported")[0] == 0
+    for folder in ("both", "imported"):
+        assert codec_sha256(*open_model(tmp_path / folder).codec.load()) == data, folder
+        check_meanings(str(tmp_path / folder), {"codec": data})
+        with pytest.raises(DataError, match=f"has a codec with the sha256 {data[:12]}.* one with 1{{12}}"):
+            check_meanings(str(tmp_path / folder), {"codec": "1" * 64})
+
+
 def test_another_codec_is_refused(runs, cli, tmp_path):
     (codec_config, codec_params), _, _ = tiny.tiny_models(seed=1)
     other = write_run(tmp_path / "other", "codec", codec_config, codec_params["params"], codec_params["codebooks"])
@@ -166,6 +206,10 @@ def test_what_an_artifact_has_no_place_for_is_printed(runs, cli, tmp_path):
     assert cli("weights", "export", runs / "lm", published, "--format", "kyutai", "--codec", runs / "codec")[0] == 0
     shutil.copy(runs / "lm" / "tokenizer.model", published)
     fields = json.loads(said.read_text())
+    own = {"temp": 0.3, "text_temp": 0.4, "top_k": 7, "top_k_text": 5, "use_sampling": True}
+    said.write_text(json.dumps({**fields, "lm_gen_config": own}))
+    sampling = {"temperature": 0.3, "text_temperature": 0.4, "top_k": 7, "text_top_k": 5}
+    assert source.load(published).use["sampling"] == sampling
     generation = {"use_sampling": False, "cfg_coef": 3.0, "check": True, "temp": None, "top_k": None, "text_temp": 0.6}
     said.write_text(json.dumps({**fields, "lm_gen_config": generation}))
     code, out, _ = cli("export", published, tmp_path / "artifact")

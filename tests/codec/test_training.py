@@ -84,6 +84,66 @@ def test_rows_draw_the_same_in_every_microbatch(variables, forward):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), added, whole.bottleneck.statistics)
 
 
+def test_rows_pass_through_each_part_by_a_draw_of_its_own(variables):
+    """Semantic and acoustic part apart: with rates of 0.3 all four combinations have their probability."""
+    rows, latent = 2000, jnp.asarray(noise(11, 2000, 1, 8))
+
+    def inputs(rate):
+        settings = QuantizerTraining(quantization_rate=rate, dropout=False)
+        return jax.jit(lambda z: training.quantize(SMALL, settings, variables, z, KEY))(latent)
+
+    coded, plain, drawn = inputs(1.0), inputs(0.0), np.asarray(inputs(0.3).decoder_input)
+    semantic = {True: coded.semantic, False: plain.semantic_latent}  # one level: the first is all
+    acoustic = {True: coded.decoder_input - coded.semantic, False: plain.decoder_input - plain.semantic_latent}
+    shares = {
+        (a, b): np.isclose(drawn, semantic[a] + acoustic[b], atol=1e-5).all(axis=(1, 2)).sum() / rows
+        for a in (True, False)
+        for b in (True, False)
+    }
+    assert sum(shares.values()) == pytest.approx(1)
+    for (a, b), share in shares.items():
+        assert share == pytest.approx((0.3 if a else 0.7) * (0.3 if b else 0.7), abs=0.03), (a, b)
+
+
+def test_samples_are_drawn_from_all_places_alike(variables):
+    """Rows and times independently."""
+    z = jnp.asarray(np.arange(4, dtype=np.float32).reshape(2, 2, 1).repeat(4, axis=2))
+    settings = QuantizerTraining(dropout=False, samples_per_code=100)
+    out = quantize(settings, acoustic(variables), z, 3, jnp.zeros(2, bool), KEY, jnp.arange(2), 2)
+    places = np.bincount(np.asarray(out.statistics.samples[0, :, 0]).astype(int), minlength=4) / 1600
+    np.testing.assert_allclose(places, 0.25, atol=0.05)
+
+
+def test_both_parts_replace_dead_codes_by_draws_of_their_own(variables):
+    """Equal statistics, equal codebooks, and still other vectors."""
+    book = {name: leaf[:1] for name, leaf in acoustic(variables).items()}
+    book["cluster_usage"] = book["cluster_usage"].at[0, :8].set(1e-6)
+    z = jnp.asarray(noise(12, 2, 50, 4))
+    statistics = quantize(PLAIN, book, z, 1, jnp.zeros(2, bool), KEY, jnp.arange(2), 2).statistics
+    statistics = statistics._replace(counts=statistics.counts.at[0, :8].set(0))
+    both = {"quantizer": {"semantic": book, "acoustic": book}}
+    new, metrics = training.update_codebooks(
+        PLAIN, both, {"semantic": statistics, "acoustic": statistics}, KEY, PLAIN.replace_every - 1
+    )
+    np.testing.assert_array_equal(metrics["replaced"], [0.5, 0.5])
+    one, other = (new["quantizer"][name]["embedding_sum"][0] for name in ("semantic", "acoustic"))
+    np.testing.assert_array_equal(one[8:], other[8:])
+    assert (one[:8] != other[:8]).any(axis=1).sum() >= 6
+
+
+def test_fixed_codebooks_stay_once_they_are_there(variables, forward):
+    settings = QuantizerTraining(quantization_rate=1.0, dropout=False, fixed=("semantic",))
+    statistics = forward(SMALL, settings, variables, noise(7, 2, 4 * FRAME), KEY).bottleneck.statistics
+    fresh = jax.tree.map(jnp.asarray, variables["codebooks"])
+    new, _ = training.update_codebooks(settings, fresh, statistics, KEY, 4)
+    for name, stays in (("semantic", True), ("acoustic", False)):
+        same = jax.tree.map(np.array_equal, new["quantizer"][name], fresh["quantizer"][name])
+        assert same["embedding_sum"] == same["cluster_usage"] == stays, name
+    none_yet = jax.tree.map(jnp.zeros_like, fresh)
+    new, _ = training.update_codebooks(settings, none_yet, statistics, KEY, 0)
+    assert new["quantizer"]["semantic"]["initialized"][0] and new["quantizer"]["semantic"]["embedding_sum"][0].any()
+
+
 def test_gradients(variables):
     waveform = jnp.asarray(noise(3, 2, 2 * FRAME))
 
@@ -166,6 +226,15 @@ def test_kmeans():
     assert all(np.abs(np.asarray(found) - centre).max(1).min() < 0.2 for centre in centres)
 
 
+def test_kmeans_gives_an_empty_cluster_another_vector():
+    """Most of the vectors are silence, so that most of the first centroids are one and the same."""
+    far = jnp.asarray([[10.0, 0], [0, 10], [-10, 0], [0, -10]])
+    vectors = jnp.concatenate([jnp.zeros((56, 2)), far])
+    counts, found = jax.jit(kmeans, static_argnums=(1, 2))(vectors, 5, 100, jax.random.key(0))
+    assert sorted(np.asarray(counts)) == [1, 1, 1, 1, 56]
+    assert {tuple(row) for row in np.asarray(found)} == {(0, 0), *(tuple(row) for row in np.asarray(far))}
+
+
 def test_teacher_head(variables):
     trained = training.init(SMALL, KEY, teacher_dim=5)
     assert trained["params"]["teacher_projection"]["kernel"].shape == (5, 8)
@@ -185,7 +254,9 @@ def test_codebooks_keep_their_structure(variables, forward):
     assert quantizer_training.USAGE_AT_LEAST > 0
 
 
-@pytest.mark.parametrize("bad", [dict(decay=1.0), dict(quantization_rate=1.5), dict(samples_per_code=0)])
+@pytest.mark.parametrize(
+    "bad", [dict(decay=1.0), dict(quantization_rate=1.5), dict(samples_per_code=0), dict(fixed=("decoder",))]
+)
 def test_refusals(bad):
     with pytest.raises(ConfigError):
         QuantizerTraining(**bad)

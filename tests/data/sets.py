@@ -90,6 +90,9 @@ class LevelEncoder:
             raise KeyboardInterrupt
         return [self._codes(waveform) for waveform in waveforms]
 
+    def silence(self):
+        return [0] * self.num_codebooks
+
     def encode_blocks(self, blocks):
         signal = np.concatenate(list(blocks))
         return np.stack([self._codes(signal[:, 0]), self._codes(signal[:, 1])])

@@ -11,16 +11,31 @@ import pytest
 import soundfile
 
 from moshijax.data import audio, checks
-from moshijax.data.checks import CheckRules, Report, SignalStatistics, judge, overlap, validate
+from moshijax.data.checks import CheckRules, judge, validate
+from moshijax.data.findings import Report
 from moshijax.data.manifest import read_manifest
-from moshijax.data.transcript import UnknownSpeaker
+from moshijax.data.prepare import PrepareConfig, prepare
+from moshijax.data.signal import SignalStatistics
+from moshijax.data.teacher import compute_features
+from moshijax.data.transcript import SPEAKERS, UnknownSpeaker
+from moshijax.data.twins import overlap, twins
 from moshijax.errors import DataError
-from tests.data.sets import RATE, WORDS, damage_middle, endanger, tones, write_item, write_manifest, write_set
+from tests.data.sets import (
+    RATE,
+    WORDS,
+    LevelEncoder,
+    damage_middle,
+    endanger,
+    tones,
+    write_item,
+    write_manifest,
+    write_set,
+)
 
 
 def check(folder, line, rules=None):
     """Report on one item beside a good one, which must stay usable."""
-    good = write_item(folder, "good")
+    good = write_item(folder, "good", audio=tones(WORDS, 2.1))
     report = validate(read_manifest(write_manifest(folder, [line, good])).items, rules or CheckRules())
     assert report.items == 2
     assert not any(name == "good" for name, _ in report.rejected)
@@ -120,6 +135,41 @@ def test_swapped_channels_and_one_signal_twice(tmp_path):
     only_rejection(check(tmp_path, write_item(tmp_path, "bad", audio=both)), "same_channels")
 
 
+def test_one_signal_with_another_sign_level_or_time(tmp_path):
+    mono = tones(WORDS).sum(axis=1)
+    for other in (-mono, -0.5 * mono, np.roll(mono, 24), -0.3 * np.roll(mono, -24), np.roll(mono, 200)):
+        line = write_item(tmp_path, "bad", audio=np.stack([mono, other], 1))
+        report = check(tmp_path, line)
+        only_rejection(report, "same_channels")
+        assert dict(report.flags) == {}  # no flag that is not so
+    for block in (500, 7000, len(mono)):
+        statistics = SignalStatistics(RATE)
+        for start in range(0, len(mono), block):
+            statistics.add(np.stack([mono, np.roll(mono, 24)], 1)[start : start + block])
+        assert statistics.findings([])[1] == "same_channels"
+
+
+def test_channels_that_cancel_are_no_mixed_recording(tmp_path):
+    mono = tones(WORDS).sum(axis=1)
+    rules = CheckRules(streams="mixed")
+    line = write_item(tmp_path, "bad", [], np.stack([mono, -mono], 1))
+    only_rejection(check(tmp_path, line, rules), "same_channels")
+    assert check(tmp_path, write_item(tmp_path, "bad", audio=np.stack([mono, -0.5 * mono], 1)), rules).usable == 2
+    assert check(tmp_path, write_item(tmp_path, "bad", [], np.zeros((RATE, 2))), rules).usable == 2
+
+
+def test_a_dc_offset_is_no_sound_and_no_likeness(tmp_path):
+    words = [*WORDS, ["imagined", [1.9, 1.95], "SPEAKER_USER"]]
+    for offset in (0.01, 0.03, 0.3, -0.3):
+        report = check(tmp_path, write_item(tmp_path, "bad", words, tones(WORDS) + np.float32(offset)))
+        assert report.usable == 2 and report.words == 4
+        assert report.flags == {"unheard_word": 1} | ({"dc_offset": 1} if abs(offset) > 0.05 else {})
+    report = check(tmp_path, write_item(tmp_path, "bad", audio=tones(WORDS) / 8 + np.float32(0.3)))
+    assert report.usable == 2 and report.words == 4
+    report = check(tmp_path, write_item(tmp_path, "bad", [], np.full((RATE, 2), 0.03)))
+    assert report.flags == {"silent_channel": 1, "no_words": 1}
+
+
 def test_manifest_duration_is_verified(tmp_path):
     line = write_item(tmp_path, "bad")
     assert check(tmp_path, {**line, "duration": line["duration"] + 0.07}).flags["duration_mismatch"] == 0
@@ -133,6 +183,8 @@ def test_bad_signals(tmp_path):
     line = write_item(tmp_path, "bad")
     soundfile.write(tmp_path / "bad.wav", np.where(np.arange(len(stereo))[:, None] == 7, np.nan, stereo), RATE, "FLOAT")
     assert "1 samples are NaN" in only_rejection(check(tmp_path, line), "not_finite")
+    soundfile.write(tmp_path / "bad.wav", np.where(np.arange(len(stereo))[:, None] == 7, np.inf, stereo), RATE, "FLOAT")
+    assert "infinite" in only_rejection(check(tmp_path, line), "not_finite")
     only_rejection(check(tmp_path, write_item(tmp_path, "bad", audio=stereo * 0)), "silent")
     assert check(tmp_path, write_item(tmp_path, "bad", audio=np.clip(stereo * 20, -1, 1))).flags["clipped"] == 1
     assert check(tmp_path, write_item(tmp_path, "bad", audio=stereo + 0.1)).flags["dc_offset"] == 1
@@ -179,8 +231,29 @@ def test_words_that_nobody_spoke_are_left_out_and_counted(tmp_path):
 
 def test_unknown_label_stops_the_job(tmp_path):
     line = write_item(tmp_path, "bad", [["hi", [0.1, 0.2], "A"]], tones(WORDS))
-    with pytest.raises(UnknownSpeaker, match=r"bad.json: speaker 'A'"):
+    with pytest.raises(UnknownSpeaker, match=r"bad.json: unknown speakers, 'A' \(1 word\): say"):
         check(tmp_path, line)
+
+
+def test_the_unknown_labels_of_a_whole_set_are_named_at_once(tmp_path):
+    labels = ([0, "SPEAKER_MAIN"], [None, 0], ["Bob", "SPEAKER_USER"])
+    lines = []
+    for number, pair in enumerate(labels):
+        words = [[w, times, label] for (w, times, _), label in zip(WORDS, pair, strict=True)]
+        lines.append(write_item(tmp_path, f"call-{number}", words, tones(WORDS)))
+    write_item(tmp_path, "broken")
+    (tmp_path / "broken.json").write_text("{")
+    manifest = read_manifest(write_manifest(tmp_path, [{"path": "broken.wav"}, *lines]))
+    known = "call-0.json: unknown speakers, '0' .2 words., 1 word without a speaker, 'Bob' .1 word.: say of each"
+    for stopped in (
+        lambda: validate(manifest.items, CheckRules()),
+        lambda: prepare(manifest, tmp_path / "out", LevelEncoder()),
+        lambda: compute_features(manifest, tmp_path / "teacher"),
+    ):
+        with pytest.raises(UnknownSpeaker, match=known):
+            stopped()
+    speakers = {**SPEAKERS, "0": "user", "": "model", "Bob": "user"}
+    assert not validate(manifest.items, CheckRules(speakers=speakers)).kinds.keys() - {"transcript", "swapped"}
 
 
 def test_nothing_usable_and_strict_are_errors(tmp_path):
@@ -201,6 +274,9 @@ def test_nothing_usable_and_strict_are_errors(tmp_path):
         (b"path\n", r'line 1: .*is not \{"path"'),
         (b'{"duration": 3}\n', "line 1"),
         (b'{"path": "a.wav", "duration": "3"}\n', "duration is '3'"),
+        (b'{"path": "."}\n', "line 1: path is '.': give the path of a recording"),
+        (b'{"path": "/"}\n', "line 1: path is '/': give the path of a recording"),
+        (b'{"path": "a\\u0000.wav"}\n', "line 1: path is .*: give the path of a recording"),
         (b'{"path": "a.wav"}\n{"path": "a.flac"}\n', "'a' occurs twice"),
         (b'{"path": "caf\xe9.wav"}\n', "not UTF-8"),
     ],
@@ -215,6 +291,36 @@ def test_bad_manifests(tmp_path, content, message):
 def test_missing_manifest(tmp_path):
     with pytest.raises(DataError, match=r"nowhere.jsonl cannot be read"):
         read_manifest(tmp_path / "nowhere.jsonl")
+
+
+def test_one_recording_under_several_names(tmp_path):
+    lines = [write_item(tmp_path, "a"), write_item(tmp_path, "other", audio=tones(WORDS) / 2)]
+    for suffix in (".wav", ".json"):
+        (tmp_path / f"copy{suffix}").write_bytes((tmp_path / f"a{suffix}").read_bytes())
+        (tmp_path / f"link{suffix}").symlink_to(f"a{suffix}")
+    (tmp_path / "x").mkdir()
+    lines += [{**lines[0], "path": path} for path in ("copy.wav", "link.wav", "x/../a.wav")]
+    manifest = read_manifest(write_manifest(tmp_path, lines))
+    assert twins(manifest.items) == {"copy": "a", "link": "a", "x/../a": "a"}
+    report = validate(manifest.items, CheckRules())
+    assert report.usable == 5 and report.flags == {"same_recording": 3}
+    report = validate(manifest.items, CheckRules(strict=True))
+    assert report.usable == 2 and report.kinds == {"same_recording": 3}
+    assert "copy.wav is a under another name: remove it" in report.rejected[0][1]
+    with pytest.raises(DataError, match="3 recordings are there under another name too, such as copy = a"):
+        prepare(manifest, tmp_path / "out", LevelEncoder(), PrepareConfig(CheckRules(strict=True)))
+    assert not (tmp_path / "out").exists()
+
+
+def test_whatever_a_recording_raises_rejects_it_alone(tmp_path, monkeypatch):
+    def fail(self, block):
+        raise ZeroDivisionError("by its sample rate")
+
+    (item,) = read_manifest(write_manifest(tmp_path, [write_item(tmp_path, "bad")])).items
+    monkeypatch.setattr(SignalStatistics, "add", fail)
+    checked, _, signal = judge(item, CheckRules(), keep_seconds=10)
+    assert checked.kind == "unreadable" and signal is None
+    assert checked.rejected == f"{item.audio} cannot be used (ZeroDivisionError: by its sample rate)"
 
 
 def test_recordings_in_two_sets_are_found(tmp_path):

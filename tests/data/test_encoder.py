@@ -69,3 +69,10 @@ def test_pickles_as_its_path(model, tmp_path):
 def test_too_many_codebooks(model):
     with pytest.raises(ConfigError, match="num_codebooks is 99: this codec has 1 to 8"):
         CodecEncoder(*model, num_codebooks=99)
+
+
+def test_the_code_of_silence_is_that_of_the_end_of_two_silent_seconds(model):
+    encoder = CodecEncoder(*model, num_codebooks=4)
+    codes = np.asarray(codec.encode(*model, np.zeros((1, 2 * TINY.sample_rate), np.float32), 4))
+    assert encoder.silence() == codes[0, :, -1].tolist()
+    np.testing.assert_array_equal(codes[0, :, -1], codes[0, :, -2])  # it lasts

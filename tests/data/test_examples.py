@@ -11,7 +11,7 @@ import pytest
 
 from moshijax import files, lm
 from moshijax.data import records
-from moshijax.data.grids import CHANNELS, MIXED, GridData, grid_batches
+from moshijax.data.grids import CHANNELS, MIXED, GridData, Window, grid_batches
 from moshijax.data.interleave import TextPlacement
 from moshijax.lm import delays, layouts, losses
 from moshijax.lm.losses import LossConfig
@@ -29,6 +29,10 @@ WORDS = [
     ["what", 2.00, 2.50, "user"],  # frame 25
     ["late", 4.96, 5.00, "model"],  # frame 62, the last one, and three pieces
 ]
+
+
+def window_of(maker, record, start, **drawn):
+    return maker.window(record, Window(record["id"], start, words=maker.words(record), **drawn))
 
 
 def codes_of(channel: int, codebook: int) -> np.ndarray:
@@ -130,7 +134,7 @@ def test_mixed_stream_of_pre_training(prepared):
     folder = prepared(MIXED)
     source = grid_batches(GridData((folder,), 1, FRAMES), layout, TOKENIZER, 0)
     maker = source._makers[0]
-    grid = maker.window(source._sources[0][0], 0, swap=False, jitter=-0.56, masked=False)
+    grid = window_of(maker, source._sources[0][0], 0, jitter=-0.56)
     text = (
         [EPAD, 11]  # "hello" was earlier still: at the first place there is
         + [PAD] * 2
@@ -155,7 +159,7 @@ def test_mixed_stream_of_pre_training(prepared):
     np.testing.assert_allclose(audio[1], [1 / 101] * 61 + [0.0] * 2, rtol=1e-6)
     assert divisors == {"text": 63.0, "audio": 63.0}
 
-    masked = maker.window(source._sources[0][0], 0, swap=False, jitter=0.0, masked=True)
+    masked = window_of(maker, source._sources[0][0], 0, masked=True)
     np.testing.assert_array_equal(masked, [[ZERO] * 63, codes_of(0, 0), codes_of(0, 1)])
     got, _, divisors = weights_of(layout, masked, LossConfig())
     assert not got.any() and divisors == {"text": 0.0, "audio": 63.0}
@@ -190,11 +194,11 @@ def test_windows_are_pieces_of_the_whole_grid(prepared, shift):
     cut = grid_batches(GridData((folder,), 1, 20, placement=rule), layout, TOKENIZER, 0)
     record = cut._sources[0][0]
     for start in range(FRAMES + 25 - 20 + 1):
-        piece = cut._makers[0].window(record, start, swap=False, jitter=0.0, masked=False)
+        piece = window_of(cut._makers[0], record, start)
         np.testing.assert_array_equal(piece, whole[:, start : start + 20])
     _, counts = cut.placement_counts()
     # the last word has three pieces and begins at the last frame: text that comes late has no room after it
-    assert vars(counts) == {"words": 4, "shifted": 1, "pulled": int(shift > 0), "lost_tokens": 0}
+    assert vars(counts) == {"words": 4, "shifted": 1, "pulled": int(shift > 0), "lost_tokens": 0, "unknown": {}}
 
 
 def test_one_stream_of_data_does_not_make_two(prepared):

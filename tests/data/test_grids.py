@@ -13,11 +13,13 @@ from moshijax.data.grids import GridData, grid_batches
 from moshijax.data.interleave import TextPlacement, place_text
 from moshijax.data.manifest import read_manifest
 from moshijax.data.prepare import PrepareConfig, prepare
+from moshijax.data.records import read_index
 from moshijax.data.text import train_tokenizer
 from moshijax.data.transcript import Word
 from moshijax.errors import ConfigError, DataError
 from moshijax.lm import layouts
 from moshijax.tokens import EPAD, PAD, ZERO
+from moshijax.train.tasks.lm import log_placement
 from tests.data.sets import LevelEncoder, write_set
 
 LAYOUT = layouts.dialogue(3, 1)
@@ -30,25 +32,29 @@ def folder(tmp_path_factory):
     return folder / "out"
 
 
-@pytest.fixture(scope="module")
-def long_folder(tmp_path_factory):
-    """One recording of 300 frames whose codes are the frame numbers and whose words begin every fourth frame."""
-    folder = tmp_path_factory.mktemp("long")
-    frames = np.arange(300, dtype=np.int16)
+def write_long(folder, length, first=0):
+    """One recording whose codes are the frame numbers from `first` and whose words begin every fourth frame."""
+    folder.mkdir(exist_ok=True)
+    frames = np.arange(first, first + length, dtype=np.int16)
     codes = np.stack(
         [np.stack([frames + 1000 * q for q in range(3)]), np.stack([frames + 1000 * q + 500 for q in range(3)])]
     )
-    words = [["ab", 4 * i * 0.08, 4 * i * 0.08 + 0.2, "model"] for i in range(75)]
-    record = {"id": "long", "codes": codes, "words": words, "duration": 24.0, "provenance": {}}
+    words = [["ab", 4 * i * 0.08, 4 * i * 0.08 + 0.2, "model"] for i in range(length // 4)]
+    record = {"id": "long", "codes": codes, "words": words, "duration": length * 0.08, "provenance": {}}
     name = records.shard_name(0, 1)
     records.write_shard(folder / name, [record])
     codec = {"sha256": "x", "num_codebooks": 3, "sample_rate": 24_000, "frame_size": 1920}
     index = {
-        "format_version": records.FORMAT_VERSION, "kind": "dialogue", "codec": codec, "sha256": "long",
-        "shards": [{"file": name, "records": 1, "frames": [300]}],
+        "format_version": records.FORMAT_VERSION, "kind": "dialogue", "codec": codec, "sha256": f"long {first}",
+        "shards": [{"file": name, "records": 1, "frames": [length]}],
     }  # fmt: skip
     files.write_json(folder / records.INDEX, index)
     return folder
+
+
+@pytest.fixture(scope="module")
+def long_folder(tmp_path_factory):
+    return write_long(tmp_path_factory.mktemp("long"), 300)
 
 
 @pytest.fixture(scope="module")
@@ -128,6 +134,34 @@ def test_jitter_moves_text_and_not_audio(long_folder, tokenizer):
     assert (plain[:, 0] != moved[:, 0]).any()
 
 
+def test_jitter_is_uniform_in_both_directions(long_folder, tokenizer):
+    """Up to 1.5 frames, rounded down: by -2, -1, 0 and 1 frames with probabilities 1, 2, 2 and 1 of 6."""
+    moved, shifts = source(long_folder, tokenizer, num_frames=40, text_jitter=0.12), []
+    for n in range(150):
+        for grid in moved.batch(n)["codes"]:
+            begins = np.flatnonzero(grid[0] == EPAD) + 1 + grid[1, 0]  # undisturbed, every fourth frame
+            (shift,) = set(begins[1:-1] % 4)
+            shifts.append(shift)
+    np.testing.assert_allclose(np.bincount(shifts, minlength=4) / 600, np.array([2, 1, 1, 2]) / 6, atol=0.05)
+
+
+def test_the_user_has_gaps_and_the_model_has_none(long_folder, tokenizer):
+    """Single cells, drawn one by one, or the upper codebooks of a row; the semantic one stays."""
+    plain, gaps, levels = (
+        np.concatenate([source(long_folder, tokenizer, **options).batch(n)["codes"] for n in range(40)])
+        for options in ({}, {"user_mask": 0.25}, {"user_levels": True})
+    )
+    for changed in (gaps, levels):
+        np.testing.assert_array_equal(changed[:, :4], plain[:, :4])
+        user = changed[:, 4:]
+        np.testing.assert_array_equal(user, np.where(user == ZERO, ZERO, plain[:, 4:]))
+    np.testing.assert_allclose((gaps[:, 4:] == ZERO).mean(axis=(0, 2)), 0.25, atol=0.02)
+    assert ((gaps[:, 4] == ZERO) != (gaps[:, 5] == ZERO)).any(axis=1).all()
+    kept = (levels[:, 4:] != ZERO).all(axis=2)
+    assert (kept == (levels[:, 4:] != ZERO).any(axis=2)).all() and (np.diff(kept.astype(int), axis=1) <= 0).all()
+    np.testing.assert_allclose(np.bincount(kept.sum(axis=1), minlength=4) / 160, [0, 1 / 3, 1 / 3, 1 / 3], atol=0.1)
+
+
 def test_text_shift_is_the_recipes_and_late_text_outlasts_the_audio(long_folder, tokenizer):
     plain = source(long_folder, tokenizer, num_frames=310).batch(0)["codes"][0]
     rule = TextPlacement(text_shift=0.8)
@@ -171,10 +205,40 @@ def test_every_recording_once_an_epoch(folder, tokenizer):
 
 def test_mixture_by_weights(folder, long_folder, tokenizer):
     mix = GridData((str(folder), str(long_folder)), 4, 30, weights=(3.0, 1.0))
-    with pytest.raises(DataError, match="different codecs"):
+    codec = read_index(folder)["codec"]["sha256"]
+    with pytest.raises(DataError, match=f"encoded by different codecs, {codec} and x: prepare them with one"):
         grid_batches(mix, LAYOUT, tokenizer, 0)
-    both = GridData((str(folder), str(folder)), 4, 30, weights=(3.0, 1.0))
-    assert grid_batches(both, LAYOUT, tokenizer, 0).batch(0)["codes"].shape == (4, 7, 30)
+
+
+@pytest.mark.parametrize(("weights", "share"), [((1.0, 3.0), 0.25), ((), 0.75)])
+def test_a_mixture_has_the_shares_of_its_weights(long_folder, tmp_path, tokenizer, weights, share):
+    """Else of the windows: 12 and 4 of 25 frames."""
+    other = write_long(tmp_path, 100, first=400)
+    mix = grid_batches(GridData((str(long_folder), str(other)), 4, 25, weights=weights), LAYOUT, tokenizer, 0)
+    assert mix.items == 16
+    for begin in (0, 4):
+        first = np.concatenate([mix.batch(n)["codes"][:, 1, 0] for n in range(begin, begin + 4)])
+        assert (first < 400).mean() == share
+
+
+def test_over_a_thousand_batches_the_shares_are_what_was_asked(tmp_path, tokenizer):
+    """To the row, wherever the thousand begin; logged, with the share of padding; the same in a source of its own."""
+    lengths = (300, 100, 20)
+    paths = tuple(str(write_long(tmp_path / str(n), length, 400 * n)) for n, length in enumerate(lengths))
+    config = GridData(paths, 2, 25, weights=(5.0, 3.0, 2.0))
+    mix = grid_batches(config, LAYOUT, tokenizer, 0)
+    assert mix.content.endswith(
+        f"; rows: 50.00% {paths[0]}, 30.00% {paths[1]}, 20.00% {paths[2]}; 4.00% of the places are padding, which is "
+        "not scored"
+    )  # a fifth of the window of the third set
+    begin = 12_345
+    batches = [mix.batch(n)["codes"] for n in range(begin, begin + 1000)]
+    sets = np.bincount(np.concatenate([codes[:, 1, 0] for codes in batches]) // 400, minlength=3)
+    assert np.abs(sets - np.array([1000, 600, 400])).max() <= 2
+    assert np.mean([codes[:, 1] == ZERO for codes in batches]) == pytest.approx(0.04, abs=3e-4)
+    other = grid_batches(config, LAYOUT, tokenizer, 0)
+    parts = [other.batch(begin + 999, slice(first, first + 1))["codes"] for first in (0, 1)]
+    np.testing.assert_array_equal(np.concatenate(parts), batches[-1])
 
 
 def test_refusals(folder, tokenizer, tmp_path):
@@ -188,6 +252,47 @@ def test_refusals(folder, tokenizer, tmp_path):
         GridData("x")
     with pytest.raises(ConfigError, match="text_mask is 2"):
         GridData(("x",), text_mask=2.0)
+
+
+def write_unknown_word(folder, others=40):
+    """Many short recordings of "yes", and in one of them a word that the tokenizer cannot write beside it."""
+    folder.mkdir()
+    codes = np.zeros((2, 3, 12), np.int16)
+    found = [
+        {"id": f"call-{n}", "codes": codes, "words": [["yes", 0.1, 0.3, "model"]], "duration": 0.96, "provenance": {}}
+        for n in range(others)
+    ]
+    found[7]["words"] = [["naïve", 0.1, 0.3, "model"], ["yes", 0.5, 0.7, "model"]]
+    name = records.shard_name(0, 1)
+    records.write_shard(folder / name, found)
+    codec = {"sha256": "x", "num_codebooks": 3, "sample_rate": 24_000, "frame_size": 1920}
+    index = {
+        "format_version": records.FORMAT_VERSION, "kind": "dialogue", "codec": codec, "sha256": "unknown",
+        "shards": [{"file": name, "records": others, "frames": [12] * others}],
+        "report": {"rejected": [], "flags": {}},
+    }  # fmt: skip
+    files.write_json(folder / records.INDEX, index)
+    return folder
+
+
+def test_a_word_that_the_tokenizer_lacks_is_left_out_and_named_wherever_it_is(tmp_path, tokenizer, caplog):
+    batches = source(write_unknown_word(tmp_path / "data"), tokenizer, num_frames=12)
+    number, counts = batches.placement_counts(most=2)  # which does not look at that recording
+    assert counts.words == number and not counts.unknown and not caplog.records
+    rows = np.concatenate([batches.batch(n)["codes"][:, 0] for n in range(30)])
+    assert {tokenizer.decode(row) for row in rows} == {"yes"}
+    ((record),) = caplog.records
+    said = "recording call-7: 'naïve' has characters that the tokenizer lacks; it is left out of the text"
+    assert record.getMessage() == said
+    number, counts = batches.placement_counts()
+    assert number == counts.words == 40 and counts.unknown == {"naïve": 1}
+
+
+def test_a_tokenizer_that_lacks_most_words_is_refused(tmp_path, tokenizer):
+    folder = write_unknown_word(tmp_path / "data")
+    log_placement(source(folder, tokenizer))
+    with pytest.raises(DataError, match="lacks characters of 40 of 41 words, such as 'yes': use the one that belongs"):
+        log_placement(source(folder, train_tokenizer(["naïve"], 20, byte_fallback=False)))
 
 
 def test_counts_of_moved_words(long_folder, tokenizer):

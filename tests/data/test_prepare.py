@@ -18,9 +18,10 @@ from moshijax import lock
 from moshijax.data import checks, records
 from moshijax.data import prepare as prepare_module
 from moshijax.data.checks import CheckRules, judge
-from moshijax.data.job import finish, shards_of
+from moshijax.data.job import finish
 from moshijax.data.manifest import read_manifest
 from moshijax.data.prepare import GridPlan, PrepareConfig, prepare
+from moshijax.data.shards import shards_of
 from moshijax.errors import ConfigError, DataError, MoshijaxError
 from tests.data.sets import RATE, WORDS, LevelEncoder, endanger, tones, write_item, write_manifest, write_set
 
@@ -285,7 +286,7 @@ def test_a_shard_made_in_another_process_has_the_same_bytes(tmp_path):
     plan = GridPlan(SMALL.shard_items, False, LevelEncoder(), SMALL)
     (tmp_path / "there").mkdir()
     calls = [(plan, items, tmp_path / "there" / name) for name, items in shards_of(manifest, plan)]
-    code = "import pickle, sys; from moshijax.data.job import make_shard; calls = pickle.load(sys.stdin.buffer); " \
+    code = "import pickle, sys; from moshijax.data.shards import make_shard; calls = pickle.load(sys.stdin.buffer); " \
         "sys.stdout.buffer.write(pickle.dumps([make_shard(*call) for call in reversed(calls)]))"  # fmt: skip
     made = subprocess.run([sys.executable, "-c", code], input=pickle.dumps(calls), capture_output=True, check=True)
     results = pickle.loads(made.stdout)[::-1]

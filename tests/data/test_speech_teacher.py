@@ -46,7 +46,7 @@ def test_features_are_those_of_transformers(tmp_path):
     for layer in (-1, 2):
         out = tmp_path / f"layer{layer}"
         compute_features(read_recordings(folder), out, SpeechTeacher(str(tmp_path / "wavlm"), layer))
-        ours = TeacherFeatures(out)["a"]
+        ours = TeacherFeatures(out).read("a")
         assert ours.shape == (2, 85, 16)
         for channel in range(2):
             # Resampled, normalised and padded by 40 samples for a first window that is centred on the first 20 ms.
@@ -105,7 +105,7 @@ def test_features_of_any_folder_train_a_codec(tmp_path):
     index, report, _ = compute_features(read_recordings(tmp_path), tmp_path / "teacher", Levels())
     ids = [name for shard in index["shards"] for name in shard["ids"]]
     assert (index["kind"], ids) == ("levels", ["many", "mono"]) and report.rejected[0][0] == "bad"
-    assert TeacherFeatures(tmp_path / "teacher")["many"].shape == (3, 50, 1)
+    assert TeacherFeatures(tmp_path / "teacher").read("many").shape == (3, 50, 1)
     batch = audio_batches(AudioData(str(tmp_path), str(tmp_path / "teacher"), 16, 9_600, speech_share=1.0), 0).batch(0)
     assert batch["teacher"].shape == (16, 20, 1)
     loud = np.square(batch["audio"].reshape(16, 20, 480)).mean(-1) > 0.01

@@ -12,7 +12,7 @@ import soundfile
 from moshijax.data import records
 from moshijax.data.augmentation import Augmenter, UserAugmentation
 from moshijax.data.checks import CheckRules
-from moshijax.data.diarization import Segment, assign, main_mask
+from moshijax.data.diarization import Segment, assign, main_mask, read_segments
 from moshijax.data.manifest import read_manifest
 from moshijax.data.prepare import PrepareConfig, prepare
 from moshijax.data.transcript import Word
@@ -99,13 +99,68 @@ def test_rttm_beside_the_recording(tmp_path):
     assert record["provenance"]["main"] in "AB"
 
 
+RTTM = "SPEAKER talk 1 0.200 0.500 <NA> <NA> A <NA> <NA>\nSPEAKER talk 1 0.900 0.400 <NA> <NA> B <NA> <NA>\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "counts", "labels"),
+    [
+        (RTTM, {}, "AB"),
+        (b"\xef\xbb\xbf" + RTTM.encode(), {}, "AB"),
+        (RTTM.replace(" A ", " André ").encode("latin-1"), {}, ["Andr\\xe9", "B"]),
+        (RTTM.replace("\n", "\r\n").replace(" A ", " A\u2028"), {}, "AB"),
+        (RTTM.replace("talk", "waveform"), {}, "AB"),
+        (RTTM.replace("talk", "far/talk.wav"), {}, "AB"),
+        ("SPKR-INFO talk 1 <NA> <NA> <NA> unknown A <NA> <NA>\n" + RTTM, {}, "AB"),
+        (RTTM.replace("talk", "another").replace("0.200", "1.000") + RTTM, {"segment_of_another": 2}, "AB"),
+        (RTTM + RTTM.replace("0.400", "0.000").replace("0.500", "-0.1"), {"empty_segment": 2}, "AB"),
+        (RTTM.replace("0.200 0.500", "-0.008 0.708"), {"clamped_segment": 1}, "AB"),
+    ],
+)
+def test_rttm_files_of_all_kinds(tmp_path, content, counts, labels):
+    write_manifest(tmp_path, [write_mono(tmp_path)])
+    (tmp_path / "talk.rttm").write_bytes(content if isinstance(content, bytes) else content.encode())
+    (item,) = read_manifest(tmp_path).items
+    segments, found = read_segments(item, {})
+    assert [segment.speaker for segment in segments] == list(labels) and dict(found) == counts
+    assert segments[0].start == (0.0 if "clamped_segment" in counts else 0.2) and segments[0].end == pytest.approx(0.7)
+    # Each word is still its own speaker's.
+    words = [Word("hello", 0.3, 0.6, "model"), Word("yes", 1.0, 1.3, "model")]
+    assert [word.speaker for word in assign(words, segments, labels[0])[0]] == ["model", "user"]
+    _, report, _ = made(tmp_path, tmp_path / "out", PrepareConfig(DIARIZED))
+    assert report.usable == 1 and {name for name in report.flags if "segment" in name} == set(counts)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (RTTM.replace("0.200", "nan"), "must have finite times"),
+        (RTTM.replace("0.200", "0,200"), "line 1: .* is not an RTTM line"),
+        (RTTM.replace(" 1 0.200", " 0.200"), "line 1: .* is not an RTTM line"),
+        ("", "names no speaker"),
+        (
+            RTTM.replace("talk", "a") + RTTM.replace("talk", "b"),
+            r"is of 2 other recordings \(a, b, ",
+        ),
+    ],
+)
+def test_rttm_files_that_say_nothing_are_named(tmp_path, content, message):
+    write_manifest(tmp_path, [write_mono(tmp_path)])
+    (tmp_path / "talk.rttm").write_text(content)
+    with pytest.raises(DataError, match=f"talk.rttm.*{message}"):
+        read_segments(read_manifest(tmp_path).items[0], {})
+
+
 @pytest.mark.parametrize(
     ("extra", "message"),
     [
         ({}, 'has no "diarization" and there is no talk.rttm'),
         ({"diarization": []}, "names no speaker"),
         ({"diarization": "A"}, "must be a list of"),
-        ({"diarization": [["A", [2.0, 1.0]]]}, "must start at 0 s or later and end after that"),
+        ({"diarization": [["A", [2.0, 1.0]], ["A", [1.0, 1.0]], ["A", [-2.0, -1.0]]]}, "names no speaker"),
+        ({"diarization": [["A", [0.0, float("inf")]]]}, "must have finite times"),
+        ({"diarization": [["A", ["0,2", 1.0]]]}, r"must be \[label, \[start, end\]\]"),
+        ({"diarization": [[["A"], [0.2, 1.0]]]}, r"must be \[label, \[start, end\]\]"),
         ({"diarization": [["A", 1.0]]}, r"must be \[label, \[start, end\]\]"),
     ],
 )
@@ -202,6 +257,31 @@ def test_echo_and_reflections():
     arrivals = np.flatnonzero(later) + 1
     assert 0.009 * RATE <= arrivals[0] <= 0.033 * RATE and later.max() <= 0.9 and arrivals[-1] < 1.4 * RATE
     assert later[: RATE // 4].sum() > later[RATE // 4 :].sum()
+
+
+def test_reflections_fall_by_60_db_in_rt60():
+    """One train without jitter: a reflection every 20 ms, each weaker by the same factor."""
+    click = np.zeros((2 * RATE, 2), np.float32)
+    click[0] = 0.0, 1.0
+    fixed = dict(echo=0.0, rt60=(0.5, 0.5), first_delay_ms=(20.0, 20.0), trains=1, jitter=0.0)
+    heard = changed(UserAugmentation(gain=0.0, noise=0.0, room=1.0, **fixed), pcm=click)[0][:, 1]
+    step = round(0.02 * RATE)
+    reflections = heard[step::step]
+    count = int((reflections > 1e-6).sum())
+    np.testing.assert_allclose(reflections[1:count] / reflections[: count - 1], 10 ** (-3 * 0.02 / 0.5), rtol=1e-3)
+    assert reflections[0] <= 0.3 and reflections[count - 1] >= 1e-3 > 10 ** (-3 * 0.02 / 0.5) * reflections[count - 1]
+    between = np.delete(heard, np.arange(0, len(heard), step))
+    assert np.abs(between).max() < 1e-6
+
+
+def test_levels_are_in_decibels_of_amplitude(clips):
+    for gain in (-20.0, 6.0):
+        out, _ = changed(UserAugmentation(gain=1.0, gain_db=(gain, gain), noise=0.0, room=0.0))
+        np.testing.assert_allclose(out[:, 1], signal()[:, 1] * 10 ** (gain / 20), atol=1e-6)
+    noisy = UserAugmentation(gain=0.0, noise=1.0, noise_db=(-20.0, -20.0), pause=0.0, room=0.0, clips=clips)
+    added = changed(noisy)[0][:, 1] - signal()[:, 1]
+    rms = np.sqrt(np.square(signal()[:, 1]).mean())
+    assert np.sqrt(np.square(added).mean()) == pytest.approx(0.1 * rms, rel=1e-3)
 
 
 def test_bad_noise_is_named(tmp_path, caplog, clips):

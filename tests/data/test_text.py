@@ -65,3 +65,33 @@ def test_unknown_character_without_bytes_is_refused_not_made_epad():
     assert small.decode(small.encode("Paris")) == "Paris"
     with pytest.raises(DataError, match=r"'Zürich' has characters that the tokenizer lacks"):
         small.encode("Zürich")
+
+
+def test_a_vocabulary_from_files(tmp_path):
+    """A sample that is a function of texts and seed; long lines are cut, not left out; rare characters become bytes."""
+    from moshijax.data.vocabulary import sample
+
+    lines = [f"the {word} number {n} of the house" for n in range(300) for word in ("red", "green")]
+    (tmp_path / "a.txt").write_text("\n".join(lines[:300]), encoding="utf-8")
+    (tmp_path / "b.txt").write_bytes((" ".join(lines[300:]) + " \u4e2d\n").encode() + b"\xff\n")
+    paths = [tmp_path / "*.txt"]
+    whole = sample(paths, 10_000)
+    assert whole.of == len(whole.sentences) > 300 and " ".join(whole.sentences[300:]).split()[-1] == "\u4e2d"
+    assert max(len(text.encode()) for text in whole.sentences) <= 1000
+    assert whole.documents == 301 and whole.kinds == {"encoding": 1} and "b.txt, byte" in whole.first
+    some = sample(paths, 50, seed=1)
+    assert some == sample(paths, 50, seed=1) and some.sentences != sample(paths, 50, seed=2).sentences
+    assert len(some.sentences) == 50 and set(some.sentences) <= set(whole.sentences) and some.of == whole.of
+    covered = train_tokenizer(whole.sentences, 400, character_coverage=0.9999)
+    assert "\u4e2d" not in covered.pieces and covered.decode(covered.encode("\u4e2d 12")) == "\u4e2d 12"
+    assert "\u4e2d" in train_tokenizer(whole.sentences, 400).pieces
+    assert len(covered.encode("2024")) >= 4  # digits are split
+
+
+def test_a_line_longer_than_sentencepiece_takes_is_cut():
+    from moshijax.data.text import short_lines
+
+    text = "word " * 20 + "x" * 50
+    assert list(short_lines(text, 10_000)) == [text.strip()] if (text := " ".join(text.split())) else False
+    cut = list(short_lines(text, 24))
+    assert max(map(len, cut)) <= 24 and "".join(cut).replace(" ", "") == text.replace(" ", "")

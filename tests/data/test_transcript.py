@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 
 import pytest
 
@@ -61,18 +62,63 @@ def test_repeated_words_and_low_scores_are_counted():
     assert counts == {"repeated_words": 1, "low_score": 5}
 
 
-def test_unknown_speaker_stops_and_names_the_option():
-    with pytest.raises(UnknownSpeaker, match=r"speaker 'SPEAKER_7' of word 'a' .*--speaker SPEAKER_7=model"):
-        parse([["a", [0.0, 0.1], "SPEAKER_7"]])
-    words, _ = parse([["a", [0.0, 0.1], "SPEAKER_7"]], speakers={"SPEAKER_7": "user"})
+def test_unknown_speakers_stop_and_are_named_together_with_the_option():
+    labels = ("SPEAKER_7", "John's", "SPEAKER_7", MAIN, "")
+    entries = [["a", [number, number + 0.5], label] for number, label in enumerate(labels)]
+    message = (
+        "unknown speakers, 'SPEAKER_7' (2 words), 1 word without a speaker, \"John's\" (1 word): say of each whether "
+        "it is the user or the model, as in --speaker SPEAKER_7=user --speaker =model"
+    )
+    with pytest.raises(UnknownSpeaker) as caught:
+        parse(entries)
+    assert str(caught.value) == str(pickle.loads(pickle.dumps(caught.value))) == message
+    words, _ = parse(entries, speakers={"SPEAKER_7": "user", MAIN: "model", "": "user", "John's": "model"})
+    assert [word.speaker for word in words] == ["user", "model", "user", "model", "user"]
+
+
+def test_many_unknown_speakers_make_no_endless_message():
+    with pytest.raises(UnknownSpeaker, match=r"'26' \(1 word\) and 30 more: say of each") as caught:
+        parse([["a", [0.0, 0.1], label] for label in range(50)], speakers={MAIN: "model"})
+    assert len(caught.value.labels) == 50
+
+
+@pytest.mark.parametrize(("label", "text"), [(0, "0"), (1.5, "1.5"), (True, "true"), (None, ""), ("", "")])
+def test_labels_are_compared_as_text(label, text):
+    words, _ = parse([["a", [0.0, 0.1], label]], speakers={text: "user"})
     assert words[0].speaker == "user"
 
 
 def test_word_outside_the_recording_is_refused():
-    with pytest.raises(DataError, match=r"word 'a' at 12.00 to 12.50 s lies outside the recording of 10.00 s"):
-        parse([["a", [12.0, 12.5], MAIN]])
+    for times in ([12.0, 12.5], [10.5, 10.6], [-0.6, 0.2]):
+        with pytest.raises(DataError, match=r"word 'a' at .* s lies outside the recording of 10.00 s"):
+            parse([["a", times, MAIN]])
     words, counts = parse([["a", [9.8, 10.2], MAIN]])
     assert words[0].end == 10.0 and counts == {"clamped": 1}
+
+
+def test_an_end_after_the_recording_is_its_end():
+    """Recognisers let the last word last until the end of their 30 s."""
+    words, counts = parse([["a", [1.0, 1.2], MAIN], ["b", [9.0, 30.0], MAIN], ["c", [9.5, 30.0], USER]])
+    assert [(w.start, w.end) for w in words] == [(1.0, 1.2), (9.0, 10.0), (9.5, 10.0)] and counts == {"clamped": 2}
+
+
+def test_times_and_scores_that_are_written_as_text():
+    words, counts = parse([["a", ["0.96", "1.20"], MAIN, "0.9"], ["b", ["2", " "], MAIN], ["c", ["", None], MAIN]])
+    assert [(w.start, w.end) for w in words[:1]] == [(0.96, 1.2)] and words[1].start == 2.0
+    assert counts == {"estimated_start": 1, "estimated_end": 2}
+
+
+@pytest.mark.parametrize("time", ["0,96", "00:00:01", "soon", True, [1.0]])
+def test_times_that_are_no_numbers_are_refused_by_name(time):
+    with pytest.raises(DataError, match=r"alignment 0 is \['a', .*it must be"):
+        parse([["a", [time, 2.0], MAIN]])
+
+
+def test_a_transcript_without_most_times_is_refused():
+    entries = [["a", [1.0, 1.1], MAIN], ["b", None, MAIN]]
+    assert parse(entries)[1] == {"estimated_start": 1, "estimated_end": 1}
+    with pytest.raises(DataError, match="2 of 3 words have no start time: align"):
+        parse([*entries, ["c", [None, 3.0], USER]])
 
 
 @pytest.mark.parametrize("entry", ["word", ["a", [0.0]], ["a"], [3, [0.0, 0.1], MAIN], None])
@@ -96,7 +142,7 @@ def test_sidecar_that_is_not_utf8_or_json_is_named(tmp_path):
     for content, message in (
         (b'{"alignments": [["caf\xe9"', "is not UTF-8"),
         (b"{", "is not JSON"),
-        (b"[]", 'has no list "alignments"'),
+        (b"[3]", 'has no list "alignments"'),
     ):
         path.write_bytes(content)
         with pytest.raises(DataError, match=f"x.json {message}"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 
 import pytest
@@ -35,6 +36,7 @@ def test_results_and_page_are_written(tmp_path):
     assert found["values"] == {"top": 2.0} and found["notes"] == ["slowly"]
     assert found["provenance"]["settings"] == {"evaluation": "Counting", "top": 2}
     assert list(found["provenance"]["judges"]) == ["numpy"]
+    assert re.fullmatch(r"moshijax \S+, sha256 [0-9a-f]{64}", found["provenance"]["code"])
     page = (tmp_path / "new" / "out" / "report.html").read_text()
     assert "<h2>Numbers</h2>" in page and "slowly" in page and "def" in page
 

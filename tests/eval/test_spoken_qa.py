@@ -49,6 +49,12 @@ def test_figures_keep_groups_and_kinds_apart():
     assert figures["silent_answered"] == {"hits": 1, "total": 1, "rate": 1.0}
     assert figures["untrained"]["exact"]["hits"] == 0 and figures["untrained"]["answered"]["hits"] == 1
     assert figures["answer_delay_seconds"] == 0.3
+    by_call = spoken_qa.by_call(results)
+    assert set(by_call["groups/clear/exact/rate"].values()) == {(1.0, 1.0), (0.0, 1.0)}
+    assert {name: sum(above for above, _ in own.values()) for name, own in by_call.items()} == {
+        "groups/clear/exact/rate": 1, "groups/clear/unrelated_answered/rate": 0, "silent_answered/rate": 1,
+        "groups/rough/exact/rate": 1, "groups/rough/unrelated_answered/rate": 1,
+    }  # fmt: skip
     energy = figures["energy"]
     assert energy["words_db"] == pytest.approx(-20, abs=0.1) and energy["silence_db"] == -100
     lines = list(spoken_qa.summary_lines(figures))

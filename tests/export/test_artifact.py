@@ -115,6 +115,98 @@ def test_rebuilt_from_itself(rows1, artifact_dir, tmp_path):
     np.testing.assert_array_equal(before.pcm, after.pcm)
 
 
+@pytest.fixture(scope="module")
+def integers(models, tmp_path_factory):
+    out = tmp_path_factory.mktemp("integers") / "artifact"
+    small = dict(weights_dtype="int8", cache_dtype="int8", prefill_lengths=(4,))
+    return artifact.build(*models, out, ("cpu", "cuda"), (1, 2), **small)
+
+
+def test_int8_weights_and_caches(integers):
+    """Kernels of linear maps and rings of the temporal transformer alone; a CPU computes in float32 all the same."""
+    stored = load_file(integers / "weights.safetensors")
+    small = {name for name, value in stored.items() if value.dtype == np.int8}
+    assert small == {name for name in stored if name.endswith("/kernel/integers")}
+    kernels = {name.split("kernel")[0] for name in stored if name.startswith("lm/") and "/kernel" in name}
+    assert small == {f"{name}kernel/integers" for name in kernels} and len(small) > 20
+    kinds = {str(v.dtype) for n, v in stored.items() if n.startswith("lm/") and "/kernel/" not in n}
+    assert kinds == {"bfloat16"} and stored["lm/text_head/kernel/scale"].dtype == np.float32
+    described = manifest.read(integers)
+    assert described["config"]["lm"]["temporal"]["cache_dtype"] == "int8"
+    assert described["weights"]["tensors"]["lm/text_head/kernel/integers"]["dtype"] == "int8"
+    assert {str(value.dtype) for value in runtime.load(integers).weights.values()} == {"float32"}
+    cuda = jax.export.deserialize(bytearray((integers / "step.cuda.b1.jaxexp").read_bytes()))
+    (weights, state, _), _ = jax.tree.unflatten(cuda.in_tree, cuda.in_avals)
+    assert str(weights["lm/text_head/kernel/integers"].dtype) == "int8"
+    assert str(weights["lm/text_embedding/table"].dtype) == "bfloat16"
+    assert str(state["lm/temporal/layers/0/k/integers"].dtype) == "int8"
+    assert str(state["lm/temporal/layers/0/v/scale"].dtype) == "float32"
+
+
+def test_codes_of_the_user_do_not_depend_on_the_types(integers, rows1):
+    """The codec is float32 in every artifact: what is heard is the same, bit for bit."""
+    wave = (np.random.RandomState(4).randn(640 * 30) * 0.3).astype(np.float32)
+    [exact], _ = play.play(rows1, [wave])
+    [small], _ = play.play(runtime.Rows(runtime.load(integers), 1, prompts=False), [wave])
+    heard = [row for row, stream in enumerate(rows1.artifact.streams) if stream["given"]]
+    assert len(heard) == 3 and len(set(exact.codes[heard].ravel())) > 10
+    np.testing.assert_array_equal(small.codes[heard], exact.codes[heard])
+    np.testing.assert_array_equal(small.codes.shape, exact.codes.shape)
+
+
+def test_a_prompted_call_over_int8_caches_is_the_same_in_any_slot(integers):
+    """The prompt is processed in blocks and placed beside a call that goes on; prompts of other tokens differ."""
+    rows, talk = runtime.Rows(runtime.load(integers), 2), np.random.RandomState(1).randn(20, 640).astype(np.float32)
+    prompts = np.random.RandomState(2).randint(4, 32, (2, 7, 21)).astype(np.int32)
+
+    def codes(prompt):
+        row = rows.open(runtime.CallOptions(7, prompt=prompt))
+        sent, found = 0, []
+        while len(found) < 12:
+            pcm_BN = np.zeros((2, 640), np.float32)
+            pcm_BN[row] = 0.3 * talk[sent]
+            tick = rows.submit(pcm_BN)
+            sent += tick.heard[row]
+            frame = tick.result()
+            if frame.ready[row]:
+                found.append(frame.codes[row])
+        return row, np.stack(found)
+
+    first, alone = codes(prompts[0])
+    second, beside = codes(prompts[0])
+    assert {int(first), int(second)} == {0, 1}
+    np.testing.assert_array_equal(beside, alone)
+    rows.close(first)
+    assert (codes(prompts[1])[1] != alone).any()
+
+
+def test_int8_from_an_older_artifact_and_back(models, integers, artifact_dir, tmp_path):
+    small = dict(weights_dtype="int8", cache_dtype="int8")
+    later = artifact.rebuild(artifact_dir, tmp_path / "later", **small)
+    again = artifact.rebuild(integers, tmp_path / "again")
+    weights = (integers / "weights.safetensors").read_bytes()
+    assert (later / "weights.safetensors").read_bytes() == weights == (again / "weights.safetensors").read_bytes()
+    assert manifest.read(again)["config"] == manifest.read(integers)["config"]
+    back = artifact.rebuild(
+        integers, tmp_path / "back", weights_dtype="float32", cache_dtype="computed", platforms=("cpu",)
+    )
+    assert manifest.read(back)["config"]["lm"]["temporal"]["cache_dtype"] == "computed"
+    stored, (_, (_, params), _) = load_file(back / "weights.safetensors"), models
+    kernel = params["text_head"]["kernel"]
+    apart = np.abs(stored["lm/text_head/kernel"] - kernel)
+    assert 0 < apart.max() <= 0.501 * np.abs(kernel).max() / 127
+
+
+def test_int8_holds_no_infinity(models, tmp_path):
+    codec_model, (lm_config, lm_params), pieces = models
+    broken = np.array(lm_params["text_head"]["kernel"])
+    broken[3, 1] = np.inf
+    params = {**lm_params, "text_head": {**lm_params["text_head"], "kernel": broken}}
+    with pytest.raises(DataError, match="lm/text_head/kernel has values that are not finite"):
+        artifact.build(codec_model, (lm_config, params), pieces, tmp_path / "artifact", weights_dtype="int8")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_rebuilding_a_damaged_artifact_is_refused(artifact_dir, tmp_path):
     import shutil
 
@@ -170,7 +262,8 @@ def test_overwriting_replaces_the_whole_directory(models, tmp_path):
         ({"platforms": ("cpu", "rocm")}, "unknown platform 'rocm'; choose from cpu, cuda, tpu"),
         ({"platforms": ()}, "name at least one of each"),
         ({"batches": (0,)}, "batches > 0"),
-        ({"weights_dtype": "int4"}, "weights_dtype='int4' must be one of float32, bfloat16"),
+        ({"weights_dtype": "int4"}, "weights_dtype='int4' must be one of float32, bfloat16, int8"),
+        ({"cache_dtype": "int4"}, "cache_dtype='int4': must be one of computed, int8"),
     ],
 )
 def test_impossible_requests(models, tmp_path, options, message):
@@ -214,7 +307,7 @@ def test_the_full_size_models_export(platform):
     step = CallStep(full_codec, full_lm)
     inference = jax.eval_shape(lambda: codec.inference_layout(full_codec, codec.init(full_codec, jax.random.key(0))))
     weights = flatten({"codec": inference, "lm": lm.abstract(full_lm, stacked=False)})
-    exported = artifact._export(
+    exported = artifact.export_program(
         Signature("step", 1), step, platform, weights
     )  # checks that every state array is donated
     assert exported.platforms == (platform,) and len(exported.serialize()) < 4e6

@@ -12,6 +12,7 @@ import pytest
 from moshijax import codec, lm, runtime
 from moshijax.errors import ConfigError
 from moshijax.export.step import CallStep, Signature, flatten
+from moshijax.lm import policies
 from moshijax.nn.layout import unstack_layers
 from moshijax.testing import tiny
 from moshijax.tokens import UNGENERATED
@@ -140,6 +141,26 @@ def test_first_step_is_never_ready_even_without_delays():
         ready.append(bool(out["ready"][0]))
         assert (int(out["text_token"][0]) == UNGENERATED) == (not ready[-1])
     assert ready == [False, True, True]
+
+
+def test_a_step_takes_the_next_of_the_words_it_is_offered():
+    """Words 1 to 4 are offered to rows that have taken 0 to 5: the next one, or none that is not among them."""
+    config = dataclasses.replace(tiny.LM, layout=lm.layouts.single_stream(codebooks=3))
+    policy = policies.Synthesis(audio_delay=2, initial_padding=0, max_pieces=2, queue=2)
+    step, batch = CallStep(tiny.CODEC, config, policy=policy), 6
+    (codec_config, codec_params), (_, lm_params), _ = tiny.tiny_models(lm_config=config)
+    weights = flatten({"codec": codec.inference_layout(codec_config, codec_params), "lm": unstack_layers(lm_params)})
+    state = {**step.init_state(batch), "words_taken": jnp.arange(batch)}
+    specs = step.input_specs(Signature("step_tokens", batch))
+    inputs = {name: jnp.zeros(spec.shape, spec.dtype) for name, spec in specs.items()}
+    inputs |= {name: jnp.full_like(inputs[name], UNGENERATED) for name in ("force_text", "force_codes")}
+    inputs |= {"active": jnp.ones(batch, bool), "word_number": jnp.ones(batch, jnp.int32)}
+    inputs["word_waiting"] = jnp.ones_like(inputs["word_waiting"])
+    inputs["word"] = inputs["word"] + jnp.array([[11, 12], [21, 22], [31, 32], [41, 42]])
+    new, out = jax.jit(step.step_tokens)(weights, state, inputs)
+    assert out["word_taken"].tolist() == [False, True, True, True, True, False]
+    assert new["words_taken"].tolist() == [0, 2, 3, 4, 5, 5]
+    assert new["policy/pieces"].tolist() == [[-1, -1], [11, 12], [21, 22], [31, 32], [41, 42], [-1, -1]]
 
 
 @pytest.mark.parametrize(

@@ -10,10 +10,13 @@ import pytest
 
 from moshijax import lm
 from moshijax.errors import ConfigError
+from moshijax.lm.sampling import row_noise
 from moshijax.tokens import PAD, UNGENERATED
 from tests.lm.models import codes, params, small
 
 CONFIG = small()
+INTEGERS = small(temporal=dataclasses.replace(CONFIG.temporal, cache_dtype="int8"))
+CACHES = pytest.mark.parametrize("config", [CONFIG, INTEGERS], ids=["computed", "int8"])
 DELAY = CONFIG.layout.max_delay
 CALLS = 20
 GREEDY = lm.Sampling.greedy()
@@ -103,26 +106,68 @@ def test_both_layouts_generate_the_same():
     np.testing.assert_array_equal(a, b)
 
 
-def test_a_row_depends_on_its_seed_and_inputs_alone():
+@CACHES
+def test_a_row_depends_on_its_seed_and_inputs_alone(config):
     """Not on its slot, its neighbours, or when it started."""
-    tree, given = params(CONFIG, stacked=False), user(CONFIG, 3)
+    tree, given = params(config, stacked=False), user(config, 3)
     seeds = np.array([[1, 1], [2, 2], [3, 3]])
     sampling = lm.Sampling(temperature=1.0, text_temperature=1.0, top_k=7, text_top_k=0, seed=seeds)
-    start = lm.init_generation(CONFIG, tree, 3)
-    _, base = run(CONFIG, tree, start, given, sampling)
+    start = lm.init_generation(config, tree, 3)
+    _, base = run(config, tree, start, given, sampling)
     assert len({column.tobytes() for column in base.transpose(1, 0, 2)}) == 3
     order = np.array([2, 0, 1])
     sampling = lm.Sampling(temperature=1.0, text_temperature=1.0, top_k=7, text_top_k=0, seed=seeds[order])
-    _, moved = run(CONFIG, tree, start, given[:, order], sampling)
+    _, moved = run(config, tree, start, given[:, order], sampling)
     np.testing.assert_array_equal(moved, base[:, order])
     # Row 1 again, started late in slot 0, beside strangers.
-    state, _ = run(CONFIG, tree, start, user(CONFIG, 3, 4, seed=8), SAMPLED)
+    state, _ = run(config, tree, start, user(config, 3, 4, seed=8), SAMPLED)
     sampling = lm.Sampling(temperature=1.0, text_temperature=1.0, top_k=7, text_top_k=0, seed=seeds[[1, 1, 1]])
-    state = lm.reset_generation(CONFIG, state, np.array([True, False, False]))
-    other = user(CONFIG, 3, seed=9)
+    state = lm.reset_generation(config, state, np.array([True, False, False]))
+    other = user(config, 3, seed=9)
     other[:, 0] = given[:, 1]
-    _, late = run(CONFIG, tree, state, other, sampling)
+    _, late = run(config, tree, state, other, sampling)
     np.testing.assert_array_equal(late[:, 0], base[:, 1])
+
+
+def sampled_by_hand(logits, temperature, top_k, noise):
+    """The documented rule: the largest of scaled logit plus noise among the `top_k` most likely; 0 is off."""
+    best = []
+    for row, scores in enumerate(np.asarray(logits, np.float64)):
+        kept = np.argsort(-scores, kind="stable")[: top_k[row] or None]
+        hot = temperature[row] > 0
+        score = scores[kept] / temperature[row] + np.asarray(noise)[row][kept] if hot else scores[kept]
+        best.append(kept[score.argmax()])
+    return best
+
+
+def test_text_and_audio_are_sampled_with_parameters_of_their_own():
+    """In every row of the batch: temperatures, cuts, seeds, and the count of its steps."""
+    batch, calls = 12, 4
+    config = small(lm.layouts.dialogue(2, 0))  # without delays a call returns what it sampled
+    tree, given = params(config, stacked=False), user(config, batch, calls)
+    cycle = np.arange(batch)
+    sampling = lm.Sampling(
+        temperature=np.array([0.0, 0.5, 3.0])[cycle % 3],
+        text_temperature=np.array([2.0, 0.0, 4.0, 1.0])[cycle % 4],
+        top_k=np.array([0, 2, 9, 4, 15])[cycle % 5],
+        text_top_k=np.array([6, 3])[cycle % 2],
+        pad_bonus=np.array([0.0, -3.0, 4.0])[cycle % 3],
+        seed=7,
+    )
+    arrays, state = sampling.rows(batch), lm.init_generation(config, tree, batch)
+    step = jax.jit(functools.partial(lm.generation.step, config))
+    plain = dataclasses.replace(sampling, pad_bonus=0.0).rows(batch)
+    for count in range(calls):
+        _, without = step(tree, state, given[count], plain)
+        state, out = step(tree, state, given[count], arrays)
+        bonus = np.asarray(out.text_logits_BV - without.text_logits_BV)
+        np.testing.assert_allclose(bonus[:, PAD], sampling.pad_bonus, atol=1e-5)
+        assert (np.delete(bonus, PAD, axis=1) == 0).all()
+        counts = jnp.full(batch, count)
+        for row, logits in enumerate((out.text_logits_BV, *jnp.moveaxis(out.logits_BQV, 1, 0))):
+            noise = row_noise(arrays["seed"], counts, row, 0, logits.shape[-1])
+            own = (sampling.temperature, sampling.top_k) if row else (sampling.text_temperature, sampling.text_top_k)
+            np.testing.assert_array_equal(out.out_BK[:, row], sampled_by_hand(logits, *own, noise), err_msg=str(row))
 
 
 def test_the_same_seed_twice_and_another_seed():
@@ -135,48 +180,51 @@ def test_the_same_seed_twice_and_another_seed():
     assert (a != c).any()
 
 
-def test_frozen_rows():
+@CACHES
+def test_frozen_rows(config):
     """A frozen row gives nothing, keeps its state, and continues as if nothing had happened."""
-    tree, given = params(CONFIG, stacked=False), user(CONFIG, 2)
-    start = lm.init_generation(CONFIG, tree, 2)
-    _, base = run(CONFIG, tree, start, given, SAMPLED)
+    tree, given = params(config, stacked=False), user(config, 2)
+    start = lm.init_generation(config, tree, 2)
+    _, base = run(config, tree, start, given, SAMPLED)
     pattern = np.array([True, True, False, True, False, False, True] * 4)
     active = np.stack([np.ones_like(pattern), pattern], axis=1)
     spread = np.cumsum(pattern) - 1
-    mixed = np.stack([user(CONFIG, 2, len(pattern), seed=5)[:, 0], given[spread % CALLS, 1]], axis=1)
+    mixed = np.stack([user(config, 2, len(pattern), seed=5)[:, 0], given[spread % CALLS, 1]], axis=1)
     # What a frozen row is given must not matter.
     mixed[~pattern, 1] = 0
-    state, columns = run(CONFIG, tree, start, mixed, SAMPLED, active=active)
+    state, columns = run(config, tree, start, mixed, SAMPLED, active=active)
     count = min(pattern.sum(), CALLS)
     np.testing.assert_array_equal(columns[pattern, 1][:count], base[:count, 1])
     assert (columns[~pattern, 1] == UNGENERATED).all()
     assert state["offset"].tolist() == [len(pattern), pattern.sum()]
-    frozen, _ = stepper(CONFIG)(tree, state, given[0], SAMPLED.rows(2), None, None, np.array([True, False]))
+    frozen, _ = stepper(config)(tree, state, given[0], SAMPLED.rows(2), None, None, np.array([True, False]))
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(a[1], b[1]), frozen, state)
 
 
-def test_reset_rows_start_afresh():
-    tree, given = params(CONFIG, stacked=False), user(CONFIG, 2)
-    start = lm.init_generation(CONFIG, tree, 2)
-    _, base = run(CONFIG, tree, start, given, SAMPLED)
-    state, _ = run(CONFIG, tree, start, user(CONFIG, 2, 13, seed=6), SAMPLED)
-    state = lm.reset_generation(CONFIG, state, np.array([False, True]))
-    _, again = run(CONFIG, tree, state, given, SAMPLED)
+@CACHES
+def test_reset_rows_start_afresh(config):
+    tree, given = params(config, stacked=False), user(config, 2)
+    start = lm.init_generation(config, tree, 2)
+    _, base = run(config, tree, start, given, SAMPLED)
+    state, _ = run(config, tree, start, user(config, 2, 13, seed=6), SAMPLED)
+    state = lm.reset_generation(config, state, np.array([False, True]))
+    _, again = run(config, tree, state, given, SAMPLED)
     np.testing.assert_array_equal(again[:, 1], base[:, 1])
     assert (again[:, 0] != UNGENERATED).all()
 
 
-def test_a_row_moves_to_another_slot():
+@CACHES
+def test_a_row_moves_to_another_slot(config):
     """Rows are data: cut out of one state and put into another batch."""
-    tree, given = params(CONFIG, stacked=False), user(CONFIG, 2)
-    start = lm.init_generation(CONFIG, tree, 2)
-    _, base = run(CONFIG, tree, start, given, SAMPLED)
-    half, _ = run(CONFIG, tree, start, given[:9], SAMPLED)
-    other, _ = run(CONFIG, tree, start, user(CONFIG, 2, 4, seed=7), SAMPLED)
+    tree, given = params(config, stacked=False), user(config, 2)
+    start = lm.init_generation(config, tree, 2)
+    _, base = run(config, tree, start, given, SAMPLED)
+    half, _ = run(config, tree, start, given[:9], SAMPLED)
+    other, _ = run(config, tree, start, user(config, 2, 4, seed=7), SAMPLED)
     moved = jax.tree.map(lambda into, out: np.concatenate([out[1:2], into[1:]]), other, half)
     later = np.stack([given[9:, 1], given[9:, 0]], axis=1)
     its_own = dataclasses.replace(SAMPLED, seed=[[11, 1], [11, 0]])
-    _, rest = run(CONFIG, tree, moved, later, its_own)
+    _, rest = run(config, tree, moved, later, its_own)
     np.testing.assert_array_equal(rest[:, 0], base[9:, 1])
 
 

@@ -133,6 +133,34 @@ def test_unscored_rows_do_not_count():
     jax.tree.map(np.testing.assert_array_equal, *terms)
 
 
+def test_rows_without_a_loss_weigh_nothing():
+    """A row that the model generates and is not trained on, and a text row of that kind."""
+
+    def layout(*rows):
+        streams = (dataclasses.replace(s, scored=s.scored and k not in rows) for k, s in enumerate(LAYOUT.streams))
+        return lm.StreamLayout(tuple(streams))
+
+    grid = grid_with_padding()
+    mask = np.asarray(lm.target_mask(CONFIG, grid))[:, 1:]
+    for config, alpha in ((CONFIG, [100, 1, 100, 1]), (small(layout(2)), [100, 0, 100, 1])):
+        term = losses.terms(config, LossConfig("finetune"), grid)["audio"]
+        want = mask * np.array(alpha)[:, None]
+        np.testing.assert_array_equal(term.weights, want)
+        assert float(term.denominator) == want.sum()
+    streams = losses.stream_statistics(small(layout(2)), scores(random_output(grid), grid), grid)
+    assert set(streams) == {"text_words", "text_padding", "model_0", "user_0", "user_1"}
+    text = losses.terms(small(layout(0)), LossConfig(), grid)["text"]
+    assert not text.weights.any() and float(text.denominator) == 0
+
+
+def test_each_term_has_its_coefficient():
+    sums = {"text": jnp.array(10.0), "text_padding": jnp.array(8.0), "audio": jnp.array(6.0)}
+    divisors = {"text": jnp.array(5.0), "text_padding": jnp.array(4.0), "audio": jnp.array(2.0)}
+    loss = LossConfig("split_padding", text_weight=3.0, audio_weight=7.0, text_padding_weight=0.25)
+    assert float(losses.total(loss, sums, divisors)) == 3 * 10 / 5 + 3 * 0.25 * 8 / 4 + 7 * 6 / 2
+    assert float(losses.total(loss, sums, {**divisors, "audio": jnp.array(0.0)})) == 3 * 10 / 5 + 1.5 + 7 * 6
+
+
 def test_text_only_loss():
     grid = grid_with_padding()
     out = scores(random_output(grid), grid)

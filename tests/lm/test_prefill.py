@@ -104,6 +104,32 @@ def test_any_chunks_equal_steps(case):
                 np.testing.assert_array_equal(got, expected, err_msg=f"{name}, {t + 1} steps after the prompt")
 
 
+@pytest.mark.parametrize("chunks", ["whole", "uneven", "padded"])
+def test_a_ring_of_integers_after_any_chunks(chunks):
+    """As after steps; a value that lies between two integers may be rounded the other way."""
+    config = small(temporal=dataclasses.replace(small().temporal, cache_dtype="int8"))
+    tree, grid, greedy = params(config, stacked=False), columns(config, 2), lm.Sampling.greedy().rows(2)
+    start = started(config, tree, False)
+    want = stepped(config, tree, start, grid, greedy, None)
+    state, at = start, np.zeros(2, int)
+    for size, lengths in CHUNKS[chunks]:
+        counts = np.full(2, size) if lengths is None else np.array(lengths)
+        chunk = np.full((2, grid.shape[1], size), 1, np.int32)
+        for b in range(2):
+            chunk[b, :, : counts[b]] = grid[b, :, at[b] : at[b] + counts[b]]
+        state = programs(config)[1](tree, state, chunk, None if lengths is None else jnp.asarray(counts))
+        at += counts
+    np.testing.assert_array_equal(state["tokens"], want["tokens"])
+    leaves = list(zip(jax.tree.leaves(state["temporal"]), jax.tree.leaves(want["temporal"]), strict=True))
+    assert {str(a.dtype) for a, _ in leaves} == {"int8", "float32", "int32"}
+    for a, b in leaves:
+        if a.dtype == jnp.int8:
+            apart = np.abs(np.asarray(a, int) - np.asarray(b, int))
+            assert apart.max() <= 1 and np.mean(apart) < 0.01
+        else:
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+
+
 def test_chunks_and_steps_alternate():
     config, tree = small(), params(small(), stacked=False)
     grid, greedy = columns(config, 2), lm.Sampling.greedy().rows(2)

@@ -58,6 +58,19 @@ def test_rows_of_one_batch_have_parameters_of_their_own():
     assert [len(set(tokens)) for tokens in got.tolist()][:2] == [1, 2] and len(set(got[2].tolist())) > 3
 
 
+def test_a_draw_is_the_largest_of_scaled_logits_and_noise():
+    n, random = 300, np.random.RandomState(0)
+    logits = random.standard_normal((n, V)).astype(np.float32)
+    temperature, top_k = random.choice([0, 0.5, 2], n).astype(np.float32), random.randint(0, 9, n)
+    seed, count = random.randint(0, 99, (n, 2)).astype(np.uint32), np.arange(n)
+    got = sample(logits, temperature, top_k, seed, count, 3, 8)
+    scaled = logits / np.where(temperature > 0, temperature, 1)[:, None]
+    rank = np.argsort(np.argsort(-scaled, axis=1), axis=1)
+    scores = scaled + np.where(temperature > 0, 1, 0)[:, None] * np.asarray(row_noise(seed, count, 3, 0, V))
+    scores[(rank >= top_k[:, None]) & (top_k[:, None] > 0)] = -np.inf
+    np.testing.assert_array_equal(got, scores.argmax(axis=1))
+
+
 def test_noise_is_a_function_of_seed_count_row_and_purpose_alone():
     seeds = jnp.array([[1, 2], [1, 2], [2, 1], [1, 3]], jnp.uint32)
     counts = jnp.array([7, 8, 7, 7])
@@ -73,6 +86,12 @@ def test_noise_is_a_function_of_seed_count_row_and_purpose_alone():
     for part in (7, 1, 0):
         key = jax.random.fold_in(key, part)
     np.testing.assert_array_equal(jax.random.gumbel(key, (5,)), base[0])
+
+
+def test_defaults_are_those_of_the_released_moshi():
+    rows = {name: value.tolist() for name, value in Sampling().rows(1).items()}
+    assert rows.pop("temperature") == [pytest.approx(0.8)] and rows.pop("text_temperature") == [pytest.approx(0.7)]
+    assert rows == {"top_k": [250], "text_top_k": [25], "pad_bonus": [0.0], "seed": [[0, 0]]}
 
 
 def test_parameters_per_row():

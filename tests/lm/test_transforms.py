@@ -13,7 +13,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from moshijax import lm
 from moshijax.errors import ConfigError
 from moshijax.lm.layouts import MODEL, Stream, StreamLayout
-from moshijax.lm.transforms import TRANSFORMS
+from moshijax.lm.transforms import TRANSFORMS, for_calls
 from moshijax.tokens import ZERO
 from tests.lm.models import codes, params, small
 
@@ -63,8 +63,8 @@ def test_one_stream_to_two_copies_the_user_and_keeps_text_while_nobody_answers()
     np.testing.assert_array_equal(table[3:, : TWO.card], before[:, : TWO.card])
     assert (table[3:, TWO.card] == 0).all()
     depth, was = tree["depth"], old["depth"]
-    for part in ("inputs", "heads"):
-        kernel, from_ = np.asarray(depth[part]["steps"]["kernel"]), np.asarray(was[part]["steps"]["kernel"])
+    for of in (lambda tree: tree["inputs"]["kernel"], lambda tree: tree["heads"]["steps"]["kernel"]):
+        kernel, from_ = np.asarray(of(depth)), np.asarray(of(was))
         np.testing.assert_array_equal(kernel, np.concatenate([from_, from_]))
     for part in (("attention", "in_proj"), ("mlp", "down")):
         kernel, from_ = (x["layers"][part[0]][part[1]]["steps"]["kernel"] for x in (depth, was))
@@ -121,7 +121,7 @@ def test_shared_depth_weights_follow_their_steps():
 
     source, target = shared(SINGLE, (0, 1, 1)), shared(TWO, (0, 1, 1, 2, 3, 3))
     tree, old = apply(source, target, "one_stream_to_two", "delays"), params(source)
-    kernels, from_ = (np.asarray(x["depth"]["inputs"]["steps"]["kernel"]) for x in (tree, old))
+    kernels, from_ = (np.asarray(x["depth"]["inputs"]["kernel"]) for x in (tree, old))
     np.testing.assert_array_equal(kernels, from_[[0, 1, 0, 1]])
     with pytest.raises(ConfigError, match="share weight 0 come from steps with weights"):
         apply(source, shared(TWO, (0, 0, 1, 0, 0, 1)), "one_stream_to_two")
@@ -142,3 +142,42 @@ def test_shared_depth_weights_follow_their_steps():
 def test_a_transform_that_does_not_apply(source, target, name, message):
     with pytest.raises(ConfigError, match=message):
         apply(source, target, name)
+
+
+@pytest.mark.parametrize(
+    "depth",
+    [
+        {},
+        {"schedule": (0, 1, 1, 2, 2, 2), "hidden_dims": (16, 24, 8), "output_norm": "rms_norm_f32", "low_rank": 4},
+        {"schedule": (0, 1, 1, 2, 2, 2), "hidden_dims": (16, 8, 24)},
+        {"weights_per_step": False, "multi_linear": False},
+    ],
+)
+@pytest.mark.parametrize("stacked", [True, False])
+def test_calls_leave_out_steps_that_are_only_scored(depth, stacked):
+    """Codes equal token for token, from the first steps alone."""
+    config = dataclasses.replace(TWO, depth=dataclasses.replace(TWO.depth, **depth))
+    tree, random = params(config, stacked), np.random.RandomState(0)
+    cut, fewer = for_calls(config, tree)
+    assert cut.layout.dep_q == 3 and cut.layout.model_rows == config.layout.model_rows
+    shapes = jax.tree.map(jnp.shape, fewer)
+    assert shapes == jax.tree.map(jnp.shape, lm.abstract(cut, stacked=False))
+    sampling, found = lm.Sampling().rows(2), {}
+    given = random.randint(0, config.card, (6, 2, 3))
+    for name, (model, values) in {"all": (config, tree), "cut": (cut, fewer)}.items():
+        state = lm.init_generation(model, values, 2)
+        step = jax.jit(
+            lambda values, state, column, model=model: lm.generate_step(model, values, state, column, sampling)
+        )
+        for column in given:
+            state, out = step(values, state, column)
+            found.setdefault(name, []).append(np.asarray(out))
+    np.testing.assert_array_equal(found["cut"], found["all"])
+
+
+def test_a_model_without_such_steps_stays_as_it_is():
+    tree = params(RELEASED, stacked=False)
+    config, same = for_calls(RELEASED, tree)
+    assert config == RELEASED and jax.tree.all(jax.tree.map(lambda a, b: a is b, same, tree))
+    shared = dataclasses.replace(TWO, depth=dataclasses.replace(TWO.depth, schedule=(1, 2, 2, 0, 0, 0)))
+    assert for_calls(shared, params(shared, stacked=False))[0] == shared

@@ -8,15 +8,16 @@ import numpy as np
 import pytest
 
 from moshijax.errors import ConfigError
-from moshijax.nn.attention import Attention, ring_positions, ring_write
+from moshijax.nn.attention import Attention, ring_positions, ring_write, weighted_sum
 from moshijax.nn.layout import unpack_in_proj
+from moshijax.nn.quantised import dequantise, quantise
 from moshijax.testing import check_streaming
 
 KEY = jax.random.key(0)
 
 
-def by_definition(layer, params, x):
-    """Loops over heads, queries and keys in float64."""
+def by_definition(layer, params, x, held=lambda x: x):
+    """Loops over heads, queries and keys in float64; keys and values are what `held` makes of them."""
     fused = unpack_in_proj(np.asarray(params["in_proj"]["kernel"], np.float64), layer.num_heads, layer.kv_repeat)
     out_proj = np.asarray(params["out_proj"]["kernel"], np.float64)
     x = np.asarray(x, np.float64)
@@ -29,6 +30,7 @@ def by_definition(layer, params, x):
         k, v = qkv[:, D:].reshape(T, 2, groups, width).swapaxes(0, 1)
         if layer.rotary is not None:
             q, k = (_rotate(a, layer.max_period, layer.rotary == "interleaved") for a in (q, k))
+        k, v = held(k), held(v)
         for h in range(layer.num_heads):
             g = h // layer.kv_repeat
             for t in range(T):
@@ -63,6 +65,35 @@ def test_equals_the_definition(rotary, repeat, context):
 @pytest.mark.parametrize("block", [1, 2])
 def test_streaming(block):
     check_streaming(Attention(16, 4, kv_repeat=2, context=6, block=block), KEY, 16)
+
+
+def rounded(x):
+    """Keys or values as a ring of integers holds them."""
+    return np.asarray(dequantise(quantise(x.astype(np.float32))), np.float64)
+
+
+@pytest.mark.parametrize("split", [(1,) * 14, (2, 3, 5, 4), (14,)])
+def test_a_ring_of_integers_is_attended_by_its_definition(split):
+    """Keys and values are seen as the ring holds them, in blocks of any length, their own position included."""
+    layer = Attention(16, 4, kv_repeat=2, context=6, max_period=50.0, cache_dtype="int8")
+    x = jax.random.normal(KEY, (3, 14, 16))
+    variables = jax.jit(layer.init)(KEY, x)
+    params = jax.tree.map(lambda box: box.value, variables["params"], is_leaf=lambda leaf: hasattr(leaf, "value"))
+    step = jax.jit(lambda state, x: layer.apply(variables, state, x, method="step"))
+    state, at, found = layer.init_state(3), 0, []
+    for size in split:
+        state, y = step(state, x[:, at : at + size])
+        found, at = [*found, y], at + size
+    want = by_definition(layer, params, x, rounded)
+    np.testing.assert_allclose(np.concatenate(found, 1), want, atol=5e-6)
+    assert np.abs(by_definition(layer, params, x) - want).max() > 1e-3  # (the integers show)
+
+
+@pytest.mark.slow
+def test_streaming_with_a_ring_of_integers():
+    """The contract, but for what rounding to integers adds: frozen and reset rows, receptive field, state."""
+    layer = Attention(16, 4, kv_repeat=2, context=6, cache_dtype="int8")
+    check_streaming(layer, KEY, 16, gradients=False, atol=0.02)
 
 
 def test_window_ring_sees_less_in_the_first_position_of_a_full_block():
@@ -120,6 +151,19 @@ def test_ring_write_keeps_what_does_not_count(rows, T):
         np.testing.assert_array_equal(everything, jax.jit(ring_write)(cache, new, offset, jnp.full(rows, T)))
 
 
+@pytest.mark.parametrize("cache_dtype", ["computed", "int8"])
+def test_frozen_rows_of_a_block_keep_their_ring(cache_dtype):
+    layer = Attention(16, 4, context=6, cache_dtype=cache_dtype)
+    x = jax.random.normal(KEY, (3, 4, 16))
+    variables = jax.jit(layer.init)(KEY, x)
+    step = jax.jit(lambda state, x, active: layer.apply(variables, state, x, active, method="step"))
+    before, _ = step(layer.init_state(3), x, jnp.ones(3, bool))
+    after, _ = step(before, x + 1, jnp.array([True, False, True]))
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a[1], b[1]), after, before)
+    assert (after["offset"] == jnp.array([8, 4, 8])).all()
+    assert all((a[0] != b[0]).any() for a, b in zip(jax.tree.leaves(after), jax.tree.leaves(before), strict=True))
+
+
 @pytest.mark.parametrize("rows", [1, 3])
 @pytest.mark.parametrize("frozen", [False, True])
 def test_a_step_updates_its_cache_in_place(rows, frozen):
@@ -138,3 +182,17 @@ def test_a_step_updates_its_cache_in_place(rows, frozen):
 def test_attention_without_a_window_cannot_stream():
     with pytest.raises(ConfigError, match="context is None"):
         Attention(8, 2).init_state(1)
+
+
+@pytest.mark.parametrize(("rows", "positions"), [(1, 8), (1, 7), (2, 8)])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_weighted_sums_are_exact_to_rounding(rows, positions, dtype):
+    random = np.random.RandomState(0)
+    weights = jnp.asarray(random.rand(3, rows, positions), dtype)
+    values = jnp.asarray(random.randn(3, positions, 5), dtype)
+    got = weighted_sum(weights, values, "highest")
+    expected = np.einsum("nms,nsc->nmc", np.asarray(weights, np.float64), np.asarray(values, np.float64))
+    assert got.dtype == values.dtype
+    np.testing.assert_allclose(
+        np.asarray(got, np.float64), expected, rtol=0, atol={"float32": 1e-6, "bfloat16": 2e-2}[dtype]
+    )

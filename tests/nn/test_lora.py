@@ -14,8 +14,9 @@ from moshijax.lm.embedding import TokenTables
 from moshijax.lm.model import LanguageModel
 from moshijax.nn.lora import LoRA, map_name, updates
 from moshijax.nn.mlp import MLP
-from moshijax.nn.projection import StepLinear
+from moshijax.nn.projection import Linear, StepLinear
 from tests.lm.models import codes, params, small
+from tests.programs import Type, lowered, products_of_elements
 
 UPDATE = LoRA(rank=2, scaling=0.5)
 
@@ -46,6 +47,16 @@ def test_the_halves_of_a_gated_block_share_a_product():
     merged = {name: {"kernel": tree[name]["kernel"] + 0.5 * b @ a} for name, (b, a) in pairs.items()}
     np.testing.assert_allclose(got, module.apply({"params": merged}, x), atol=1e-5)
     assert program.count("dot_general") == 3 + 2 + 3  # maps, A, B
+
+
+def test_scaling_multiplies_what_is_of_low_rank():
+    """Not the wide results, and in the backward pass not their gradients."""
+    module, x = Linear(8, 6), np.ones((5, 8), np.float32)
+    with updates(UPDATE):
+        tree = initialised(module, x)
+        gradient = jax.grad(lambda params, x: module.apply({"params": params}, x).sum(), argnums=(0, 1))
+        program = lowered(gradient, tree, x)
+    assert products_of_elements(program) == [Type((5, 2), "f32")] * 2
 
 
 def test_columns_that_a_step_does_not_use_stay_without_an_update():

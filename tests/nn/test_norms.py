@@ -13,7 +13,10 @@ from moshijax.nn.norms import NORM_KINDS, Norm
 @pytest.mark.parametrize("size", [1.0, 1e-4])
 def test_equals_the_definition(kind, size):
     """Small inputs make the epsilon visible."""
-    epsilon = {"layer_norm": 1e-5, "layer_norm_f32": 1e-8, "rms_norm": 1e-5, "rms_norm_f32": 1e-8}[kind]
+    epsilon = {
+        **{"layer_norm": 1e-5, "layer_norm_f32": 1e-8, "rms_norm": 1e-5, "rms_norm_f32": 1e-8},
+        "rms_norm_1e-6": 1e-6,
+    }[kind]
     x = size * np.random.RandomState(0).standard_normal((2, 3, 8))
     layer = Norm(8, kind)
     params = nn.meta.unbox(layer.init(jax.random.key(0), x))["params"]

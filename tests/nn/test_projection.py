@@ -2,12 +2,13 @@ from __future__ import annotations
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from moshijax.errors import ConfigError
 from moshijax.nn.layout import pack_in_proj, stack_layers, unpack_in_proj, unstack_layers
-from moshijax.nn.projection import Linear, StepLinear, linear
+from moshijax.nn.projection import Linear, StepLinear, contract, linear
 
 KEY = jax.random.key(0)
 
@@ -55,6 +56,29 @@ def test_unused_rows_and_columns_start_at_zero():
         kernel = nn.meta.unbox(layer.init(KEY, np.zeros((2, 1, 6))))["params"]["steps"]["kernel"]
         kernel = np.moveaxis(np.asarray(kernel), 1 + axis, 1)
         assert (kernel[0] != 0).all() and (kernel[1, :2] != 0).all() and (kernel[1, 2:] == 0).all()
+
+
+@pytest.mark.parametrize("rows", [1, 3, 11])
+def test_gradients_of_weights_are_float32_products(rows):
+    """Exact where products in bfloat16 would be rounded: the sum over rows needs more than 8 bits."""
+    x = jnp.full((rows, 3), 1.0078125, jnp.bfloat16)
+    out = jnp.full((rows, 2), 1.0078125, jnp.bfloat16)
+    kernel = jnp.ones((2, 3))
+    of_x, of_kernel = jax.vjp(linear, x, kernel)[1](out)
+    assert of_x.dtype == jnp.bfloat16 and of_kernel.dtype == jnp.float32
+    np.testing.assert_array_equal(of_kernel, np.full((2, 3), rows * 1.0078125**2))
+    np.testing.assert_array_equal(of_x.astype(np.float32), np.full((rows, 3), 2 * 1.0078125))
+
+
+@pytest.mark.parametrize(
+    ("equation", "left", "right"),
+    [("mk,nk->mn", (5, 4), (6, 4)), ("k,nk->n", (4,), (6, 4)), ("kni,koi->kno", (3, 5, 4), (3, 6, 4))],
+)
+def test_contract_has_the_gradients_of_its_product(equation, left, right):
+    x, kernel = jax.random.normal(KEY, left), jax.random.normal(jax.random.key(1), right)
+    found = jax.grad(lambda *both: jnp.sum(jnp.sin(contract(equation, *both, "highest"))), (0, 1))(x, kernel)
+    want = jax.grad(lambda *both: jnp.sum(jnp.sin(jnp.einsum(equation, *both))), (0, 1))(x, kernel)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), found, want)
 
 
 @pytest.mark.parametrize("repeat", [1, 2, 4])

@@ -5,7 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from moshijax.errors import ConfigError
 from moshijax.nn import rope
+from moshijax.nn.rope import RopeScaling
 
 
 @pytest.mark.parametrize("interleaved", [True, False])
@@ -27,3 +29,19 @@ def test_sinusoid_values():
     angle = 3 / 100.0 ** (np.arange(3) / 2)
     np.testing.assert_allclose(got[1], np.concatenate([np.cos(angle), np.sin(angle)]), rtol=1e-5)
     np.testing.assert_array_equal(got[0], [1, 1, 1, 0, 0, 0])
+
+
+def test_llama_slows_the_rotations_that_turn_rarely_in_the_original_context():
+    """Of Llama 3.1's 64 rotations the first 29 are kept, the last 29 are 8 times slower, and 6 lie between."""
+    plain = 500000.0 ** (-np.arange(64) / 64)
+    ratio = plain / RopeScaling().slowed(plain)
+    np.testing.assert_allclose(ratio[:29], 1)
+    np.testing.assert_allclose(ratio[35:], 8)
+    assert (np.diff(ratio[28:36]) > 0).all()
+    cos, sin = rope.rotation(jnp.array([1]), 128, 500000.0, RopeScaling())
+    np.testing.assert_allclose(np.arctan2(sin, cos)[0], RopeScaling().slowed(plain), rtol=1e-5)
+
+
+def test_a_scaling_whose_bounds_are_swapped_is_refused():
+    with pytest.raises(ConfigError, match="low must be smaller"):
+        RopeScaling(low=4.0, high=1.0)

@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 
 from moshijax.errors import ConfigError
+from moshijax.lm import DepthConfig
 from moshijax.nn.layout import is_stacked, stack_layers, unstack_layers
-from moshijax.nn.transformer import REMAT_POLICIES, Transformer, TransformerConfig
-from moshijax.testing import check_streaming
+from moshijax.nn.rope import RopeScaling
+from moshijax.nn.transformer import REMAT_POLICIES, Transformer, TransformerConfig, require_moshi_form
+from moshijax.testing import check_streaming, tiny
 from moshijax.testing.streaming import jittered
 
 KEY = jax.random.key(0)
@@ -22,6 +24,14 @@ KINDS = {
         BASE, gating="silu", norm="rms_norm_f32", kv_repeat=2, positional_embedding="rope_concat"
     ),
     "sin": dataclasses.replace(BASE, positional_embedding="sin_rope", layer_scale=0.5, norm="rms_norm"),
+    "biases": dataclasses.replace(
+        BASE,
+        attention_biases=("q", "k", "v", "out"),
+        mlp_bias=True,
+        kv_repeat=2,
+        positional_embedding="rope_concat",
+        rope_scaling=RopeScaling(factor=4.0, original_context=16),
+    ),
     "none": dataclasses.replace(BASE, positional_embedding="none", gating="gelu", norm="layer_norm_f32"),
 }
 
@@ -39,6 +49,38 @@ def test_streaming(kind, block):
 
 def test_streaming_with_sinusoids():
     check_streaming(Transformer(KINDS["sin"]), KEY, 16, sizes=(1, 2), splits=2, gradients=False)
+
+
+def test_streaming_with_biases_and_scaled_rotations():
+    check_streaming(Transformer(KINDS["biases"]), KEY, 16, sizes=(1, 2), splits=2, gradients=False)
+
+
+@pytest.mark.parametrize("name", ["q_bias", "v_bias", "out_bias"])
+def test_every_bias_of_attention_matters(name):
+    """But that of the keys without positions: it adds the same to all scores of a query."""
+    x = jax.random.normal(KEY, (1, 4, 16))
+    module = Transformer(KINDS["biases"])
+    params = nn.meta.unbox(jax.jit(module.init)(KEY, x))["params"]
+    other = jax.tree_util.tree_map_with_path(lambda path, leaf: leaf + (path[-1].key == name), params)
+    assert np.abs(module.apply({"params": params}, x) - module.apply({"params": other}, x)).max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"attention_biases": ("q",)}, {"mlp_bias": True}, {"rope_scaling": RopeScaling()}, {"norm": "rms_norm_1e-6"}],
+)
+def test_a_model_of_the_moshi_family_has_none_of_what_others_have(change):
+    require_moshi_form(BASE, "the stack")
+    other = dataclasses.replace(BASE, **change)
+    with pytest.raises(ConfigError, match=f"{next(iter(change))}=.*the stack has"):
+        require_moshi_form(other, "the stack")
+    for refusing in (
+        lambda: DepthConfig(dataclasses.replace(other, context=None, gating="silu")),
+        lambda: dataclasses.replace(tiny.LM, temporal=other),
+        lambda: dataclasses.replace(tiny.CODEC, transformer=other),
+    ):
+        with pytest.raises(ConfigError, match=f"{next(iter(change))}="):
+            refusing()
 
 
 def test_stacked_layers_do_not_stream():
@@ -106,7 +148,10 @@ def test_bfloat16_computation_keeps_float32_parameters():
 
 @pytest.mark.parametrize("positions", [None, 1, 3], ids=["whole", "step", "block"])
 def test_scores_of_attention_are_float32(positions):
-    """In bfloat16 too the products under the softmax come out in float32, and are not rounded on the way."""
+    """In bfloat16 too the products under the softmax come out in float32, and are not rounded on the way.
+
+    A block sees two sets of keys, so it has two; beside that of a step stand the two halves of its values.
+    """
     config = dataclasses.replace(BASE, num_layers=1, dtype="bfloat16", precision="default")
     module, x = Transformer(config), jnp.zeros((2, positions or 9, 16))
     variables = nn.meta.unbox(jax.eval_shape(module.init, KEY, x))
@@ -116,7 +161,7 @@ def test_scores_of_attention_are_float32(positions):
         jaxpr = jax.make_jaxpr(lambda v, s: module.apply(v, s, x, method="step"))(variables, module.init_state(2))
     products = [line.split("=")[0] for line in str(jaxpr).splitlines() if "dot_general" in line]
     scores = [made for made in products if ":f32[" in made]
-    assert len(scores) == (2 if positions == 3 else 1), products
+    assert len(scores) == (1 if positions is None else 2), products
 
 
 @pytest.mark.parametrize(
@@ -131,6 +176,9 @@ def test_scores_of_attention_are_float32(positions):
         ({"context": 0}, "context=0"),
         ({"dtype": "float8"}, "dtype='float8'"),
         ({"remat_policy": "some"}, "remat_policy='some'"),
+        ({"attention_biases": ("q", "w")}, "must be names of q, k, v, out, each once"),
+        ({"attention_biases": ("q", "q")}, "each once"),
+        ({"rope_scaling": RopeScaling(), "positional_embedding": "sin"}, "rotates nothing"),
     ],
 )
 def test_bad_configs_name_value_and_rule(field, message):

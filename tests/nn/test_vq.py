@@ -28,6 +28,14 @@ def quantizer():
     return layer, {"params": variables["params"], "codebooks": books}
 
 
+def test_tables_are_sums_over_usage_of_rare_codes_too():
+    """Down to a usage of 1e-5; a code that was never used is at zero."""
+    sums = np.array([[[4.0, -8.0], [3e-4, 6e-4], [1e-6, 0.0], [0.0, 0.0]]], np.float32)
+    usage = np.array([[4.0, 3e-4, 1e-7, 0.0]], np.float32)
+    got = codebook_tables({"embedding_sum": sums, "cluster_usage": usage})
+    np.testing.assert_allclose(got, [[[1, -2], [1, 2], [0.1, 0], [0, 0]]], rtol=1e-5)
+
+
 def reference_codes(variables, x):
     """The definition, in float64 loops."""
     codes = []

@@ -31,5 +31,6 @@ def test_every_fixture_has_margins_that_make_equality_fair(path):
     if description["kind"] == "mimi" or "generation" in description:
         assert description["margin"] > 1e-3
     assert all(np.isfinite(value).all() for value in arrays.values())
-    filled = sum(np.prod(shape) for shape in description["tensors"].values())
-    assert filled > 1000
+    if description["kind"] != "ctc":  # (a loss, which has no weights)
+        filled = sum(np.prod(shape) for shape in description["tensors"].values())
+        assert filled > 1000

@@ -50,8 +50,10 @@ def tensor(name: str, shape: Sequence[int], seed: int) -> np.ndarray:
     if name.endswith(".scale"):
         level = 0.15 if "coder_transformer" in name else 0.5
         return np.float32(level) * (np.float32(1.0) + np.float32(0.3) * unit)
-    if name.endswith(".alpha") or (re.search(r"norm", name) and name.endswith(".weight")):
+    if name.endswith(".alpha") or re.search(r"(norm.*|(^|[._])ln(\d|_post)?)\.weight$", name):
         return np.float32(1.0) + np.float32(0.15) * unit
+    if name.endswith(".weight_g"):  # lengths of the rows of normed weights
+        return np.float32(1.5) + np.float32(0.2) * unit
     if name.endswith(".bias"):
         return np.float32(0.1) * unit
     if re.search(r"(^|\.)(depformer_)?(text_)?emb(ed_tokens)?(\.\d+)?\.weight$", name):

@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
-from moshijax.errors import ConfigError
+from moshijax import optional
+from moshijax.errors import ConfigError, MoshijaxError
 from moshijax.quickstart import stages
 from moshijax.quickstart.settings import Folder, Settings
 from moshijax.quickstart.stages import Stage
@@ -72,3 +75,33 @@ def test_a_marker_that_was_cut_off_does_not_count(tmp_path):
     (folder.stages / "one.json").write_text('{"seconds"')
     stages.run(recording(log), Settings(), folder, until="one")
     assert log == ["one", "one"]
+
+
+def test_a_stage_that_runs_again_takes_those_after_it_along(tmp_path):
+    folder, log = Folder(tmp_path / "run"), []
+    stages.run(recording(log), Settings(), folder)
+    (folder.stages / "two.json").unlink()
+    with pytest.raises(Killed):
+        stages.run(recording(log, fail="three"), Settings(), folder)
+    stages.run(recording(log), Settings(), folder)
+    assert log == ["one", "two", "three", "two", "three"]
+
+
+def test_an_optional_stage_is_left_out_without_its_package_and_tried_again(tmp_path):
+    folder, log = Folder(tmp_path / "run"), []
+
+    def needs_a_package(settings, folder, tell):
+        raise optional.missing("faster_whisper")
+
+    one, two, three = recording(log)
+    without = [one, replace(two, work=needs_a_package, optional=True), three]
+    told: list[dict] = []
+    stages.run(without, Settings(), folder, finish=lambda i, stage, marker, before: told.append(marker))
+    assert log == ["one", "three"] and stages.done(folder, "two") is None
+    assert "pip install 'moshijax[hear]'" in told[1]["left_out"]
+    stages.run(without, Settings(), folder)
+    assert log == ["one", "three"]
+    stages.run([one, two, three], Settings(), folder)
+    assert log == ["one", "three", "two", "three"]
+    with pytest.raises(MoshijaxError, match="faster_whisper"):
+        stages.run([replace(one, name="other", work=needs_a_package)], Settings(), folder)

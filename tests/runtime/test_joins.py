@@ -12,8 +12,8 @@ import pytest
 from moshijax.errors import ConfigError, MoshijaxError
 from moshijax.runtime import CallOptions, Rows
 from moshijax.runtime import prompt as prompts
-from moshijax.runtime.artifact import Program
 from moshijax.runtime.play import play
+from moshijax.runtime.programs import Program
 
 FRAME = 640
 SAMPLED = {"temperature": 0.9, "text_temperature": 0.9, "top_k": 20, "text_top_k": 20}

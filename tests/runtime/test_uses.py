@@ -9,7 +9,7 @@ import json
 import numpy as np
 import pytest
 
-from moshijax import lm, runtime
+from moshijax import codec, lm, runtime
 from moshijax.errors import ConfigError, DataError
 from moshijax.export import artifact
 from moshijax.lm import policies
@@ -106,7 +106,7 @@ def test_synthesis(speech, cli, tmp_path):
         (("--text", "abc", "--condition", "pace=slow"), "unknown condition 'pace': the model has mood, voice"),
         (("--text", "abc", "--condition", "voice=none.npy"), "no file none.npy"),
         (("--text", "abc", "--guidance", -1), "guidance=-1.0 is outside"),
-        (("--text", "abc", "--text-prompt", "be kind"), "omit --text-prompt"),
+        (("--text", "abc", "--text-prompt", "be kind"), "omit the text prompt"),
     ):
         code, _, error = cli("run", speech, *arguments)
         assert code == 2 and message in error and error.count("\n") == 1, error
@@ -230,6 +230,11 @@ class TestPrompts:
         assert (made[0, :11] == 3).all() and made[0, 11 : 11 + len(pieces)].tolist() == pieces
         assert (made[0, 11 + len(pieces) :] == 3).all()
         assert (made[4:] == made[4:, :1]).all() and (made[1:4, 5:] == made[1:4, -1:]).all()
+        # The model is silent after the voice, and the user is not.
+        config, params = tiny.tiny_models()[0]
+        silence = codec.encode(config, params, np.zeros((1, FRAME * 12), np.float32), num_codebooks=3)[0, :, -1]
+        np.testing.assert_array_equal(made[1:4, -1], silence)
+        assert (made[4:, 0] != silence).any()
         wave = np.random.RandomState(2).randn(FRAME * 8).astype(np.float32) * 0.3
         greedy = {"temperature": 0, "text_temperature": 0}
         [by_columns], _ = play(rows, [wave], [runtime.CallOptions(0, greedy, prompt=made)])

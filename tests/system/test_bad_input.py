@@ -109,7 +109,7 @@ def damage_speaker(folder: Path) -> None:
     ("damage", "word"),
     [
         (damage_text, "two"),
-        (damage_short, "two"),
+        (damage_short, r"two\.wav breaks off after 95978 of 192000 bytes of sound: copy it again"),
         (damage_mono, "mono|stereo|channel"),
         (damage_gone, "two"),
         (damage_no_transcript, "two"),
@@ -123,9 +123,7 @@ def test_a_bad_item_is_named_counted_and_does_not_stop_the_good_one(recordings, 
     strict = moshijax("data", "validate", recordings, "--strict")
     assert strict.returncode in (2, 3) and "Traceback" not in strict.stderr, strict.stderr
     assert re.search(word, strict.stdout + strict.stderr)
-    if damage is damage_short:  # readable as far as it goes
-        assert "duration_mismatch: 1 items, such as two" in strict.stdout
-    elif damage is not damage_speaker:  # an unknown speaker stops everything: the map is missing, not the item
+    if damage is not damage_speaker:  # an unknown speaker stops everything: the map is missing, not the item
         lenient = moshijax("data", "validate", recordings)
         assert lenient.returncode == 0 and "1 of 2" in lenient.stdout, lenient.stdout + lenient.stderr
 

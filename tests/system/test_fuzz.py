@@ -28,6 +28,7 @@ from moshijax.data.checks import CheckRules, judge
 from moshijax.data.manifest import Item
 from moshijax.errors import MoshijaxError
 from moshijax.runtime import audio
+from moshijax.weights.formats.lm_config import DEFAULTS, LOADER_FIELDS
 from moshijax.weights.safetensors import DTYPES, TensorFile
 from tests.parity.weights_by_name import load_fixture, write_checkpoint
 from tests.weights.test_lm import PUBLISHED, published_tensors, write
@@ -40,6 +41,7 @@ GIGABYTE = 1 << 30
 NUMBERS = st.one_of(
     st.integers(-3, 40),
     st.sampled_from([2**31 - 1, 2**31, 2**63, 10**30, -(10**30), 10**400, 2**20, 4096]),
+    st.sampled_from([float("nan"), float("inf"), -float("inf")]),
     st.floats(allow_nan=True, allow_infinity=True),
 )
 VALUES = st.recursive(
@@ -47,6 +49,7 @@ VALUES = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
     max_leaves=6,
 )
+ABSENT = object()  # in place of a value: the field or element is taken out
 
 
 @contextlib.contextmanager
@@ -64,22 +67,24 @@ def little_memory() -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_AS, limits)
 
 
-def harmless(*arguments: object) -> None:
-    """Run a command that may work, or fail with 2 or 3 and one line."""
+def harmless(*arguments: object) -> int:
+    """Run a command that may work, or fail with 2 or 3 and one line; return its exit code."""
     said = io.StringIO()
     with little_memory(), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(said):
         code = run([str(argument) for argument in arguments])
     lines = said.getvalue().splitlines()
     assert code == 0 or (code in (2, 3) and len(lines) == 1 and lines[0].startswith("error: ")), (code, lines)
+    return code
 
 
-def refuses_well(function: Any, *arguments: Any) -> None:
-    """Call a function that may work, or raise an error of ours, with exit code 2 or 3."""
+def refuses_well(function: Any, *arguments: Any) -> Any:
+    """Call a function that may work, or raise an error of ours, with exit code 2 or 3; return None then."""
     try:
         with little_memory():
-            function(*arguments)
+            return function(*arguments)
     except MoshijaxError as error:
         assert error.exit_code in (2, 3), error
+        return None
 
 
 def places(value: Any, path: tuple = ()) -> Iterator[tuple]:
@@ -92,20 +97,23 @@ def places(value: Any, path: tuple = ()) -> Iterator[tuple]:
 
 
 def changed(value: Any, changes: list[tuple[tuple, Any]]) -> Any:
-    """A JSON value with other values at some paths, as far as they are still there."""
+    """A JSON value with other values, or none, at some paths, as far as they are still there."""
     value = copy.deepcopy(value)
     for (*parents, last), new in changes:
         with contextlib.suppress(LookupError, TypeError):
             part = value
             for key in parents:
                 part = part[key]
-            part[last] = new
+            if new is ABSENT:
+                del part[last]
+            else:
+                part[last] = new
     return value
 
 
 def changes_of(value: Any) -> st.SearchStrategy:
     paths = list(places(value))
-    return st.lists(st.tuples(st.sampled_from(paths), VALUES), min_size=1, max_size=3)
+    return st.lists(st.tuples(st.sampled_from(paths), VALUES | st.just(ABSENT)), min_size=1, max_size=3)
 
 
 # Configs --------------------------------------------------------------------------------------------------------------
@@ -133,13 +141,14 @@ def language_model(tmp_path_factory) -> Path:
     return folder
 
 
-def imported(folder: Path, content: str) -> None:
-    """Import the model in a folder with another config.json."""
+def imported(folder: Path, content: str) -> int:
+    """Import the model in a folder with another config.json; return the exit code."""
     (folder / "config.json").write_text(content)
     out = folder.with_name("out")
     shutil.rmtree(out, ignore_errors=True)
-    harmless("weights", "import", folder, out)
-    assert not list(folder.parent.glob(".*")), "something is left behind"
+    code = harmless("weights", "import", folder, out)
+    assert out.exists() == (code == 0) and not list(folder.parent.glob(".*")), "something is left behind"
+    return code
 
 
 @FUZZ
@@ -149,9 +158,9 @@ def test_configs_of_language_models(language_model, changes) -> None:
 
 
 @FUZZ
-@given(name=st.text(max_size=8), value=VALUES)
+@given(name=st.text(max_size=8).filter(lambda name: name not in (*DEFAULTS, *LOADER_FIELDS)), value=VALUES)
 def test_unknown_fields_of_language_models(language_model, name, value) -> None:
-    imported(language_model, json.dumps({**STATED, name: value}))
+    assert imported(language_model, json.dumps({**STATED, name: value})) == 2
 
 
 CODEC = load_fixture("mimi_small")[0]
@@ -232,12 +241,16 @@ def recording(tmp_path_factory) -> Path:
 @given(
     content=changes_of(SIDECAR).map(lambda changes: json.dumps(changed(SIDECAR, changes)))
     | VALUES.map(lambda value: json.dumps({"alignments": [value]}))
+    | st.tuples(NUMBERS, NUMBERS).map(lambda times: json.dumps({"alignments": [["hello", times, "SPEAKER_MAIN"]]}))
     | VALUES.map(json.dumps)
     | st.text(max_size=30)
 )
 def test_sidecars(recording, content) -> None:
+    """Words that are accepted have times within the recording."""
     recording.with_suffix(".json").write_text(content, encoding="utf-8", errors="replace")
-    refuses_well(judge, Item("one", recording, 1.0), CheckRules())
+    found = refuses_well(judge, Item("one", recording, 1.0), CheckRules())
+    for word in found[0].words if found else ():
+        assert 0 <= word.start <= word.end <= 1, word
 
 
 # Artifacts ------------------------------------------------------------------------------------------------------------

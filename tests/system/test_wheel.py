@@ -59,7 +59,7 @@ def files(*folders: str) -> set[str]:
 
 def test_the_wheel_holds_the_modules_the_recipes_and_the_texts(wheel) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
-    sources = {path for path in files("moshijax") if path.endswith(".py")}
+    sources = {path for path in files("moshijax") if path.endswith(".py")} | files("moshijax/serve/page")
     shipped = {f"moshijax/shipped/{path}" for path in files("experiments", "data")}
     assert sources | shipped <= names, (sources | shipped) - names
     assert any(path.endswith(".gin") for path in shipped)

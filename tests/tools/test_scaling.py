@@ -11,7 +11,7 @@ from tools.pages import fill
 from tools.studies import scaling
 from tools.studies.scaling import H100_128, V5P_256, Machine, Model, Work
 
-MODEL = Model("m", parameters=1000, text=800, tables=100, dim=10, layers=2, context=4)
+MODEL = Model("m", parameters=1000, text=800, tables=100, embedded=30, dim=10, layers=2, context=4)
 ONE = Machine("one group", devices=8, group=8, flops=1e3, memory=1e9, near=100.0, far=1.0)
 
 
@@ -43,9 +43,12 @@ def test_arithmetic_of_a_step():
 
 def test_traffic_within_a_group():
     alone = scaling.traffic(MODEL, ONE, Work(8, 6, 1, data=8, fsdp=1, tensor=1))
-    assert alone == {"gather": 0, "scatter": 0, "data": 2 * 4000 * 7 / 8, "tensor": 0, "near": 7000, "far": 0}
+    nothing = dict.fromkeys(("gather", "scatter", "embeddings", "tensor", "far"), 0)
+    assert alone == {**nothing, "data": 2 * 4000 * 7 / 8, "near": 7000}
     sharded = scaling.traffic(MODEL, ONE, Work(8, 6, 1, data=1, fsdp=8, tensor=1))
-    assert (sharded["gather"], sharded["scatter"], sharded["data"]) == (2 * 2000 * 7 / 8, 4000 * 7 / 8, 0)
+    # All parameters but the tables, and for the 6 frames of a device 30 values of embeddings, there and back.
+    assert (sharded["gather"], sharded["scatter"], sharded["data"]) == (2 * 1800 * 7 / 8, 3600 * 7 / 8, 0)
+    assert sharded["embeddings"] == 2 * 2 * 6 * 30 * 7 / 8
     twice = scaling.traffic(MODEL, ONE, Work(16, 6, 2, data=1, fsdp=8, tensor=1))
     assert twice["near"] == 2 * sharded["near"]
     # Six sums of the residual stream (10 wide, bfloat16) per layer, for 12 frames a device, over two devices.
@@ -57,9 +60,11 @@ def test_what_leaves_a_group():
     two = dataclasses.replace(ONE, group=4)
     within = scaling.traffic(MODEL, two, Work(8, 6, 1, data=2, fsdp=4, tensor=1))
     assert within["far"] == within["data"] == 2 * 4000 / 4 / 2
-    # Half of the parameters come from the other group, a quarter of it through each device: 2 x 2 + 4 bytes each.
+    # Half of the parameters come from the other group, a quarter of it through each device: 2 x 2 + 4 bytes each. Half
+    # of a device's embeddings come from there too.
     across = scaling.traffic(MODEL, two, Work(8, 6, 1, data=1, fsdp=8, tensor=1))
-    assert across["far"] == 8000 / 2 / 4
+    assert across["far"] == pytest.approx(7200 / 2 / 4 + 2 * 2 * 6 * 30 / 2)
+    assert across["near"] == pytest.approx(across["gather"] + across["scatter"] + 2 * 2 * 6 * 30 * (7 / 8 - 1 / 2))
 
 
 def test_rows_must_divide():

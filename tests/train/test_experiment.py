@@ -3,8 +3,11 @@ from __future__ import annotations
 import math
 import re
 from fractions import Fraction
+from types import SimpleNamespace
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from moshijax.config_json import differences, from_json, to_json
@@ -12,11 +15,13 @@ from moshijax.data import TextData
 from moshijax.errors import ConfigError
 from moshijax.train.experiment import ExperimentConfig, MeshConfig, place_of_step
 from moshijax.train.optimizer import OptimizerConfig, ParameterGroup, check_groups, learning_rate
+from moshijax.train.sharding import make_mesh
+from moshijax.train.steps import compiler_options
 from moshijax.train.tasks.lm import LMTask, TextSteps
 from tests.train.support.models import LM
 from tests.train.support.small_task import SmallData, SmallTask
 
-TEXT = TextData("text.txt", batch_size=8, num_frames=16)
+TEXT = TextData(("text",), batch_size=8, num_frames=16)
 
 
 @pytest.mark.parametrize("ratio", [0.0, 0.1, 0.125, 0.3, 0.5, 0.9, 1.0])
@@ -53,6 +58,18 @@ def test_learning_rate_schedule():
     assert rates[100] == pytest.approx(0.1)
 
 
+def test_deterministic_programs_are_compiled_with_an_option_that_xla_knows():
+    gpus = SimpleNamespace(devices=np.asarray([SimpleNamespace(platform="gpu")]))
+    experiment = ExperimentConfig(task=SmallTask(), deterministic=True)
+    assert compiler_options(ExperimentConfig(task=SmallTask()), gpus) == {}
+    assert compiler_options(experiment, make_mesh(MeshConfig())) == {}
+    options = compiler_options(experiment, gpus)
+    lowered = jax.jit(jnp.sum).lower(jnp.ones(3))
+    assert options and lowered.compile(options)(jnp.ones(3)) == 3
+    with pytest.raises(jax.errors.JaxRuntimeError, match="No such compile option"):
+        lowered.compile({f"{name}_": True for name in options})
+
+
 def test_mesh_takes_the_rest_and_names_both_numbers():
     assert MeshConfig(data=-1, tensor=2).shape(8) == {"data": 4, "fsdp": 1, "tensor": 2}
     with pytest.raises(ConfigError, match="needs 6 devices, but there are 8"):
@@ -64,6 +81,10 @@ def test_mesh_takes_the_rest_and_names_both_numbers():
     [
         ({"steps": 0}, "steps is 0"),
         ({"ema_decay": 1.0}, "ema_decay is 1.0"),
+        (
+            {"steps": 20, "optimizer": OptimizerConfig(warmup_steps=21)},
+            "warmup_steps is 21 for the update 'audio', but steps is 20: .*; shorten the warmup or take more steps",
+        ),
     ],
 )
 def test_impossible_experiments_are_refused(fields, message):
@@ -102,7 +123,7 @@ lm_task.LMTask:
   audio = @lm_task.AudioSteps()
 lm_task.AudioSteps.data = @grids.GridData()
 grids.GridData.paths = ('none',)
-packed_text.TextData.path = 'none'
+packed_text.TextData.paths = ('none',)
 """
 CODEC_TASK = """experiment.ExperimentConfig.task = @codec_task.CodecTask()
 codec_task.CodecTask:

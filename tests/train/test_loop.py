@@ -20,7 +20,7 @@ from moshijax.train.run.checkpoint import Checkpointer, check_space
 from moshijax.train.run.run_dir import RunDir
 from moshijax.train.state import plan_state
 from moshijax.weights.run_files import read_metrics
-from tests.train.support.small_task import SmallData, SmallModel, SmallTask, with_task
+from tests.train.support.small_task import SmallData, SmallModel, SmallTask, loss_by_hand, with_task
 
 EXPERIMENT = ExperimentConfig(
     task=SmallTask(text_data=SmallData(seed=1), text_share=0.3, eval_data=SmallData(seed=2)),
@@ -78,6 +78,19 @@ def test_the_loss_falls_and_the_run_directory_is_complete(whole_run):
     assert [line["step"] for line in numbers(whole_run) if "eval/loss" in line] == [20, 40]
     assert (whole_run / "config.json").exists() and (whole_run / "model.json").exists()
     assert list((whole_run / "tensorboard").glob("events*"))
+
+
+def test_the_held_out_loss_is_that_of_the_average(whole_run):
+    """The mean over its batches, by hand; that of the parameters themselves is another one."""
+    lines = {line["step"]: line["eval/loss"] for line in numbers(whole_run) if "eval/loss" in line}
+    batches = [SmallData(seed=2).batch(n) for n in range(EXPERIMENT.eval_batches)]
+    for step in (20, 40):
+        state = state_at(whole_run, step)
+        average, parameters = (
+            np.mean([loss_by_hand(params, batch, jax.random.key(0))[0] for batch in batches])
+            for params in (state.ema, state.params)
+        )
+        assert lines[step] == pytest.approx(average, rel=1e-5) and abs(parameters / average - 1) > 1e-4
 
 
 class Crash(Exception):
@@ -232,14 +245,18 @@ def test_other_data_under_the_same_name_is_refused(whole_run, monkeypatch):
     with pytest.raises(ConfigError) as error:
         train(EXPERIMENT, whole_run)
     assert "is a run of other data: data audio.small is '0' there, 'prepared again' here;" in str(error.value)
-    assert "--allow-change" in str(error.value)
+    assert str(error.value).endswith("or --allow-change data")
 
 
 def test_an_allowed_change_is_logged_kept_and_in_force(whole_run, run_dir, caplog):
     shutil.copytree(whole_run, run_dir)
     shutil.rmtree(run_dir / "checkpoints" / "40")
     changed = dataclasses.replace(EXPERIMENT, optimizer=OptimizerConfig(learning_rate=2e-2))
-    train(changed, run_dir, allow_change=True)
+    with pytest.raises(ConfigError, match="0.02 here; use .* or --allow-change seed,optimizer.learning_rate$"):
+        train(changed, run_dir, allow_change=("seed",))
+    with pytest.raises(ConfigError, match="--allow-change optimiser is no field of a recipe; use data, config.json"):
+        train(changed, run_dir, allow_change=("optimiser",))
+    train(changed, run_dir, allow_change=(" optimizer",))
     line = "optimizer.learning_rate is 0.01 there, 0.02 here"
     assert f"changed at step 30: {line}" in [record.getMessage() for record in caplog.records]
     assert json.loads((run_dir / "changes.jsonl").read_text()) == {"step": 30, "changes": [line]}
@@ -253,7 +270,7 @@ def test_a_change_that_does_not_fit_is_not_recorded(whole_run, run_dir):
     shutil.rmtree(run_dir / "checkpoints" / "40")
     before = (run_dir / "config.json").read_bytes()
     with pytest.raises(DataError, match="params/first/kernel has shape"):
-        train(with_task(EXPERIMENT, model=SmallModel(hidden=48)), run_dir, allow_change=True)
+        train(with_task(EXPERIMENT, model=SmallModel(hidden=48)), run_dir, allow_change=("task.model",))
     assert (run_dir / "config.json").read_bytes() == before
 
 

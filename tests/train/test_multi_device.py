@@ -27,6 +27,15 @@ def test_the_lowered_step_keeps_the_sharding_constraints():
     run_on_devices(8, f"{HERE}:small_has_its_constraints")
 
 
+def test_embeddings_are_added_up_before_they_travel():
+    output = run_on_devices(8, f"{HERE}:lm_adds_embeddings_before_they_travel")
+    assert "full rematerialization" not in output
+
+
+def test_kernels_of_layers_are_gathered_once_in_each_pass():
+    run_on_devices(8, f"{HERE}:lm_gathers_kernels_once_per_pass")
+
+
 @pytest.mark.slow
 def test_a_run_on_8_devices_is_the_run_on_one_and_reads_its_checkpoints(tmp_path):
     train(SMALL, tmp_path / "one")

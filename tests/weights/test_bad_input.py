@@ -38,7 +38,7 @@ def test_a_git_lfs_pointer(given, tmp_path, cli):
     (given / "model.safetensors").write_text(
         "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 15375500136\n"
     )
-    assert "is a git-lfs pointer, not the weights; run `git lfs pull`" in rejected(cli, tmp_path, given)
+    assert "is a git-lfs pointer, not the file itself: run `git lfs pull`" in rejected(cli, tmp_path, given)
 
 
 def test_bytes_after_the_tensors(given, tmp_path, cli):
@@ -66,7 +66,7 @@ def test_a_config_of_another_model(given, tmp_path, cli):
 def test_weights_where_a_config_is_expected(given, tmp_path, cli):
     (given / "model.safetensors").rename(given / "config.json")
     err = rejected(cli, tmp_path, given)
-    assert "config.json is not JSON" in err
+    assert "config.json is not UTF-8" in err
     (given / "config.json").write_text("[" * 100_000)
     assert "config.json is not JSON" in rejected(cli, tmp_path, given)
 

@@ -109,6 +109,6 @@ def test_a_codec_takes_no_adapter(tmp_path, cli):
 def test_a_kind_that_is_not_known(tmp_path):
     import_weights(write(tmp_path / "given", PUBLISHED, published_tensors(PUBLISHED)), tmp_path / "ours")
     description = json.loads((tmp_path / "ours" / "model.json").read_text())
-    (tmp_path / "ours" / "model.json").write_text(json.dumps({**description, "kind": "omni"}))
-    with pytest.raises(DataError, match="model.json names the kind 'omni'; this version knows lm, codec"):
+    (tmp_path / "ours" / "model.json").write_text(json.dumps({**description, "kind": "video"}))
+    with pytest.raises(DataError, match="model.json names the kind 'video'; this version knows omni, lm, codec"):
         weights.load_lm(tmp_path / "ours")

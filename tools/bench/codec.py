@@ -180,7 +180,7 @@ def adversarial_step(recipe: str, codec_directory: Path, tensors: Path, clock: C
         for _ in range(2):
             started = clock()
             held[0], packed = program.run(held[0], batch)
-            found = program.unpack(packed)
+            found = packed.unpack()
             seconds.append(clock() - started)
             losses.append({name: a / b for name, (a, b) in found.items() if name.endswith("/loss")})
         return {"step": seconds}

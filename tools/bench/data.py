@@ -15,6 +15,7 @@ from tools.bench import support
 
 TITLE = "Data pipeline"
 MFU, WANTED = 0.5, 10
+ALL = {"swap_speakers": 0.5, "interruption": 1.0, "user_mask": 0.1, "user_levels": True, "text_mask": 0.3}
 
 
 def consumed() -> float:
@@ -22,10 +23,10 @@ def consumed() -> float:
     import jax
 
     from moshijax import data
+    from moshijax.compiled import chips
     from moshijax.lm import configs
     from moshijax.train import sharding
     from moshijax.train.experiment import ExperimentConfig
-    from moshijax.train.plan.flops import PEAK_FLOPS
     from moshijax.train.state import plan_state
     from moshijax.train.steps import step_flops
     from moshijax.train.tasks.lm import AudioSteps, LMTask
@@ -37,7 +38,7 @@ def consumed() -> float:
     with sharding.context(mesh):
         plan = plan_state(task, experiment, mesh)
         flops = sum(step_flops(task, kind, plan, task.batch_shapes(kind, grids)).values())
-    return MFU * dict(PEAK_FLOPS)["h100"] * 3000 / flops
+    return MFU * chips.find("h100").flops * 3000 / flops
 
 
 def main() -> None:
@@ -58,10 +59,14 @@ def main() -> None:
         write_tokenizer(path / "tokenizer.model")
         tokenizer = Tokenizer.load(path / "tokenizer.model")
         plain = data.GridData((str(path / "grids"),), batch_size=8, num_frames=3000, text_jitter=0.6)
+        write_turns(path / "grids", path / "turns")
+        turns = dataclasses.replace(plain, paths=(str(path / "turns"),))
         rows = []
         for label, config in (
             ("8 x 3000 frames of 5-minute recordings", plain),
             ("8 x 1250 frames (100 s)", dataclasses.replace(plain, num_frames=1250)),
+            ("the same calls, in turns that interrupt", dataclasses.replace(turns, num_frames=1250)),
+            ("the same, every augmentation of the grid on", dataclasses.replace(turns, num_frames=1250, **ALL)),
         ):
             source = data.grid_batches(config, configs.MOSHI_7B.layout, tokenizer, 0)
             frames = source.batch(0)["codes"][:, 0].size
@@ -83,6 +88,29 @@ def main() -> None:
             *([label, f"{rate:,.0f}", f"{rate / need:.1f}"] for label, rate in rows),
         ],
     )
+
+
+def write_turns(calls: Path, folder: Path) -> None:
+    """Write prepared calls again, with words in turns of four seconds, each begun over the end of the last."""
+    from moshijax import files
+    from moshijax.data import records
+
+    folder.mkdir()
+    source = records.RecordSource(calls)
+
+    def turned(record: dict) -> dict:
+        words = []
+        for text, start, end, _ in record["words"]:
+            turn = int(start // 4)
+            early = 0.6 if turn else 0.0  # the first word of a turn is spoken with the last one of the other
+            words.append([text, start - early, end - early, "user" if turn % 2 else "model"])
+        return {**record, "words": sorted(words, key=lambda word: word[1])}
+
+    (shard,) = source.index["shards"]
+    records.write_shard(folder / shard["file"], map(turned, source))
+    codec = source.index["codec"]
+    codec["silence"] = [0] * codec["num_codebooks"]
+    files.write_json(folder / records.INDEX, {**source.index, "sha256": records.digest("turns")})
 
 
 def seconds_of(source, n: int) -> float:

@@ -84,7 +84,7 @@ def main() -> None:
         TITLE,
         "python -m tools.bench.loop",
         [
-            f"{support.machine()}. {leaves} arrays in the state, {len(program.names)} metrics per step, a log line "
+            f"{support.machine()}. {leaves} arrays in the state, {len(packed.names)} metrics per step, a log line "
             f"every 5 steps. {options.note}".strip(),
             f"The whole run, including compilation and {options.steps} steps of this small model, took {host:.0f} s of "
             "processor time.",

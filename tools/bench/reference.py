@@ -1,7 +1,7 @@
 """The PyTorch side of the benchmarks: read one JSON command per line, and answer each with one JSON line of seconds.
 
-Started by `tools.bench.codec` and `tools.bench.lm` with the interpreter of a virtual environment that holds `moshi`
-(and `rustymimi`); not a command for people.
+Started by `tools.bench.codec`, `tools.bench.lm` and `tools.bench.omni` with the interpreter of a virtual environment
+that holds `moshi` (and `rustymimi` or `transformers`); not a command for people.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ os.environ.setdefault("NO_CUDA_GRAPH", "1")
 import torch
 from moshi.models import LMGen, loaders
 from safetensors.torch import load_file
+
+from tools.bench import reference_omni
 
 loaded: dict[str, Any] = {}
 
@@ -77,6 +79,12 @@ def mimi_file(samples: int) -> dict:
     return {"encode": [encode], "decode": [decode]}
 
 
+@torch.no_grad()
+def mimi_batch(rows: int, samples: int) -> dict:
+    mimi = loaded["mimi"]
+    return {"encode": [timed(lambda: mimi.encode(noise(rows, 1, samples)))[0]]}
+
+
 def load_rust(directory: str, codebooks: int) -> dict:
     import rustymimi
 
@@ -90,6 +98,11 @@ def rust_file(samples: int) -> dict:
     encode, codes = timed(lambda: rust.encode(pcm))
     decode, _ = timed(lambda: rust.decode(codes))
     return {"encode": [encode], "decode": [decode]}
+
+
+def rust_batch(rows: int, samples: int) -> dict:
+    rust, pcm = loaded["rust"], noise(rows, 1, samples).numpy()
+    return {"encode": [timed(lambda: [rust.encode(row[None]) for row in pcm])[0]]}
 
 
 def rust_stream(frames: int) -> dict:
@@ -126,6 +139,27 @@ def lm_step(steps: int) -> dict:
         for _ in range(steps + 4):
             seconds.append(timed(lambda: generator.step(given))[0])
     return {"step": seconds[4:]}
+
+
+@torch.no_grad()
+def call_step(config: dict | None, batch: int, steps: int, warm: int, device: str) -> dict:
+    """Time calls with random bfloat16 weights, codec included: of a published config, or of Moshi 7B."""
+    mimi = loaders.get_mimi(None, device=device, num_codebooks=8)
+    model = loaders.get_moshi_lm(None, config, device=device, dtype=torch.bfloat16)
+    model.eval()
+    generator = LMGen(model, temp=0.8, temp_text=0.7, top_k=min(250, model.card), top_k_text=25)
+    pcm = noise(batch, 1, mimi.frame_size).to(device)
+    highest = model.card - 1
+
+    def step() -> None:
+        codes = mimi.encode(pcm).clamp(0, highest)
+        out = generator.step(codes)
+        if out is not None:
+            mimi.decode(out[:, 1:].clamp(0, highest)).cpu()
+            out.cpu()
+
+    with mimi.streaming(batch), generator.streaming(batch):
+        return {"step": [timed(step)[0] for _ in range(warm + steps)][warm:]}
 
 
 def lm_train(rows: int, frames: int, steps: int) -> dict:
@@ -182,12 +216,19 @@ def adversarial_train(steps: int) -> dict:
     return {"step": seconds, "losses": values}
 
 
+def omni_round(**sizes: int) -> dict:
+    """Time the parts of LLaMA-Omni."""
+    return reference_omni.omni_round(**sizes, timed=timed)
+
+
 def main() -> None:
     operations = {
         function.__name__: function
         for function in (
-            *(setup, published_shapes, load_mimi, mimi_stream, mimi_file, load_rust, rust_file, rust_stream),
-            *(load_lm, lm_step, lm_train, codec_train, load_adversarial, adversarial_train),
+            *(setup, published_shapes, load_mimi, mimi_stream, mimi_file, mimi_batch),
+            *(load_rust, rust_file, rust_batch, rust_stream),
+            *(load_lm, lm_step, call_step, lm_train, codec_train, load_adversarial, adversarial_train),
+            *(reference_omni.load_omni, omni_round),
         )
     }
     for line in sys.stdin:

@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 
 from tests.parity import weights_by_name
-from tools.reference import codec, language, record, synthesis, transformers, translation
+from tools.reference import codec, language, omni, record, synthesis, transformers, translation
 from tools.reference.models import watch_codebooks, watch_sampling
 
 
@@ -40,7 +40,7 @@ def main() -> None:
         return
     makers = codec.makers(options.out) | language.makers(options.out)
     makers |= transformers.makers(options.out) | synthesis.makers(options.out)
-    makers |= translation.makers(options.out)
+    makers |= translation.makers(options.out) | omni.makers(options.out)
     for name, maker in makers.items():
         if name == options.only or (options.only not in makers and name.startswith(options.only)):
             maker()

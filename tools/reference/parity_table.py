@@ -25,14 +25,16 @@ from moshijax import codec, lm
 from moshijax.lm.generation import step
 from moshijax.tokens import UNGENERATED
 from moshijax.weights import load_lm, load_mimi
-from tests.parity import test_lm, test_mimi, test_synthesis, test_translation, test_way_back
+from tests.parity import test_lm, test_mimi, test_omni, test_synthesis, test_translation, test_way_back
 from tests.parity.weights_by_name import FIXTURES, clip, load_fixture, write_checkpoint
 
 PAGE = Path(__file__).parents[2] / "docs" / "parity.md"
 Row = list[str]
+#: Fixtures that say which version of Transformers they are of.
+_OF_TRANSFORMERS = {"transformers": "hf_mimi", "omni": "omni_llama"}
 _INTRODUCTION = """Package `moshi` {moshi} on PyTorch {torch}, ours on jax {jax}; everything on the CPU.
-`hf_*` are classes of Transformers {transformers}. This page is written by `python -m tools.reference.parity_table`
-from the fixtures that `tests/parity/README.md` describes.
+`hf_*` are classes of Transformers {transformers}, `omni_*` parts of LLaMA-Omni against those of {omni}. This page is
+written by `python -m tools.reference.parity_table` from the fixtures that `tests/parity/README.md` describes.
 
 `mimi_full` and `mimi_full_long` have the published sizes. The long clip, the small codecs and the language
 models run past the attention window (Transformers has none). `way_back` was exported by `moshijax weights export
@@ -189,6 +191,15 @@ def transformers_rows(name: str, scratch: Path) -> list[Row]:
     return rows
 
 
+def omni_rows(name: str, scratch: Path) -> list[Row]:
+    """Compare the parts of LLaMA-Omni with classes of Transformers."""
+    rows = []
+    for part, (ours, theirs) in test_omni.parts(name, scratch / name).items():
+        whole = theirs.dtype.kind == "i"
+        rows.append([name, part, "" if whole else f"{error(ours, theirs):.1e}", equal(ours, theirs) if whole else ""])
+    return rows
+
+
 def way_back_rows(name: str, scratch: Path) -> list[Row]:
     """Compare with the package's loader on our export."""
     with np.load(FIXTURES / f"{name}.npz") as file:
@@ -206,7 +217,9 @@ def makers(scratch: Path) -> dict[str, Callable[[], list[Row]]]:
     found: dict[str, Callable[[], list[Row]]] = {}
     for path in sorted(FIXTURES.glob("*.json"), key=lambda p: (not p.stem.startswith("mimi"), p.stem)):
         description = load_fixture(path.stem)[0]
-        if "class" in description:
+        if path.stem.startswith("omni_"):
+            found[path.stem] = functools.partial(omni_rows, path.stem, scratch)
+        elif "class" in description:
             found[path.stem] = functools.partial(transformers_rows, path.stem, scratch)
         elif description["kind"] == "mimi":
             found[path.stem] = functools.partial(mimi_rows, path.stem, scratch)
@@ -244,11 +257,11 @@ def main() -> None:
                 )
             rows += found
     reference = load_fixture("mimi_full")[0]["reference"]
-    transformers = load_fixture("hf_mimi")[0]["transformers"]
+    versions = {kind: load_fixture(name)[0]["transformers"] for kind, name in _OF_TRANSFORMERS.items()}
     lines = [
         "# Parity with the PyTorch reference",
         "",
-        _INTRODUCTION.format(**reference, jax=jax.__version__, transformers=transformers),
+        _INTRODUCTION.format(**reference, jax=jax.__version__, **versions),
         "",
         "| model | part | dtype | largest error | equal |",
         "|---|---|---|---|---|",

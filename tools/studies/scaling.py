@@ -67,12 +67,21 @@ class Work:
 
 @dataclass(frozen=True)
 class Model:
-    """Sizes that the arithmetic needs: parameters, those that a text step trains, and those of token tables."""
+    """Sizes that the arithmetic needs.
+
+    Attributes:
+      parameters: all of them.
+      text: those that a text step trains.
+      tables: those of token tables.
+      embedded: values per frame of the embeddings that travel: a sum for the temporal transformer, and one for every
+        step of the depth transformer.
+    """
 
     name: str
     parameters: int
     text: int
     tables: int
+    embedded: int
     dim: int
     layers: int
     context: int
@@ -85,6 +94,7 @@ class Model:
             sum(sizes.values()),
             sum(size for path, size in sizes.items() if path.startswith(TEXT_OWNS)),
             sum(size for path, size in sizes.items() if "embedding" in path),
+            config.temporal.dim + config.layout.dep_q * config.depth.transformer.dim,
             config.temporal.dim,
             config.temporal.num_layers,
             config.temporal.context,
@@ -113,23 +123,37 @@ def traffic(model: Model, machine: Machine, work: Work) -> dict[str, float]:
     """Return the bytes that a device receives per step, by purpose; "near" from its group, "far" from others.
 
     Ring collectives: gathering or scattering n bytes over k devices moves n (k - 1) / k, an all-reduce twice that.
-    Parameters are gathered in bfloat16 for the forward pass and again for the backward pass of each microbatch;
-    gradients are scattered in float32. Over `data` they are summed once per microbatch. Tensor parallelism sums the
-    output of attention and of the MLP: forward, again where layers are computed again, and backward.
+    Token tables stay where they are: embeddings travel over `fsdp` to the rows that they belong to, and their gradients
+    back. The other parameters are gathered in bfloat16 for the forward pass and again for the backward pass of each
+    microbatch; gradients are scattered in float32. Over `data` they are summed once per microbatch. Tensor parallelism
+    sums the output of attention and of the MLP: forward, again where layers are computed again, and backward.
     """
-    part, F, D, T = model.parameters / work.tensor, work.fsdp, work.data, work.tensor
+    F, D, T = work.fsdp, work.data, work.tensor
+    part, split = model.parameters / T, (model.parameters - model.tables) / T
     tokens = work.rows * work.frames / (D * F * work.microbatches)
     share = {k: (k - 1) / k for k in (F, D, T)}
-    gather = 2 * BF16 * part * share[F] * work.microbatches
-    scatter = F32 * part * share[F] * work.microbatches
+    gather = 2 * BF16 * split * share[F] * work.microbatches
+    scatter = F32 * split * share[F] * work.microbatches
+    embeddings = 2 * BF16 * tokens * model.embedded * share[F] * work.microbatches
     reduce = 2 * F32 * part / F * share[D] * work.microbatches
     tensor = 6 * model.layers * tokens * model.dim * BF16 * 2 * share[T] * work.microbatches
-    # A gather over several groups brings each group all it lacks once; its devices share what arrives.
+    # A gather over several groups brings each group all it lacks once; its devices share what arrives. Embeddings are
+    # of one device each.
     groups = max(1, F * T // machine.group)
-    across = (gather + scatter) * (groups - 1) / groups / max(1, machine.group // T) / share[F] if groups > 1 else 0.0
+    away = (groups - 1) / groups / share[F] if groups > 1 else 0.0
+    across = (gather + scatter) * away / max(1, machine.group // T) + embeddings * away
     between = F * T * D > machine.group
-    near, far = gather + scatter + tensor + (0.0 if between else reduce), across + (reduce if between else 0.0)
-    return {"gather": gather, "scatter": scatter, "data": reduce, "tensor": tensor, "near": near, "far": far}
+    near, far = gather + scatter + embeddings * (1 - away) + tensor, across
+    near, far = (near, far + reduce) if between else (near + reduce, far)
+    return {
+        "gather": gather,
+        "scatter": scatter,
+        "embeddings": embeddings,
+        "data": reduce,
+        "tensor": tensor,
+        "near": near,
+        "far": far,
+    }
 
 
 def times(model: Model, machine: Machine, work: Work) -> dict[str, float]:
@@ -155,11 +179,11 @@ def memory(model: Model, machine: Machine, work: Work, moments: int = F32) -> di
 
 
 PLANS = (
-    (V5P_256, Work(rows=192, frames=3750, microbatches=3, data=1, fsdp=64, tensor=2)),
-    (V5P_256, Work(rows=256, frames=3750, microbatches=2, data=1, fsdp=128, tensor=1)),
-    (H100_128, Work(rows=192, frames=3750, microbatches=3, data=16, fsdp=4, tensor=2)),
-    (H100_128, Work(rows=256, frames=3750, microbatches=2, data=16, fsdp=8, tensor=1)),
-    (H100_128, Work(rows=256, frames=3750, microbatches=2, data=1, fsdp=128, tensor=1)),
+    (V5P_256, Work(rows=192, frames=3744, microbatches=3, data=1, fsdp=64, tensor=2)),
+    (V5P_256, Work(rows=256, frames=3744, microbatches=2, data=1, fsdp=128, tensor=1)),
+    (H100_128, Work(rows=192, frames=3744, microbatches=3, data=16, fsdp=4, tensor=2)),
+    (H100_128, Work(rows=256, frames=3744, microbatches=2, data=16, fsdp=8, tensor=1)),
+    (H100_128, Work(rows=256, frames=3744, microbatches=2, data=1, fsdp=128, tensor=1)),
 )
 
 

@@ -1,19 +1,40 @@
-"""Speech from texts: scripts of calls, spoken by espeak-ng in a separate process and mixed to two channels."""
+"""Speech from texts: scripts of calls, spoken in separate processes, mixed to two channels."""
 
-from moshijax.data.synthesis.dialogue import Dialogue, Utterance, Voice
+from moshijax.data.synthesis.dialogue import Dialogue, Utterance
+from moshijax.data.synthesis.hearing import Listening
 from moshijax.data.synthesis.run import SynthesisResult, synthesize
-from moshijax.data.synthesis.voices import random_voice
+from moshijax.data.synthesis.voices import (
+    CASTS,
+    ArtifactVoice,
+    Cast,
+    CosyVoice,
+    EndpointVoice,
+    EspeakVoice,
+    HibariVoice,
+    Voice,
+    espeak_voice,
+    hibari_voice,
+)  # fmt: skip
 from moshijax.data.synthesis.world import CallRanges, World, draw_calls, parse_world
 
 __all__ = [
+    "ArtifactVoice",
+    "CosyVoice",
+    "EndpointVoice",
+    "Listening",
+    "CASTS",
+    "Cast",
     "CallRanges",
     "Dialogue",
+    "EspeakVoice",
+    "HibariVoice",
     "SynthesisResult",
     "Utterance",
     "Voice",
     "World",
     "draw_calls",
+    "espeak_voice",
+    "hibari_voice",
     "parse_world",
-    "random_voice",
     "synthesize",
 ]

@@ -5,36 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from moshijax.data.synthesis.voices import EspeakVoice, Voice
 from moshijax.errors import DataError
 
 SPEAKERS = ("model", "user")
 KINDS = ("turn", "backchannel", "interruption")
-
-
-@dataclass(frozen=True)
-class Voice:
-    """A synthetic voice.
-
-    Attributes:
-      language: of espeak-ng, such as "en-us".
-      variant: timbre; "" is the plain one.
-      rate: words per minute, 80 to 450.
-      pitch: 0 to 99.
-      range: of the pitch, 0 to 99.
-    """
-
-    language: str = "en-us"
-    variant: str = ""
-    rate: int = 170
-    pitch: int = 50
-    range: int = 50
-
-    def __post_init__(self) -> None:
-        if not 80 <= self.rate <= 450:
-            raise DataError(f"voice rate is {self.rate} words per minute: use 80 to 450")
-        for name in ("pitch", "range"):
-            if not 0 <= getattr(self, name) <= 99:
-                raise DataError(f"voice {name} is {getattr(self, name)}: use 0 to 99")
+GAP = 0.3  # seconds
 
 
 @dataclass(frozen=True)
@@ -46,7 +22,8 @@ class Utterance:
       text: at least one word.
       kind: "turn" starts `gap` seconds after the last turn ends; "backchannel" starts at fraction `at` of the last
         turn, which continues; "interruption" too, but the speaker of the last turn stops `yield_after` seconds later.
-      gap: seconds; negative: it overlaps the end of the last turn.
+      gap: seconds; negative: it overlaps the end of the last turn, but never begins before it; None: `GAP`, or what is
+        drawn (`moshijax.data.synthesis.timing`).
       at: fraction of the last turn, 0 to 1.
       yield_after: seconds.
       voice: None: the one that the dialogue gives the speaker.
@@ -55,7 +32,7 @@ class Utterance:
     speaker: str
     text: str
     kind: str = "turn"
-    gap: float = 0.3
+    gap: float | None = None
     at: float = 0.5
     yield_after: float = 0.3
     voice: Voice | None = None
@@ -83,6 +60,8 @@ class Dialogue:
       lead: seconds of quiet before the first utterance.
       tail: seconds of quiet after the last.
       duration: fixed length of the recording in seconds, beyond which speech is an error; None: as long as it takes.
+      grid: seconds; the model's utterances begin at the next multiple. 0: anywhere. With the length of a codec's frame
+        the same words in the same voice are nearly the same codes.
       gain_db: scales the user's channel.
       snr_db: adds white noise to the user's channel, relative to its speech; None: no noise.
       meta: copied into the sidecar file.
@@ -90,11 +69,12 @@ class Dialogue:
 
     id: str
     utterances: tuple[Utterance, ...] = ()
-    model_voice: Voice = Voice()
-    user_voice: Voice = Voice(variant="f3")
+    model_voice: Voice = EspeakVoice()
+    user_voice: Voice = EspeakVoice(variant="f3")
     lead: float = 0.4
     tail: float = 0.6
     duration: float | None = None
+    grid: float = 0.0
     gain_db: float = 0.0
     snr_db: float | None = None
     meta: dict[str, Any] = field(default_factory=dict, hash=False, compare=False)
@@ -102,6 +82,8 @@ class Dialogue:
     def __post_init__(self) -> None:
         if not self.id or any(c in self.id for c in "/\\\0") or self.id.startswith("."):
             raise DataError(f"dialogue id {self.id!r} cannot name a file: use letters, digits, '-' and '_'")
+        if self.grid < 0:
+            raise DataError(f"dialogue {self.id!r} has a grid of {self.grid} s: use 0 (none) or more")
         if not self.utterances and self.duration is None:
             raise DataError(f"dialogue {self.id!r} has no utterances: give it some, or a duration of silence")
         if self.utterances and self.utterances[0].kind != "turn":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +10,9 @@ from typing import Any
 import numpy as np
 import soxr
 
-from moshijax.data.synthesis.dialogue import Dialogue, Utterance, Voice
+from moshijax.data.synthesis.dialogue import GAP, Dialogue, Utterance
+from moshijax.data.synthesis.speech import Speech
+from moshijax.data.synthesis.voices import Voice
 from moshijax.errors import DataError
 
 SAMPLE_RATE = 24_000
@@ -57,7 +60,7 @@ def _level(samples: np.ndarray) -> np.ndarray:
     return samples * np.float32(min(SPEECH_LEVEL / loud, _PEAK / peak))
 
 
-def _place(dialogue: Dialogue, speak: Callable[[str, Voice], Any]) -> list[_Placed]:
+def _place(dialogue: Dialogue, speak: Callable[[str, Voice], Speech]) -> list[_Placed]:
     placed: list[_Placed] = []
     floor: _Placed | None = None  # the last turn, from which the next start is counted
     for utterance in dialogue.utterances:
@@ -66,13 +69,15 @@ def _place(dialogue: Dialogue, speak: Callable[[str, Voice], Any]) -> list[_Plac
         if floor is None:
             start = dialogue.lead
         elif utterance.kind == "turn":
-            start = max(0.0, floor.end + utterance.gap)
+            start = max(floor.start, floor.end + (GAP if utterance.gap is None else utterance.gap))
         else:
             start = floor.start + utterance.at * (floor.end - floor.start)
         if utterance.kind == "interruption" and floor is not None and floor.utterance.speaker != utterance.speaker:
             floor.cut(start + utterance.yield_after)
         own = [p.end + 0.05 for p in placed if p.utterance.speaker == utterance.speaker]
         start = max([start, *own])
+        if dialogue.grid and utterance.speaker == "model":
+            start = math.ceil(round(start / dialogue.grid, 6)) * dialogue.grid
         item = _Placed(utterance, start, samples, list(speech.words), list(speech.phonemes))
         placed.append(item)
         if utterance.kind != "backchannel":
@@ -113,12 +118,12 @@ def _events(placed: list[_Placed]) -> list[list[Any]]:
     return sorted(events, key=lambda event: (event[1], event[0]))
 
 
-def mix(dialogue: Dialogue, speak: Callable[[str, Voice], Any], seed: int) -> tuple[np.ndarray, dict[str, Any]]:
+def mix(dialogue: Dialogue, speak: Callable[[str, Voice], Speech], seed: int) -> tuple[np.ndarray, dict[str, Any]]:
     """Render a dialogue.
 
     Args:
       dialogue: the script.
-      speak: (text, voice) -> Speech, see `engine.Speech`.
+      speak: as `Speaker.speak` does.
       seed: of the noise.
 
     Returns:

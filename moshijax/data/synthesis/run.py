@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
@@ -14,11 +15,15 @@ from typing import Any
 from moshijax import files, optional
 from moshijax.data.isolation import Isolated, Lost
 from moshijax.data.synthesis.dialogue import Dialogue
+from moshijax.data.synthesis.hearing import Listening
 from moshijax.data.synthesis.render import render
-from moshijax.errors import DataError, MoshijaxError
+from moshijax.data.synthesis.voices import UNTIMED
+from moshijax.errors import ConfigError, DataError, MoshijaxError
 
-_SYNTHESIS_VERSION = 1
-_TIME_LIMIT = 300.0  # seconds for one dialogue
+_SYNTHESIS_VERSION = 2
+_TIME_LIMIT = 300.0  # seconds for one utterance
+_CLIPS = "clips"  # folder of what is asked for once only
+REPORT = "synthesize.report.json"
 
 
 @dataclass(frozen=True)
@@ -31,6 +36,7 @@ class SynthesisResult:
       seconds: of all recordings.
       words: of all recordings.
       rejected: id and reason of the dialogues that were not spoken.
+      kinds: how many were rejected, by kind: those of `hearing.ClipRejected`, "text" or "lost".
     """
 
     manifest: Path
@@ -38,6 +44,7 @@ class SynthesisResult:
     seconds: float
     words: int
     rejected: tuple[tuple[str, str], ...]
+    kinds: Counter[str]
 
 
 def _digest(*parts: Any) -> str:
@@ -63,28 +70,38 @@ def synthesize(
     seed: int = 0,
     workers: int = 2,
     progress: Callable[[int, int], None] | None = None,
+    listening: Listening | None = None,
 ) -> SynthesisResult:
-    """Speak dialogues with espeak-ng and write `manifest.jsonl` and `audio/<id>.wav` + `.json` under `out_dir`.
+    """Speak dialogues and write `manifest.jsonl` and `audio/<id>.wav` + `.json` under `out_dir`.
 
     Stereo 24 kHz 16-bit, left the model, right the user. The bytes of an item depend on its dialogue and the seed
-    alone. A second run with the same arguments keeps finished items; the manifest appears last.
+    alone, where voices have no server behind them. A second run with the same arguments keeps finished items, and the
+    clips of voices that are not built in (`clips`); the manifest appears last, and `synthesize.report.json` before it.
 
     Args:
       dialogues: what to speak.
       out_dir: folder of the set.
-      seed: of noise and of the library.
+      seed: of noise and of the synthesisers.
       workers: processes that speak.
       progress: called with (items done, items in all) from the calling thread.
+      listening: hears every clip again; None: only lengths and levels are checked.
 
     Raises:
+      ConfigError: a voice does not say when its words are spoken, and nobody listens.
       DataError: an id occurs twice, or no dialogue could be spoken.
-      MoshijaxError: espeak-ng is not installed, or a file could not be written.
+      MoshijaxError: the synthesiser of a voice is not installed, or a file could not be written.
     """
     dialogues = list(dialogues)
     ids = [dialogue.id for dialogue in dialogues]
     twice = sorted({name for name in ids if ids.count(name) > 1}) if len(set(ids)) < len(ids) else []
     if twice:
         raise DataError(f"dialogue id {twice[0]!r} occurs {ids.count(twice[0])} times: ids must be unique")
+    for voice in {dialogue.voice_of(u) for dialogue in dialogues for u in dialogue.utterances}:
+        if isinstance(voice, UNTIMED) and listening is None:
+            raise ConfigError(
+                f"{type(voice).__name__} does not say when its words are spoken: add --listen MODEL, which hears them"
+            )
+    deciding = None if listening is None else listening.deciding()
     out_dir = Path(out_dir)
     try:
         (out_dir / "audio").mkdir(parents=True, exist_ok=True)
@@ -94,7 +111,7 @@ def synthesize(
     results: list[dict[str, Any] | None] = []
     waiting: dict[int, tuple[Dialogue, int, Path, str]] = {}  # place -> what `render` needs
     for place, dialogue in enumerate(dialogues):
-        fingerprint = _digest(_SYNTHESIS_VERSION, seed, asdict(dialogue))
+        fingerprint = _digest(_SYNTHESIS_VERSION, seed, asdict(dialogue), deciding)
         audio = out_dir / "audio" / f"{dialogue.id}.wav"
         results.append(_finished(audio, fingerprint))
         if results[place] is None:
@@ -105,7 +122,10 @@ def synthesize(
     workers = max(1, min(workers, len(waiting)))
     try:
         with Isolated(workers) as isolated, ThreadPoolExecutor(workers, thread_name_prefix="synthesis") as pool:
-            places = {pool.submit(_spoken, isolated, *request): place for place, request in waiting.items()}
+            places = {
+                pool.submit(_spoken, isolated, *request, out_dir / _CLIPS, listening): place
+                for place, request in waiting.items()
+            }
             try:
                 for done, future in enumerate(as_completed(places), kept + 1):
                     results[places[future]] = future.result()
@@ -122,23 +142,27 @@ def synthesize(
 def _spoken(isolated: Isolated, dialogue: Dialogue, *how: Any) -> dict[str, Any]:
     """What `render` returns, or {"error": reason} for a dialogue that cannot be spoken."""
     try:
-        return isolated(render, dialogue, *how, seconds=_TIME_LIMIT)
+        return isolated(render, dialogue, *how, seconds=_TIME_LIMIT * max(1, len(dialogue.utterances)))
     except DataError as error:
-        return {"error": str(error)}
+        return {"error": str(error), "kind": getattr(error, "kind", "text")}
     except Lost as error:
-        return {"error": f"speaking it {error}"}
-    except (MoshijaxError, OSError) as error:
+        return {"error": f"speaking it {error}", "kind": "lost"}
+    except MoshijaxError as error:
+        raise type(error)(f"dialogue {dialogue.id!r}: {error}") from error
+    except OSError as error:
         raise MoshijaxError(f"dialogue {dialogue.id!r}: {error}") from error
 
 
 def _write_manifest(out_dir: Path, ids: list[str], results: list[dict[str, Any] | None]) -> SynthesisResult:
-    rejected = tuple((name, reply["error"]) for name, reply in zip(ids, results, strict=True) if "error" in reply)
+    bad = [(name, reply) for name, reply in zip(ids, results, strict=True) if "error" in reply]
+    rejected, kinds = tuple((name, reply["error"]) for name, reply in bad), Counter(reply["kind"] for _, reply in bad)
     if ids and len(rejected) == len(ids):
         raise DataError(f"none of the {len(ids)} dialogues could be spoken; the first, {ids[0]!r}: {rejected[0][1]}")
     good = [(name, reply) for name, reply in zip(ids, results, strict=True) if "error" not in reply]
     lines = [json.dumps({"path": f"audio/{name}.wav", "duration": reply["duration"]}) + "\n" for name, reply in good]
+    seconds, words = sum(reply["duration"] for _, reply in good), sum(reply["words"] for _, reply in good)
+    report = {"items": len(ids), "usable": len(good), "seconds": seconds, "words": words, "kinds": kinds}
+    files.write_json(out_dir / REPORT, {**report, "rejected": rejected})
     manifest = out_dir / "manifest.jsonl"
     files.write(manifest, "".join(lines))
-    return SynthesisResult(
-        manifest, len(good), sum(r["duration"] for _, r in good), sum(r["words"] for _, r in good), rejected
-    )
+    return SynthesisResult(manifest, len(good), seconds, words, rejected, kinds)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
-from moshijax.data.synthesis.dialogue import Dialogue, Utterance, Voice
-from moshijax.data.synthesis.texts import MODEL_VOICE
-from moshijax.data.synthesis.voices import CLEAR_VARIANTS, random_voice
+from moshijax import files
+from moshijax.data.synthesis.dialogue import Dialogue, Utterance
+from moshijax.data.synthesis.voices import CASTS, Cast
 from moshijax.errors import DataError
 
 SPLICED_WORDS = 9  # at most, in a spliced sentence
@@ -34,31 +34,22 @@ class CallRanges:
       duration: of the recording, in seconds.
       lead: seconds before the user speaks.
       gap: seconds between question and answer.
+      grid: as in `Dialogue`.
       gain_db: of the user's channel.
       snr_db: of the user's channel.
       spliced: share of the unrelated utterances that begin like one sentence of the world, questions among them, and
-        end
-        like another: only a model that hears all of it knows whether to answer.
-      language: of the users' voices; this and what follows as `random_voice` takes them.
-      variants: timbres.
-      rate: words per minute.
-      pitch: 0 to 99.
-      pitch_range: 0 to 99.
-      model_voice: of every answer.
+        end like another: only a model that hears all of it knows whether to answer.
+      cast: who asks and answers.
     """
 
     duration: float = 4.8
     lead: tuple[float, float] = (0.1, 1.6)
     gap: tuple[float, float] = (0.3, 0.3)
+    grid: float = 0.0
     gain_db: tuple[float, float] = (-8.0, 6.0)
     snr_db: tuple[float, float] = (15.0, 40.0)
     spliced: float = 0.0
-    language: str = "en-us"
-    variants: tuple[str, ...] = CLEAR_VARIANTS
-    rate: tuple[int, int] = (140, 200)
-    pitch: tuple[int, int] = (30, 70)
-    pitch_range: tuple[int, int] = (30, 70)
-    model_voice: Voice = MODEL_VOICE
+    cast: Cast = CASTS["espeak-ng"]
 
 
 def parse_world(text: str, where: str = "text") -> World:
@@ -68,7 +59,7 @@ def parse_world(text: str, where: str = "text") -> World:
       DataError: a line without a question, or without an answer after `=>`; `where` names it.
     """
     questions, unrelated = [], []
-    for number, raw in enumerate(text.splitlines(), 1):
+    for number, raw in enumerate(files.lines(text), 1):
         line = raw.strip()
         if not line or line.startswith("#"):
             continue
@@ -127,7 +118,7 @@ def draw_calls(
     calls = []
     for index in range(answered + unanswered + silent):
         rng = random.Random(f"{seed} {prefix} {index}")
-        voice = random_voice(rng, ranges.variants, ranges.language, ranges.rate, ranges.pitch, ranges.pitch_range)
+        voice = ranges.cast.user(rng)
         gap = rng.uniform(*ranges.gap)
         if index < answered:
             question, answer = world.questions[index % len(world.questions)]
@@ -143,10 +134,11 @@ def draw_calls(
             Dialogue(
                 id=f"{prefix}-{index:05d}",
                 utterances=utterances,
-                model_voice=ranges.model_voice,
+                model_voice=ranges.cast.model,
                 user_voice=voice,
                 lead=round(rng.uniform(*ranges.lead), 3),
                 duration=ranges.duration,
+                grid=ranges.grid,
                 gain_db=round(rng.uniform(*ranges.gain_db), 2),
                 snr_db=round(rng.uniform(*ranges.snr_db), 1),
                 meta={"kind": kind, "question": question, "answer": answer},

@@ -1,4 +1,4 @@
-"""Arithmetic of a computation and of its gradient, counted from its jaxpr; and the peak rate of a device."""
+"""Arithmetic of a computation and of its gradient, counted from its jaxpr; and the peak rate of devices."""
 
 from __future__ import annotations
 
@@ -11,22 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-# Dense bfloat16 peak per chip in FLOP/s, by a part of the lower-case device kind; first match wins.
-PEAK_FLOPS = (
-    ("h200", 989e12),
-    ("h100", 989e12),
-    ("a100", 312e12),
-    ("l40", 181e12),
-    ("l4", 121e12),
-    ("v6e", 918e12),
-    ("v6 lite", 918e12),
-    ("v5p", 459e12),
-    ("v5e", 197e12),
-    ("v5 lite", 197e12),
-    ("tpu v5", 459e12),  # v5p, as it calls itself
-    ("v4", 275e12),
-)
-
+from moshijax.compiled import chips
 
 OTHER = "other"
 
@@ -156,13 +141,16 @@ def _outputs(jaxpr: Any, active: list[bool]) -> list[bool]:
 def _scan_parts(eqn: Any) -> tuple[Any, int, int]:
     """Return the body of a scan, and how many of its inputs are constants and how many are carried.
 
-    jax 0.12 keeps the inputs as a tree of three parts where earlier versions keep two numbers.
+    Read from the shapes, because versions of jax write it down in different ways: what is scanned, in or out, has one
+    axis less inside the body.
     """
     (body,) = _jaxprs(eqn.params["jaxpr"])
-    if "ft_in" in eqn.params:
-        consts, carries, _ = (len(part) for part in eqn.params["ft_in"].unpack())
-        return body, consts, carries
-    return body, eqn.params["num_consts"], eqn.params["num_carry"]
+
+    def scanned(outside: Sequence[Any], inside: Sequence[Any]) -> int:
+        return sum(a.aval.ndim > b.aval.ndim for a, b in zip(outside, inside, strict=True))
+
+    carries = len(body.outvars) - scanned(eqn.outvars, body.outvars)
+    return body, len(body.invars) - carries - scanned(eqn.invars, body.invars), carries
 
 
 def _scan_activity(eqn: Any, ins: list[bool]) -> list[bool]:
@@ -213,8 +201,8 @@ def peak_flops(devices: Sequence[jax.Device]) -> float:
     """
     device = devices[0]
     if device.platform != "cpu":
-        kind = device.device_kind.lower()
-        return len(devices) * next((peak for part, peak in PEAK_FLOPS if part in kind), math.nan)
+        chip = chips.find(device.device_kind)
+        return len(devices) * (math.nan if chip is None else chip.flops)
     size = 1024
     matrix = jax.device_put(np.ones((size, size), np.float32), device)
 

@@ -13,6 +13,7 @@ import jax
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 
+from moshijax.compiled.report import Report, examine_training
 from moshijax.errors import ConfigError, MoshijaxError
 from moshijax.train import sharding
 from moshijax.train.experiment import ExperimentConfig, MeshConfig
@@ -36,6 +37,7 @@ class Footprint:
       peak: all of it while a step runs; outputs that reuse the memory of inputs count once.
       flops: of a step over the whole batch, on all devices, by part.
       amounts: what a batch holds, by name, as `Task.amounts` counts.
+      report: what the compiler made of the step for a device; None for CPU devices, which stand for others.
     """
 
     kind: StepKind
@@ -48,6 +50,7 @@ class Footprint:
     peak: int
     flops: dict[str, float]
     amounts: dict[str, float]
+    report: Report | None
 
 
 @dataclass(frozen=True)
@@ -73,18 +76,21 @@ def bytes_per_device(tree: Any) -> int:
     return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
-def footprints(experiment: ExperimentConfig, mesh: Mesh) -> list[Footprint]:
+def footprints(
+    experiment: ExperimentConfig, mesh: Mesh, compiler_options: Mapping[str, Any] | None = None
+) -> list[Footprint]:
     """Compile every kind of step of a run for the devices of a mesh, which need not be there.
 
     Raises:
       ConfigError: an experiment or a mesh that cannot be.
     """
     task, found = experiment.task, []
+    device = mesh.devices.flat[0]
     with sharding.context(mesh):
         plan = plan_state(task, experiment, mesh)
         for kind in experiment.step_kinds:
             batch = task.batch_shapes(kind, kind.data)
-            step = compile_step(task, experiment, plan, kind, batch, mesh)
+            step = compile_step(task, experiment, plan, kind, batch, mesh, compiler_options)
             memory = step.run.memory_analysis()
             state = plan.abstract
             found.append(
@@ -102,6 +108,9 @@ def footprints(experiment: ExperimentConfig, mesh: Mesh) -> list[Footprint]:
                     + memory.temp_size_in_bytes,
                     flops=step.flops,
                     amounts=task.amounts(kind, batch),
+                    report=None
+                    if device.platform == "cpu"
+                    else examine_training(step.run, device, sum(step.flops.values()) / mesh.size),
                 )
             )
     return found

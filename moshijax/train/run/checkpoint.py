@@ -13,13 +13,15 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from moshijax.config_json import from_json
 from moshijax.errors import ConfigError, DataError, MoshijaxError
 from moshijax.files import is_out_of_space
 from moshijax.train.run import hosts
 from moshijax.train.run.run_dir import RunDir
 from moshijax.train.sharding import path_of
 from moshijax.train.state import TrainState
-from moshijax.weights.run import MODEL_ITEM, DamagedCheckpoint, reading, tree_of
+from moshijax.weights import checksums
+from moshijax.weights.run import CHECKSUMS, META_ITEM, MODEL_ITEM, DamagedCheckpoint, reading, tree_of, verify_item
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +31,7 @@ OPTIMIZER_ITEM = "optimizer"
 AFTER_FREEING = "free some and run the same command again: the run continues from its last complete checkpoint"
 SHOWN_MISMATCHES = 12
 PROBE = ".probe"
-META_ITEM = "meta"
+_Faults = dict[str, dict[str, tuple[str, bool]]]  # `moshijax.train.feed.Faults` through JSON
 
 
 @contextlib.contextmanager
@@ -131,7 +133,7 @@ def raise_on_mismatch(where: Path, expected: Any, found: Any, remedy: str = "use
 
 
 def _check_meta(meta: Any) -> None:
-    """Raise a ValueError unless this is what the loop saves beside a state: counts, and sums of metrics."""
+    """Raise a ValueError unless this is what the loop saves beside a state: counts, sums of metrics, bad recordings."""
     if not isinstance(meta, dict) or not isinstance(meta.get("interval"), dict):
         raise ValueError("its meta has no sums of metrics")
     for name in ("step", "evaluated", "lines"):
@@ -140,6 +142,10 @@ def _check_meta(meta: Any) -> None:
     for name, pair in meta["interval"].items():
         if not isinstance(pair, list) or [type(x) in (int, float) for x in pair] != [True, True]:
             raise ValueError(f"its meta has no two numbers for {name}")
+    try:
+        from_json(tuple[_Faults, ...], meta.get("faults"), "faults")
+    except ConfigError as error:
+        raise ValueError(f"its meta has no list of unusable recordings: {error}") from None
 
 
 class Checkpointer:
@@ -184,6 +190,8 @@ class Checkpointer:
     def save(self, state: TrainState, step: int, meta: Mapping[str, Any]) -> None:
         """Start saving; the state may be donated right after. A step that is there already is left as it is.
 
+        Checksums of all leaves are saved with it.
+
         Raises:
           MoshijaxError: the disk is full, now or when the previous checkpoint was written, or that one cannot be read
             back.
@@ -192,8 +200,10 @@ class Checkpointer:
             return
         self.wait()
         check_space(self.path, sum(leaf.nbytes for leaf in jax.tree.leaves(state)))
-        items = {name: ocp.args.StandardSave(tree) for name, tree in _parts(state).items()}
-        items[META_ITEM] = ocp.args.JsonSave(dict(meta))
+        parts = _parts(state)
+        items = {name: ocp.args.StandardSave(tree) for name, tree in parts.items()}
+        sums = {name: checksums.checksums(tree) for name, tree in parts.items()}
+        items[META_ITEM] = ocp.args.JsonSave({**meta, CHECKSUMS: sums})
         with _space_errors(self.path):
             self._manager.save(step, args=ocp.args.Composite(**items), force=True)
         self._unverified = step
@@ -214,6 +224,8 @@ class Checkpointer:
             items[META_ITEM] = ocp.args.JsonRestore()
             found = self._manager.restore(step, args=ocp.args.Composite(**items))
             _check_meta(found[META_ITEM])
+            for name in wanted:
+                verify_item(found, name)
         model, rest = found[MODEL_ITEM], found[OPTIMIZER_ITEM]
         state = TrainState(
             step=rest["step"],

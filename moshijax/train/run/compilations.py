@@ -43,7 +43,7 @@ class Compilations:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Do not count what is compiled meanwhile: evaluators may compile what they like."""
+        """Do not count what is compiled meanwhile: evaluators and checksums may compile what they like."""
         self._paused = True
         try:
             yield

@@ -336,6 +336,18 @@ def _broadcast(message: Mapping[str, Any]) -> dict[str, Any]:
     return json.loads(found.tobytes().rstrip(b"\0"))
 
 
+def gathered(value: Any) -> list[Any]:
+    """Return the JSON values of all processes, in their order, in every process."""
+    text = json.dumps(value).encode()
+    if jax.process_count() == 1:
+        return [json.loads(text)]
+    from jax.experimental import multihost_utils
+
+    longest = int(np.max(multihost_utils.process_allgather(np.int32(len(text)))))
+    padded = np.frombuffer(text.ljust(longest), np.uint8)
+    return [json.loads(row.tobytes()) for row in np.asarray(multihost_utils.process_allgather(padded))]
+
+
 def agreed(value: int) -> int:
     """Return the value of process 0, in every process."""
     return value if jax.process_count() == 1 else int(_broadcast({"value": value})["value"])

@@ -6,7 +6,7 @@ checked by the same functions, before anything is compiled.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,8 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 
 from moshijax import lm
+from moshijax.data.encoder import codec_sha256
+from moshijax.data.text import Tokenizer
 from moshijax.errors import ConfigError, DataError
 from moshijax.lm.config import LMConfig
 from moshijax.lm.transforms import Flat, check_rows, with_updates
@@ -29,6 +31,7 @@ from moshijax.weights.families import FAMILIES
 from moshijax.weights.families.family import Family
 from moshijax.weights.opening import open_model
 from moshijax.weights.run import is_run, model_shapes, read_model
+from moshijax.weights.run_files import read_meanings
 
 
 def starting_point(
@@ -60,6 +63,45 @@ def starting_point(
     return _transformed_start(path, family, names, task, plan, mesh)
 
 
+_SAME_MEANING = {
+    "tokenizer": "train with the one there, or give the weights this one's vocabulary by `moshijax weights retokenize`",
+    "codec": "prepare the data with the one there",
+}
+
+
+def check_meanings(path: str, meanings: Mapping[str, str]) -> None:
+    """Check that tokens of the data are the words and sounds that they are to the weights at `path`.
+
+    Weights that come without a tokenizer or codec are not compared with it.
+
+    Args:
+      path: what `init_from` names.
+      meanings: of the data, as `RunIdentity.meanings` returns them.
+
+    Raises:
+      DataError: the weights have another tokenizer or codec.
+    """
+    for name, there in (meanings_at(Path(path)) if meanings else {}).items():
+        here = meanings.get(name, there)
+        if here != there:
+            raise DataError(
+                f"init_from {path} has a {name} with the sha256 {there[:12]}..., the data of this run one with "
+                f"{here[:12]}...: its tokens mean something else; {_SAME_MEANING[name]}"
+            )
+
+
+def meanings_at(path: Path) -> dict[str, str]:
+    """Return what the tokens of the weights at a path mean: "tokenizer" and "codec" -> sha256, those that are known."""
+    if is_run(path):
+        return read_meanings(path)
+    model, found = open_model(path), {}
+    if model.tokenizer is not None:
+        found["tokenizer"] = Tokenizer.load(model.tokenizer).sha256
+    if model.codec is not None:
+        found["codec"] = codec_sha256(*model.codec.load())
+    return found
+
+
 def first_state(
     experiment: ExperimentConfig,
     plan: StatePlan,
@@ -74,7 +116,11 @@ def first_state(
     if found is not None:
         return found
     state = plan.create(experiment.seed)
-    return 0, state if start_from is None else start_from(state), {"interval": None, "evaluated": 0, "lines": 0}
+    return (
+        0,
+        state if start_from is None else start_from(state),
+        {"interval": None, "evaluated": 0, "lines": 0, "faults": []},
+    )
 
 
 def _check_family(path: str, found: Family, wanted: Family) -> None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,18 @@ from moshijax.files import write, write_json
 from moshijax.train.experiment import FREE_ON_RESUME, ExperimentConfig
 from moshijax.train.run import hosts
 from moshijax.train.task import Batches
-from moshijax.weights.run_files import CHECKPOINTS, CONFIG, DATA, FILES, METRICS, MODEL, RECIPE, damaged, read_record
+from moshijax.weights.run_files import (
+    CHECKPOINTS,
+    CONFIG,
+    DATA,
+    FILES,
+    METRICS,
+    MODEL,
+    RECIPE,
+    damaged,
+    meanings_of,
+    read_record,
+)
 
 log = logging.getLogger(__name__)
 
@@ -51,6 +63,14 @@ class RunIdentity:
         data = {name: dict(found.identity) for name, found in batches.items()}
         files = {name: dict(found.files) for name, found in batches.items()}
         return cls(experiment, data, files, recipe)
+
+    def meanings(self) -> dict[str, str]:
+        """Return what the tokens of the data mean: "tokenizer" and "codec" -> sha256, those that the data has.
+
+        Raises:
+          DataError: two parts of the data, such as the held-out one and the rest, are bound to different ones.
+        """
+        return meanings_of(self.data)
 
     @functools.cached_property
     def stamps(self) -> dict[str, dict[str, sources.Stamp]]:
@@ -103,17 +123,30 @@ class RunDir:
         hosts.agreed(0)
         return held
 
-    def claim(self, identity: RunIdentity, allow_change: bool = False) -> list[str]:
+    def claim(self, identity: RunIdentity, allow_change: Sequence[str] = ()) -> list[str]:
         """Record what is run here, or check that it is the same run; on the first process, while the others wait.
 
+        Args:
+          identity: of what is to run.
+          allow_change: what may differ from the run that is here: fields of the experiment, such as "steps" or
+            "task.loss" with all that it holds; "data"; or the name of a damaged record, which is written again.
+
         Returns:
-          With `allow_change`, what differs from the run that is here, one line each; then nothing was recorded: see
-          `accept`.
+          What differs from the run that is here, one line each; then nothing was recorded: see `accept`.
 
         Raises:
-          ConfigError: the directory holds a run of another recipe or of other data (the differences are listed), or
-            other files.
+          ConfigError: the directory holds a run of another recipe or of other data (the differences that are not
+            allowed are listed), or other files.
+          DataError: a record of the run is damaged.
         """
+        allow_change = tuple(name.strip() for name in allow_change)
+        known = [field.name for field in dataclasses.fields(ExperimentConfig)]
+        for name in allow_change:
+            if name.split(".")[0] not in known and name not in ("data", CONFIG, DATA, FILES):
+                raise ConfigError(
+                    f"--allow-change {name} is no field of a recipe; use data, {CONFIG}, {DATA}, {FILES}, or one of "
+                    f"{', '.join(known)}"
+                )
         changes: list[str] = []
         if jax.process_index() == 0:
             changes = self._claim(identity, allow_change)
@@ -121,7 +154,7 @@ class RunDir:
         hosts.agreed(0)
         return changes
 
-    def _claim(self, identity: RunIdentity, allow_change: bool) -> list[str]:
+    def _claim(self, identity: RunIdentity, allow_change: Sequence[str]) -> list[str]:
         if not (self.path / CONFIG).exists():
             if self.checkpoints.exists():
                 raise ConfigError(
@@ -129,19 +162,30 @@ class RunDir:
                 )
             self._write(identity)
             return []
-        recipe = self._differences(CONFIG, to_json(identity.experiment), allow_change, FREE_ON_RESUME)
-        data = [f"data {line}" for line in self._differences(DATA, identity.data, allow_change)]
+        recipe = self._differences(CONFIG, to_json(identity.experiment), allow_change)
+        recipe = [(field, line) for field, line in recipe if not _is_within(field, FREE_ON_RESUME)]
+        data = [f"data {line}" for _, line in self._differences(DATA, identity.data, allow_change)]
         data += self._changed_files(identity, allow_change)
-        if not recipe and not data:
+        changes = [*recipe, *(("data", line) for line in data)]
+        refused = [(field, line) for field, line in changes if not _is_within(field, allow_change)]
+        if refused:
+            raise ConfigError(self._refusal(refused, allow_change))
+        if not changes:
             self._write(identity)
-        elif not allow_change:
-            kinds = " and ".join(name for name, found in (("another recipe", recipe), ("other data", data)) if found)
-            listed, more = [*recipe, *data][:SHOWN_DIFFERENCES], len(recipe) + len(data) - SHOWN_DIFFERENCES
-            raise ConfigError(
-                f"{self.path} is a run of {kinds}: {'; '.join(listed)}{f' and {more} more' if more > 0 else ''}; use "
-                "another run directory, the recipe and data that it began with, or --allow-change"
-            )
-        return [*recipe, *data]
+        return [line for _, line in changes]
+
+    def _refusal(self, refused: list[tuple[str, str]], allowed: Sequence[str]) -> str:
+        fields = list(dict.fromkeys(field for field, _ in refused))
+        if len(fields) > SHOWN_DIFFERENCES:
+            fields = list(dict.fromkeys(field.split(".")[0] for field in fields))
+        named = {"another recipe": any(f != "data" for f in fields), "other data": "data" in fields}
+        kinds = " and ".join(kind for kind, found in named.items() if found)
+        lines, more = [line for _, line in refused[:SHOWN_DIFFERENCES]], len(refused) - SHOWN_DIFFERENCES
+        return (
+            f"{self.path} is a run of {kinds}: {'; '.join(lines)}{f' and {more} more' if more > 0 else ''}; use "
+            "another run directory, the recipe and data that it began with, or --allow-change "
+            f"{','.join(dict.fromkeys([*allowed, *fields]))}"
+        )
 
     def accept(self, identity: RunIdentity, changes: list[str], step: int) -> None:
         """Record a run that `claim` found changed, from a step on; the changes are logged and kept in changes.jsonl."""
@@ -162,18 +206,15 @@ class RunDir:
         write_json(self.path / FILES, identity.stamps)
         write_json(self.path / CONFIG, to_json(identity.experiment))
 
-    def _differences(self, name: str, new: dict[str, Any], allow_change: bool, free: tuple[str, ...] = ()) -> list[str]:
-        """Return how a new value differs from the one that a file of the run holds, one line each.
+    def _differences(self, name: str, new: dict[str, Any], allow_change: Sequence[str]) -> list[tuple[str, str]]:
+        """Return how a new value differs from the one that a file of the run holds: field, and a line about it."""
+        found = differences(self._recorded(name, new, allow_change), new)
+        return [
+            (where.split("[")[0], f"{where} is {shown(there)} there, {shown(here)} here")
+            for where, there, here in found
+        ]
 
-        Args:
-          allow_change: as `_recorded`.
-          free: fields that may differ.
-        """
-        old = self._recorded(name, new, allow_change)
-        found = [d for d in differences(old, new) if d[0].split(".")[0] not in free]
-        return [f"{where} is {shown(there)} there, {shown(here)} here" for where, there, here in found]
-
-    def _changed_files(self, identity: RunIdentity, allow_change: bool) -> list[str]:
+    def _changed_files(self, identity: RunIdentity, allow_change: Sequence[str]) -> list[str]:
         """Return which files of the data have another size than they had, or are gone, one line for each kind of step.
 
         Which files there are is for `RunIdentity.data` to tell. One of another time alone, such as a copy, may well be
@@ -196,11 +237,14 @@ class RunDir:
                 )
         return lines
 
-    def _recorded(self, name: str, new: dict[str, Any], allow_change: bool) -> dict[str, Any]:
+    def _recorded(self, name: str, new: dict[str, Any], allow_change: Sequence[str]) -> dict[str, Any]:
         """Return what a file of the run holds; the new value, so that nothing differs, if there is no such file.
 
         Args:
-          allow_change: write a damaged file again, with a warning: it says nothing that could be compared.
+          name: of the file.
+          new: what it would hold now.
+          allow_change: names that file if it may be damaged: then it is written again, with a warning, because it says
+            nothing that could be compared.
         """
         path = self.path / name
         if not path.exists():
@@ -211,11 +255,15 @@ class RunDir:
                 raise damaged(path, "it does not hold sizes and times of files")
             return found
         except DataError as error:
-            if not allow_change:
+            if name not in allow_change:
                 raise
             log.warning("%s: it is written again, and what it said before is not compared", error)
-            write_json(path, new)
             return new
+
+
+def _is_within(field: str, names: Sequence[str]) -> bool:
+    """Whether a field is one of those that are named, or part of one."""
+    return any(field == name or field.startswith(f"{name}.") for name in names)
 
 
 def _are_stamps(found: Any) -> bool:

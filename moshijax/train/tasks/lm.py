@@ -18,7 +18,7 @@ from moshijax import lm
 from moshijax.data.grids import GridData, grid_batches
 from moshijax.data.packed_text import TextData, text_batches
 from moshijax.data.text import Tokenizer
-from moshijax.errors import ConfigError, require
+from moshijax.errors import ConfigError, DataError, require
 from moshijax.lm import losses
 from moshijax.lm.losses import LossConfig
 from moshijax.train.optimizer import OptimizerConfig
@@ -153,7 +153,7 @@ class LMTask(Task):
         found = open_batches(data_config, self.model.layout, self._tokenizer(), seed)
         check_batch(self.model, found.batch(0))
         if kind.name == AUDIO and data_config is kind.data:
-            _log_placement(found)
+            log_placement(found)
         return found
 
     def batch_shapes(self, kind: StepKind, data_config: GridData | TextData) -> dict[str, jax.ShapeDtypeStruct]:
@@ -241,14 +241,31 @@ class LMTask(Task):
         return LossParts(losses.total(loss, numerators, denominators), sums, {})
 
 
-def _log_placement(grids: GridSource) -> None:
-    """Log what became of the words: none is dropped silently."""
+def log_placement(grids: GridSource) -> None:
+    """Log what became of the words: none is dropped silently.
+
+    Raises:
+      DataError: the tokenizer lacks characters of most of them.
+    """
     number, counts = grids.placement_counts(_COUNTED)
-    write = log.warning if counts.lost_tokens else log.info
+    unknown = counts.unknown.total()
+    if unknown > counts.words:
+        raise DataError(
+            f"the tokenizer lacks characters of {unknown} of {unknown + counts.words} words, such as "
+            f"{counts.unknown.most_common(1)[0][0]!r}: use the one that belongs to the model, or train another"
+        )
+    write = log.warning if counts.lost_tokens or unknown else log.info
     write(
-        "words of %d recordings: %d placed, %d shifted later, %d pulled earlier, %d tokens without room",
-        *(number, counts.words, counts.shifted, counts.pulled, counts.lost_tokens),
+        "words of %d recordings: %d placed, %d shifted later, %d pulled earlier, %d tokens without room, %d left out",
+        *(number, counts.words, counts.shifted, counts.pulled, counts.lost_tokens, unknown),
     )
+    if grids.config.swap_speakers or grids.config.interruption:
+        rows = [row for n in range(-(-_COUNTED // grids.batch_size)) for row in grids.drawn(n)]
+        cuts = [cut for row in rows for cut in row.cuts]
+        log.info(
+            "in the first %d rows, %d with speakers exchanged; %d turns of the model are cut short; %d words dropped",
+            *(len(rows), sum(row.swap for row in rows), len(cuts), sum(cut.words for cut in cuts)),
+        )
 
 
 def draw_frames(key: jax.Array, rows_B: jax.Array, frames: int, share: float) -> jax.Array:

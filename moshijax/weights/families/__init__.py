@@ -12,10 +12,11 @@ from moshijax.errors import DataError
 from moshijax.weights.families.codec import CODEC
 from moshijax.weights.families.family import Family
 from moshijax.weights.families.lm import LANGUAGE_MODEL
+from moshijax.weights.families.omni import OMNI
 
 #: kind -> family. Published files are offered to them in this order; language models claim every config that is not
 #: a codec's, so that other families stand before them.
-FAMILIES: dict[str, Family] = {family.kind: family for family in (LANGUAGE_MODEL, CODEC)}
+FAMILIES: dict[str, Family] = {family.kind: family for family in (OMNI, LANGUAGE_MODEL, CODEC)}
 
 
 def family_of(kind: str, where: Path) -> Family:

@@ -209,7 +209,7 @@ def _weights(config: LMConfig) -> dict[str, Entry]:
         return entries
     inner = depth.transformer
     for s in range(len(set(depth.input_weights(dep_q)))):
-        _head(entries, f"depformer_in.{s}", inner.dim, dim, f"depth/inputs/steps_{s}", False)
+        entries[f"depformer_in.{s}.weight"] = plain((inner.dim, dim), "depth/inputs/kernel", s)
     tables = (inner.dim, "depth/text_embedding", depth.low_rank, config.norm_emb, config.demux_text)
     _tables(entries, "depformer_text_emb", 0, config.text_card + 1, *tables)
     tables = (inner.dim, "depth/audio_embedding", depth.low_rank, config.norm_emb)

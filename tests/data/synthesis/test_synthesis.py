@@ -16,7 +16,8 @@ pytest.importorskip("espeakng_loader")
 
 from moshijax.data.checks import CheckRules, validate
 from moshijax.data.manifest import read_manifest
-from moshijax.data.synthesis import Dialogue, Utterance, Voice, draw_calls, parse_world, synthesize
+from moshijax.data.synthesis import Dialogue, EspeakVoice, Utterance, draw_calls, parse_world, synthesize
+from moshijax.data.synthesis.dialogue import GAP
 from moshijax.data.synthesis.texts import load, parse
 from moshijax.data.synthesis.world import CallRanges
 from moshijax.errors import DataError, MoshijaxError
@@ -157,6 +158,18 @@ def test_gain_noise_lead_and_duration(tmp_path):
     assert not silent.any() and sidecar["alignments"] == []
 
 
+def test_the_model_begins_on_a_grid(tmp_path):
+    turns = tuple(Utterance(speaker, "hello there") for speaker in ("user", "model"))
+    synthesize([Dialogue("a", turns, lead=0.3, grid=0.08), Dialogue("b", turns, lead=0.3)], tmp_path)
+    times = {name: read(tmp_path, name)[1]["alignments"] for name in ("a", "b")}
+    (_, (free, _), _), (_, (moved, _), _) = (times[name][2] for name in ("b", "a"))
+    begins = times["b"][1][1][1] + GAP  # of the sound: a gap after the user's last word
+    assert times["a"][:2] == times["b"][:2] and 0.005 < -begins % 0.08 < 0.075
+    assert moved - free == pytest.approx(-begins % 0.08, abs=1e-3)
+    with pytest.raises(DataError, match="grid of -1"):
+        Dialogue("c", turns, grid=-1)
+
+
 def test_second_run_keeps_what_is_done_and_makes_what_is_missing(made, tmp_path):
     synthesize(parse(SCRIPT), tmp_path, seed=3)
     before = bytes_of(tmp_path)
@@ -173,8 +186,8 @@ def test_second_run_keeps_what_is_done_and_makes_what_is_missing(made, tmp_path)
 def test_bad_dialogues_are_named_and_the_rest_is_made(tmp_path):
     good = Dialogue("good", (Utterance("user", "hello"),))
     bad = [
-        replace(good, id="variant", user_voice=Voice(variant="f9")),
-        replace(good, id="language", user_voice=Voice(language="xx")),
+        replace(good, id="variant", user_voice=EspeakVoice(variant="f9")),
+        replace(good, id="language", user_voice=EspeakVoice(language="xx")),
         replace(good, id="long", duration=0.5),
         replace(good, id="mute", utterances=(Utterance("user", "..."),)),
     ]
@@ -250,7 +263,7 @@ def test_shipped_dialogues_can_all_be_spoken(tmp_path):
     assert result.rejected == () and result.items == len(dialogues)
     kinds = {u.kind for d in dialogues for u in d.utterances}
     assert kinds == {"turn", "backchannel", "interruption"}
-    assert any(u.gap < 0 for d in dialogues for u in d.utterances)
+    assert any((u.gap or 0) < 0 for d in dialogues for u in d.utterances)
 
 
 def test_a_dying_process_is_tried_again_and_then_named(tmp_path, monkeypatch):

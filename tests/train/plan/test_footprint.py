@@ -11,11 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from moshijax.errors import ConfigError, MoshijaxError
+from moshijax.errors import MoshijaxError
 from moshijax.train import sharding
 from moshijax.train.experiment import ExperimentConfig
 from moshijax.train.loop import train
-from moshijax.train.plan import planning
 from moshijax.train.plan.footprint import cheaper, footprints
 from tests.train.support.devices import run_on_devices
 from tests.train.support.models import codec_experiment, lm_experiment, write_codec_data, write_lm_data
@@ -152,19 +151,6 @@ def test_7b_on_8_devices_is_planned_without_its_parameters(cli):
     assert code == 0, err
     print(out)
     assert "fsdp 8" in out and "parameters" in out
-
-
-def test_slices_by_name():
-    assert planning.torus("v5p-256") == "v5p:4x4x8" and planning.topology_devices("v5p-256") == 128
-    assert planning.torus("v5p-8") == "v5p:2x2x1" and planning.torus("v5p-16") == "v5p:2x2x2"
-    assert planning.torus("v6e-64") == "v6e:8x8" and planning.topology_devices("v6e-64") == 64
-    for name, devices, message in (
-        ("h100-8", None, "is unknown; write v4"),
-        ("v6e-48", None, "slices have 1, 2, 4"),
-        ("v6e-64", 8, "has 64 chips, but --devices is 8"),
-    ):
-        with pytest.raises(ConfigError, match=message):
-            planning.topology_devices(name, devices)
 
 
 def test_a_slice_without_its_compiler_is_refused(tmp_path, cli):

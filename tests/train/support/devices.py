@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parents[3]
 
 
 def run_on_devices(count: int, function: str, *arguments: object) -> str:
-    """Call `package.module:function(*arguments)` (arguments as strings) with `count` CPU devices; its output."""
+    """Call `package.module:function(*arguments)` (arguments as strings) with `count` CPU devices; what it writes."""
     module, name = function.split(":")
     code = (
         f"import jax; jax.config.update('jax_num_cpu_devices', {count}); "
@@ -27,4 +27,4 @@ def run_on_devices(count: int, function: str, *arguments: object) -> str:
         timeout=3600,
     )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-6000:]
-    return done.stdout
+    return done.stdout + done.stderr

@@ -8,6 +8,7 @@ import numpy as np
 
 from moshijax import files
 from moshijax.data import records
+from moshijax.data.documents import prepare_text
 from moshijax.data.text import Tokenizer, train_tokenizer
 
 WORDS = ("yes", "no", "the", "red", "blue", "green", "door", "train", "leaves", "soon", "late", "never", "at", "ten")
@@ -26,6 +27,7 @@ def write_dialogues(
     codebooks: int = 4,
     card: int = 32,
     channels: tuple[str, ...] = ("model", "user"),
+    codec: str = "0" * 64,
 ) -> None:
     """Codes that are easy to predict (each follows from the one before) and words at even times; `frames` of every
     recording, or of each."""
@@ -47,13 +49,16 @@ def write_dialogues(
         "format_version": records.FORMAT_VERSION,
         "kind": "dialogue",
         "channels": list(channels),
-        "codec": {"sha256": "0" * 64, "sample_rate": 24000, "frame_size": 1920, "num_codebooks": codebooks},
+        "codec": {"sha256": codec, "sample_rate": 24000, "frame_size": 1920, "num_codebooks": codebooks},
         "shards": [{"file": name, "records": len(found), "frames": lengths}],
         "sha256": records.digest("made up", count, frames, codebooks, card),
     }
     files.write_json(folder / records.INDEX, index)
 
 
-def write_text(path: Path) -> None:
+def write_text(folder: Path, tokenizer: Tokenizer) -> None:
+    """Prepared text: 60 documents of 8 words."""
     random = np.random.default_rng(1)
+    path = folder.with_suffix(".txt")
     path.write_text("\n".join(" ".join(random.choice(WORDS, 8)) for _ in range(60)) + "\n", encoding="utf-8")
+    prepare_text([path], folder, tokenizer)

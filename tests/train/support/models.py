@@ -47,14 +47,13 @@ CODEC = MimiConfig(
 
 def write_lm_data(folder: Path) -> None:
     write_dialogues(folder / "grids", codebooks=2)
-    write_tokenizer(folder / "tokenizer.model")
-    write_text(folder / "text.txt")
+    write_text(folder / "text", write_tokenizer(folder / "tokenizer.model"))
 
 
 def lm_experiment(folder: Path, audio: Mapping = NOTHING, text: Mapping | None = NOTHING, **fields) -> ExperimentConfig:
     """A quarter of the steps on text; `audio` and `text` change fields of these steps, None takes the text away."""
     grids = data.GridData((str(folder / "grids"),), batch_size=8, num_frames=16)
-    texts = data.TextData(str(folder / "text.txt"), batch_size=8, num_frames=16)
+    texts = data.TextData((str(folder / "text"),), batch_size=8, num_frames=16)
     audio_steps = AudioSteps(**{"data": grids, **audio})
     text_steps = None if text is None else TextSteps(**{"data": texts, "share": 0.25, **text})
     defaults = dict(

@@ -11,6 +11,8 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from moshijax import config
+from moshijax.data import GridData, TextData
 from moshijax.errors import ConfigError
 from moshijax.train import sharding
 from moshijax.train.experiment import ExperimentConfig, MeshConfig
@@ -21,9 +23,13 @@ from moshijax.train.run.checkpoint import Checkpointer
 from moshijax.train.run.run_dir import RunDir
 from moshijax.train.state import plan_state
 from moshijax.train.steps import batch_shardings, loss_and_gradients, lower_step, step_key
+from moshijax.train.tasks.lm import AudioSteps, LMTask, TextSteps
+from moshijax.train.tasks.omni import OmniTask
 from moshijax.weights.run import load_run
 from moshijax.weights.run_files import read_metrics
-from tests.train.support.models import batches_of, kind_of, lm_experiment
+from tests.programs import exchanges
+from tests.train.support.exchanges import omni_experiment
+from tests.train.support.models import LM, batches_of, kind_of, lm_experiment
 from tests.train.support.small_task import SmallData, SmallTask, with_task
 
 MESHES = (
@@ -46,7 +52,7 @@ def loss_and_gradients_on(experiment, kind, mesh_config, devices):
     """Loss and gradients of the first batch of a kind of steps on some devices, as host arrays."""
     mesh = sharding.make_mesh(mesh_config, devices)
     task = experiment.task
-    batch = batches_of(experiment, kind).batch(0)
+    batch, update = batches_of(experiment, kind).batch(0), kind_of(experiment, kind).updates[-1].name
     with sharding.context(mesh):
         plan = plan_state(task, experiment, mesh)
         state = plan.create(experiment.seed)
@@ -55,7 +61,7 @@ def loss_and_gradients_on(experiment, kind, mesh_config, devices):
         def run(params, model_state, batch):
             key = step_key(experiment.seed, kind, 0)
             count = experiment.microbatches
-            parts, grads = loss_and_gradients(task, kind, params, lambda p: p, model_state, batch, key, count)
+            parts, grads = loss_and_gradients(task, update, params, lambda p: p, model_state, batch, key, count)
             return parts.loss, grads
 
         jitted = jax.jit(run, out_shardings=(None, plan.shardings.params))
@@ -149,13 +155,15 @@ def writes_a_checkpoint(run_dir):
 
 def refuses_what_does_not_divide():
     mesh = sharding.make_mesh(MeshConfig(data=1, fsdp=8))
-    try:
-        batch_shardings({"x": np.zeros((12, 3))}, mesh, 1)
-    except ConfigError as error:
-        assert "size 12 does not divide by the 8 devices of mesh axis 'data'" in str(error) or "12" in str(error)
-        assert "8" in str(error)
-    else:
-        raise AssertionError("12 rows on 8 devices were accepted")
+    for rows, microbatches, remedy in ((12, 1, "use a"), (16, 4, "use microbatches=2, or a")):
+        try:
+            batch_shardings({"x": np.zeros((rows, 3))}, mesh, microbatches)
+        except ConfigError as error:
+            assert f"a batch of {rows} rows does not divide by microbatches = {microbatches} times 8" in str(error)
+            assert f"{remedy} batch size that is a multiple of {8 * microbatches}" in str(error)
+        else:
+            raise AssertionError(f"{rows} rows in {microbatches} microbatches on 8 devices were accepted")
+    batch_shardings({"x": np.zeros((16, 3))}, mesh, 2)
 
 
 def lm_agrees_with_one_device(folder):
@@ -164,8 +172,9 @@ def lm_agrees_with_one_device(folder):
     experiment = lm_experiment(Path(folder))
     compare_meshes(experiment, ("audio",), every_mesh())
     compare_meshes(experiment, ("text",), (MeshConfig(2, 2, 2),))
-    # Two in the temporal layer, which is scanned, and one in the depth transformer; forward and backward.
-    assert constraints_of_the_model(experiment) == 6
+    # Of four look-ups the ids and what is found, of a sum of embeddings both its layouts, two in the temporal layer,
+    # which is scanned, and one in the depth transformer; all but those of ids forward and backward.
+    assert constraints_of_the_model(experiment) == 4 + 2 * (4 + 2 + 2 + 1)
 
 
 def lm_options_agree_with_one_device(folder):
@@ -190,9 +199,86 @@ def lm_options_agree_with_one_device(folder):
     assert relative(one, two) <= 1e-5
 
 
-def lm_refuses_indivisible(folder):
-    from tests.train.support.models import LM
+def lm_adds_embeddings_before_they_travel():
+    """One sum per frame goes to where its row is computed, and its gradient back; text steps look up no audio."""
+    audio = GridData(("none",), batch_size=8, num_frames=16)
+    texts = TextData(("none",), batch_size=8, num_frames=16)
+    experiment = ExperimentConfig(task=LMTask(LM, "none", AudioSteps(audio), TextSteps(texts, share=0.5)))
+    mesh = sharding.make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
+    for name in ("audio", "text"):
+        compiled = compiled_step(experiment, name, mesh)
+        found = [one for one in exchanges(compiled) if "LanguageModel.embed" in one.name]
+        print(name, found)
+        rows, heard = audio.batch_size // 2, audio.num_frames if name == "audio" else 1 + LM.layout.max_delay
+        ids = [one for one in found if one.kind == "all-gather"]
+        assert sum(one.values for one in ids) == rows * (audio.num_frames + LM.layout.n_q * heard)
+        # Gradients of tables are summed over `data`, as all are.
+        found = [one.values for one in found if one not in ids and one.kind != "all-reduce"]
+        assert found == [rows // 2 * audio.num_frames * LM.temporal.dim] * 2
 
+
+def lm_gathers_kernels_once_per_pass():
+    """Kernels of layers lie in whole rows; what a layer computes again and its gradient share what is gathered."""
+    temporal, depth = (
+        dataclasses.replace(stack, remat_policy="full", dtype="bfloat16")
+        for stack in (LM.temporal, LM.depth.transformer)
+    )
+    model = dataclasses.replace(LM, temporal=temporal, depth=dataclasses.replace(LM.depth, transformer=depth))
+    audio = AudioSteps(GridData(("none",), batch_size=8, num_frames=16))
+    experiment = ExperimentConfig(task=LMTask(model, "none", audio))
+    mesh = sharding.make_mesh(MeshConfig(data=1, fsdp=4, tensor=2))
+    with sharding.context(mesh):
+        params = plan_state(experiment.task, experiment, mesh).abstract.params
+    for stack in (params["temporal"], params["depth"]):
+        for leaf in jax.tree.leaves(stack["layers"]):
+            spec = leaf.sharding.spec
+            assert leaf.ndim < 3 or ("fsdp" in str(spec[-2]) and "fsdp" not in str(spec[-1])), spec
+    found = exchanges(compiled_step(experiment, "audio", mesh))
+    gathered = [one.name for one in found if one.kind == "all-gather" and "temporal/while/body" in one.name]
+    print(*sorted(gathered), sep="\n")
+    backward = [name for name in gathered if "transpose(" in name]
+    assert len(backward) == 5 and len(gathered) == 10  # q, k and v; out; gate, up and down
+
+
+def compiled_step(experiment, name, mesh) -> str:
+    """The program of a step on the devices of a mesh, which is not run."""
+    task, kind = experiment.task, kind_of(experiment, name)
+    with sharding.context(mesh):
+        plan = plan_state(task, experiment, mesh)
+        lowered = lower_step(task, experiment, plan, kind, task.batch_shapes(kind, kind.data), mesh)
+        return lowered.compile().as_text()
+
+
+def compiles_a_recipe(recipe, *mesh):
+    """Every kind of step of a full-size recipe, of two layers, on its mesh. XLA says what it can only move whole."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    experiment = config.load(recipe)
+    experiment = dataclasses.replace(experiment, mesh=MeshConfig(*map(int, mesh)))
+    if isinstance(experiment.task, LMTask):
+        model = experiment.task.model
+        temporal, depth = dataclasses.replace(model.temporal, num_layers=2), model.depth
+        if depth is not None:
+            depth = dataclasses.replace(depth, transformer=dataclasses.replace(depth.transformer, num_layers=2))
+        experiment = with_task(experiment, model=dataclasses.replace(model, temporal=temporal, depth=depth))
+    if isinstance(experiment.task, OmniTask):
+        model = experiment.task.model
+        parts = {name: getattr(model, name) for name in ("encoder", "text", "decoder")}
+        for name, part in parts.items():
+            parts[name] = dataclasses.replace(part, stack=dataclasses.replace(part.stack, num_layers=2))
+        experiment = with_task(experiment, model=dataclasses.replace(model, **parts))
+    for kind in experiment.step_kinds:
+        found = exchanges(compiled_step(experiment, kind.name, sharding.make_mesh(experiment.mesh)))
+        print(kind.name, len(found), "exchanges")
+
+
+def omni_meshes_agree(folder):
+    """Loss and gradients of both losses at once on every mesh that the tiny model divides by."""
+    experiment = omni_experiment(Path(folder))
+    meshes = (MeshConfig(data=8), MeshConfig(data=1, fsdp=8), MeshConfig(data=2, fsdp=2, tensor=2))
+    compare_meshes(experiment, ("exchanges",), meshes)
+
+
+def lm_refuses_indivisible(folder):
     experiment = lm_experiment(Path(folder), mesh=MeshConfig(data=1, tensor=8))
     task = dataclasses.replace(experiment.task, model=dataclasses.replace(LM, text_card=44))
     rows = dataclasses.replace(experiment.task.text.data, batch_size=6)

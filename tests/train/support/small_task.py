@@ -104,6 +104,19 @@ class SmallTask(Task):
         return {"seen": 0.9 * model_state["seen"] + statistics["seen"]}, {}
 
 
+def loss_by_hand(params, batch, key):
+    """The loss of a `SmallTask` in numpy and float64, and its gradients."""
+    noise = [jax.random.normal(jax.random.fold_in(key, row), (16,)) for row in range(len(batch["x"]))]
+    x = batch["x"] + 0.1 * np.asarray(noise, np.float64)
+    first, second = (np.asarray(params[name]["kernel"], np.float64) for name in ("first", "second"))
+    hidden = np.tanh(x @ first.T)
+    error = hidden @ second.T - batch["y"]
+    weight = batch["weight"] / batch["weight"].sum()
+    slope = 2 * weight * error
+    grads = {"first": ((slope @ second) * (1 - hidden**2)).T @ x, "second": slope.T @ hidden}
+    return float((weight * error**2).sum()), grads
+
+
 def with_task(experiment: ExperimentConfig, **fields) -> ExperimentConfig:
     """The same experiment with other fields of its task."""
     return dataclasses.replace(experiment, task=dataclasses.replace(experiment.task, **fields))

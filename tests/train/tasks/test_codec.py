@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ import pytest
 from moshijax import codec
 from moshijax.codec import losses, training
 from moshijax.codec.quantizer_training import QuantizerTraining
+from moshijax.data import audio
 from moshijax.errors import ConfigError
 from moshijax.nn.vq import codebook_tables
 from moshijax.train.loop import train
@@ -56,6 +58,34 @@ def test_a_recording_that_cannot_be_used_is_counted(tmp_path, run_dir, caplog):
     messages = [record.getMessage() for record in caplog.records]
     assert sum("call-3.wav is not readable audio" in message for message in messages) == 1
     assert sum("  skipped recordings 1  " in message for message in messages) == 2
+
+
+def lose_decoder(patch, call):
+    """Let the decoder hang, once: at that call, whatever it reads."""
+    calls, read_window = itertools.count(1), audio.read_window
+
+    def read(path, *more):
+        if next(calls) == call:
+            raise audio.DecoderLost(f"recording {path} took too long")
+        return read_window(path, *more)
+
+    patch.setattr(audio, "read_window", read)
+
+
+def test_what_a_decoder_was_lost_on_is_left_out_after_resuming_too(codec_speech, run_dir, tmp_path, monkeypatch):
+    """Although it would decode this time: what is drawn is what the run would have drawn if it had gone on."""
+    experiment = codec_experiment(codec_speech, steps=12, log_every=6)
+    experiment = with_audio(experiment, data=dataclasses.replace(experiment.task.audio.data, workers=0))
+    with monkeypatch.context() as patch:
+        lose_decoder(patch, 40)  # in batch 2 or 3
+        train(experiment, tmp_path / "whole")
+    with monkeypatch.context() as patch, pytest.raises(Crash):
+        lose_decoder(patch, 40)
+        train(experiment, run_dir, progress=at_step(7, crash))
+    train(experiment, run_dir)
+    assert [line["data/skipped_recordings"] for line in numbers(tmp_path / "whole")] == [1, 1]
+    assert numbers(run_dir) == numbers(tmp_path / "whole")
+    assert_bit_equal(state_at(tmp_path / "whole", 12, experiment), state_at(run_dir, 12, experiment))
 
 
 def test_load_run_gives_a_codec_that_encodes(whole_run):
@@ -118,6 +148,32 @@ def test_every_loss_has_its_gradient_norm(codec_speech, whole_run):
         np.testing.assert_allclose(total, expected, rtol=2e-3, err_msg=name)
     written = read_metrics(whole_run / "metrics.jsonl")[-1]
     assert all(written[f"train/{name}/grad_norm"] > 0 for name in ("mel", "waveform", "commitment", "distillation"))
+
+
+def test_held_out_audio_is_coded_as_it_will_be(codec_speech, whole_run):
+    """With all levels in every row, whatever training draws: the losses of `encode`, then `decode`."""
+    experiment = codec_experiment(codec_speech, steps=40)
+    training_draws = QuantizerTraining(quantization_rate=0.3, dropout=True)
+    task = dataclasses.replace(experiment.task, quantizer=training_draws)
+    state, batch = state_at(whole_run, 40, experiment), batches_of(experiment, "audio").batch(0)
+    rows, (kind,) = {**batch, "row": jnp.arange(8)}, task.step_kinds()
+    found = jax.jit(lambda p, s, b, k: task.held_out_parts(kind, p, s, b, k))(
+        state.params, state.model_state, rows, jax.random.key(0)
+    )
+    variables = training.codec_variables({"params": state.params, "codebooks": state.model_state})
+    codes = codec.encode(CODEC, variables, batch["audio"])
+    decoded = codec.decode(CODEC, variables, codes)
+    want = {
+        "mel": losses.multi_scale_mel(decoded, batch["audio"], 8000),
+        "waveform": losses.waveform_l1(decoded, batch["audio"]),
+    }
+    for name, values in want.items():
+        total, count = found.sums[f"{name}/loss"]
+        assert count == 8 and float(total) == pytest.approx(float(values.sum()), rel=1e-4), name
+    weights = {"mel": 2.0, "waveform": 1.0, "commitment": 1.0, "distillation": 1.0}
+    assert set(found.sums) == {f"{name}/loss" for name in weights}
+    total = sum(weight * float(found.sums[f"{name}/loss"][0]) for name, weight in weights.items()) / 8
+    assert float(found.loss) == pytest.approx(total, rel=1e-5)
 
 
 @pytest.mark.slow

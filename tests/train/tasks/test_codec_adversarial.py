@@ -9,10 +9,11 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax.traverse_util import flatten_dict
 
-from moshijax import codec
+from moshijax import codec, config
 from moshijax.codec import training
 from moshijax.codec.balancer import Balancer
 from moshijax.errors import ConfigError
@@ -193,6 +194,52 @@ def test_a_run_starts_from_a_codec_without_discriminators_and_weight_norm(codec_
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("workers", [1, 2])
+def test_total_norm_takes_the_place_of_the_rows_of_a_published_worker(codec_speech, workers):
+    """The gradient of all parameters is that of audiocraft's solver on so many workers, which share 8 rows."""
+    balance = Balancer(total_norm=8 / workers)
+    loss = CodecLoss(mel=2.0, waveform=0.1, distillation=1.0, balancer=balance)
+    task = dataclasses.replace(codec_experiment(codec_speech).task, loss=loss)
+    batch = {**batches_of(codec_experiment(codec_speech), "audio").batch(0), "row": jnp.arange(8)}
+    params, state = task.init(jax.random.key(0))
+    for part in state["quantizer"].values():
+        part["initialized"] = jnp.ones_like(part["initialized"])
+        part["embedding_sum"] = 0.1 * jax.random.normal(jax.random.key(2), part["embedding_sum"].shape)
+    key = jax.random.key(1)
+
+    def ours(params):
+        return task.loss_parts("generator", params, state, batch, task.denominators("generator", batch), key).loss
+
+    def forward(params):
+        variables = {"params": params, "codebooks": state}
+        return training.forward(task.model, task.quantizer, variables, batch["audio"], key, batch["row"], 8)
+
+    def others(params):
+        rows = task._latent_losses({"params": params, "codebooks": state}, batch, forward(params).bottleneck)
+        assert set(rows) == {"commitment", "distillation"}
+        return sum(value.mean() for value in rows.values())  # of all workers: the mean of their means
+
+    output, back = jax.vjp(lambda params: forward(params).reconstruction, params)
+    local = 8 // workers
+    gradient = np.zeros(output.shape)
+    for name, distance in {"mel": task._mel(batch["audio"]), "waveform": task._waveform(batch["audio"])}.items():
+        slope = jax.grad(lambda y, name=name, distance=distance: distance(y)[name].sum())(output)
+        slope = np.asarray(slope) / local  # of the mean over a worker
+        norms = np.linalg.norm(slope, axis=1).reshape(workers, local).mean(1)
+        gradient += task.loss.output_weights[name] / 2.1 * slope / norms.mean()
+    penalty = jax.grad(others)(params)
+    theirs = jax.tree.map(lambda a, b: a / workers + b, back(jnp.asarray(gradient, jnp.float32))[0], penalty)
+    found = jax.jit(jax.grad(ours))(params)
+    assert optax.tree.norm(penalty["encoder"]) > 0 and optax.tree.norm(theirs["decoder"]) > 0
+    for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(found), jax.tree.leaves(theirs), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5 * np.abs(b).max(), err_msg=jax.tree_util.keystr(path))
+
+
+def test_the_recipes_of_mimi_have_the_published_ratio():
+    for name in ("mimi_adversarial", "mimi_reconstruction", "small_adversarial", "small_reconstruction"):
+        assert config.load(f"codec/{name}.gin").task.loss.balancer == Balancer(total_norm=8.0)
+
+
 def test_microbatches_change_only_rounding(codec_speech, tmp_path):
     """Without a balancer; with one, every part brings its own norms."""
     # A large eps: the codec sees discriminators that have moved, and Adam's first step turns rounding into signs.

@@ -4,10 +4,13 @@ import dataclasses
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from moshijax import data, lm
+from moshijax.cli.main import run
+from moshijax.data.text import Tokenizer, train_tokenizer
 from moshijax.errors import ConfigError, DataError
 from moshijax.tokens import ZERO
 from moshijax.train import sharding
@@ -20,13 +23,14 @@ from moshijax.train.run.compilations import Compilations
 from moshijax.train.run.run_dir import RunDir
 from moshijax.train.state import plan_state
 from moshijax.train.steps import batch_shardings, compile_step
+from moshijax.train.tasks.lm import draw_frames
 from moshijax.weights.opening import open_model
 from moshijax.weights.run import load_run
 from moshijax.weights.run_files import read_metrics
 from moshijax.weights.transfer import export_weights, import_weights
 from tests.train.support.devices import run_on_devices
-from tests.train.support.grids import write_dialogues
-from tests.train.support.models import LM, batches_of, kind_of, lm_experiment, write_lm_data
+from tests.train.support.grids import WORDS, write_dialogues, write_text
+from tests.train.support.models import LM, batches_of, kind_of, lm_experiment, with_audio, write_lm_data
 from tests.train.test_loop import Crash, assert_bit_equal, at_step, crash, numbers, state_at
 
 
@@ -59,6 +63,26 @@ def test_the_first_loss_is_that_of_the_model_alone(folder, whole_run):
     loss = lm.losses.loss_fn(LM, experiment.task.loss, lm.score(LM, state.params, codes), codes)
     line = read_metrics(whole_run / "metrics.jsonl")[0]
     np.testing.assert_allclose(line["train/loss"], loss, rtol=1e-5)
+
+
+def test_what_a_batch_holds(folder):
+    experiment = lm_experiment(folder)
+    batch = {"codes": np.zeros((8, LM.layout.num_streams, 16), np.int32)}
+    amounts = {name: experiment.task.amounts(kind_of(experiment, name), batch) for name in ("audio", "text")}
+    assert amounts == {"audio": {"frames": 128, "audio_seconds": 10.24}, "text": {"text_tokens": 128}}
+
+
+def test_every_row_draws_frames_of_its_own():
+    """All of them as often as any other, none twice, and not those of the next step."""
+    rows = jnp.arange(3000)
+    drawn = np.asarray(draw_frames(jax.random.key(1), rows, 8, 0.375))
+    assert drawn.shape == (3000, 3) and (np.diff(drawn, axis=1) > 0).all()
+    np.testing.assert_allclose(np.bincount(drawn.ravel(), minlength=8) / 3000, 0.375, atol=0.05)
+    _, counts = np.unique(drawn, axis=0, return_counts=True)
+    assert len(counts) == 56 and counts.max() < 2 * 3000 / 56  # every choice of 3 from 8
+    np.testing.assert_array_equal(draw_frames(jax.random.key(1), rows[70:75], 8, 0.375), drawn[70:75])
+    assert (np.asarray(draw_frames(jax.random.key(2), rows, 8, 0.375)) != drawn).any(axis=1).mean() > 0.9
+    assert draw_frames(jax.random.key(1), rows[:2], 8, 0.01).shape == (2, 1)
 
 
 def test_text_steps_train_only_what_text_trains(folder):
@@ -121,7 +145,7 @@ def test_an_item_longer_than_all_others_changes_nothing(folder, run_dir):
 
 def test_held_out_text_has_the_perplexity_of_the_model_alone(folder, whole_run, run_dir):
     """Of a run that takes no text step: what its text model is worth after speech."""
-    held_out = data.TextData(str(folder / "text.txt"), batch_size=4, num_frames=16)
+    held_out = data.TextData((str(folder / "text"),), batch_size=4, num_frames=16)
     fields = dict(text={"share": 0.0, "eval_data": held_out}, eval_batches=3, init_from=str(whole_run))
     frozen = OptimizerConfig(learning_rate=0.0)
     train(lm_experiment(folder, steps=1, optimizer=frozen, **fields), run_dir)
@@ -139,7 +163,7 @@ def test_held_out_text_has_the_perplexity_of_the_model_alone(folder, whole_run, 
 def test_golden_first_step(whole_run):
     """If a change of model, loss or trainer is meant to change these numbers, replace them by those pytest prints."""
     line = read_metrics(whole_run / "metrics.jsonl")[0]
-    golden = {"train/loss": 6.218, "train/grad_norm": 3.786, "train/model_1/loss": 3.658, "train/text_words/loss": 4.32}
+    golden = {"train/loss": 6.254, "train/grad_norm": 3.587, "train/model_1/loss": 3.625, "train/text_words/loss": 4.32}
     assert {name: line[name] for name in golden} == pytest.approx(golden, rel=1e-3)
 
 
@@ -187,6 +211,37 @@ def test_init_from_weights_is_init_from_the_run_they_came_from(folder, whole_run
     experiment = lm_experiment(folder, init_from=str(tmp_path / "published"), task=other)
     with pytest.raises(DataError, match=r"text_embedding/table has shape \(1, \d+, \d+\) there, \(1, \d+, \d+\) here"):
         train(experiment, run_dir)
+
+
+def test_weights_start_only_from_what_their_tokens_mean(folder, whole_run, run_dir, tmp_path):
+    """Another tokenizer or codec than that of the weights is refused before anything is written; the remedy works."""
+    other = train_tokenizer(WORDS, vocab_size=36, byte_fallback=False)
+    other.save(tmp_path / "other.model")
+    write_dialogues(tmp_path / "recoded", codebooks=2, codec="1" * 64)
+    export_weights(open_model(whole_run), tmp_path / "published", "kyutai")
+    experiment = lm_experiment(folder, steps=1, log_every=1)
+    ours = Tokenizer.load(folder / "tokenizer.model").sha256
+    write_text(tmp_path / "text", other)
+    texts = dataclasses.replace(experiment.task.text.data, paths=(str(tmp_path / "text"),))
+    text = dataclasses.replace(experiment.task.text, data=texts)
+    task = dataclasses.replace(experiment.task, tokenizer=str(tmp_path / "other.model"), text=text)
+    only_text = dataclasses.replace(task, audio=None, text=dataclasses.replace(text, share=1.0))
+    for init_from in (str(whole_run), str(tmp_path / "published")):
+        for changed in (task, only_text):
+            renamed = dataclasses.replace(experiment, init_from=init_from, task=changed)
+            found = f"{init_from} has a tokenizer .*sha256 {ours[:12]}.* one with {other.sha256[:12]}.*retokenize"
+            with pytest.raises(DataError, match=found):
+                train(renamed, run_dir)
+    recoded = dataclasses.replace(experiment.task.audio.data, paths=(str(tmp_path / "recoded"),))
+    with pytest.raises(DataError, match="a codec .*sha256 0{12}.* one with 1{12}.*prepare the data with"):
+        train(with_audio(dataclasses.replace(experiment, init_from=str(whole_run)), data=recoded), run_dir)
+    with pytest.raises(DataError, match="data of eval has a codec .* 1{12}.*data of audio one with 0{12}"):
+        train(with_audio(experiment, eval_data=recoded), run_dir)
+    assert not run_dir.exists()
+    command = ["weights", "retokenize", str(whole_run), str(tmp_path / "new"), "--tokenizer", task.tokenizer]
+    assert run(command) == 0
+    resized = dataclasses.replace(task, model=dataclasses.replace(LM, text_card=other.vocab_size))
+    train(dataclasses.replace(experiment, init_from=str(tmp_path / "new"), task=resized), run_dir)
 
 
 def test_init_from_through_a_transform(folder, whole_run, run_dir):
@@ -248,8 +303,8 @@ def bad_recipes(folder):
     return {
         "data": ({"audio": {"data": grids(paths=("nowhere",))}}, "nowhere holds no dataset.json"),
         "held-out data": ({"audio": {"eval_data": grids(paths=("nowhere",))}}, "nowhere holds no dataset.json"),
-        "held-out text": ({"text": {"eval_data": data.TextData("nowhere.txt", 8, 16)}}, "nowhere.txt cannot be read"),
-        "text": ({"text": {"data": data.TextData("nowhere.txt", 8, 16)}}, "nowhere.txt cannot be read"),
+        "held-out text": ({"text": {"eval_data": data.TextData(("nowhere",), 8, 16)}}, "nowhere holds no dataset.json"),
+        "text": ({"text": {"data": data.TextData(("nowhere",), 8, 16)}}, "nowhere holds no dataset.json"),
         "tokenizer": ({"task": dataclasses.replace(task, tokenizer="nowhere.model")}, "nowhere.model"),
         "codebooks": ({"task": dataclasses.replace(task, model=five)}, "wants codebook 2, but the data has 2"),
         "group": ({"optimizer": OptimizerConfig(groups=(group,))}, "pattern '\\^dept/' matches none of"),
@@ -288,7 +343,7 @@ def test_options_of_the_loss_agree_with_one_device(folder):
 def test_a_size_that_does_not_divide_is_refused_before_anything_is_made(folder):
     out = run_on_devices(8, "tests.train.support.multi_device:lm_refuses_indivisible", folder)
     assert "text_head/kernel: dimension 'vocab' of size 44 does not divide by the 8 devices" in out
-    assert "batch['codes']: dimension 'batch' of size 6 does not divide by the 8 devices" in out
+    assert "a batch of 6 rows does not divide by microbatches = 1 times 8 devices" in out
 
 
 @pytest.mark.slow

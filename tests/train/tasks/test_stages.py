@@ -48,9 +48,9 @@ def runs(tmp_path_factory):
         for name in TWO:
             write_dialogues(folder / "prepared" / name, count=12, codebooks=2)
         write_dialogues(folder / "prepared" / "mixed", count=12, codebooks=2, channels=("mixed",))
-        write_tokenizer(folder / "tokenizer.model")
+        tokenizer = write_tokenizer(folder / "tokenizer.model")
         for name in ("text", "text_heldout"):
-            write_text(folder / "prepared" / name)
+            write_text(folder / "prepared" / name, tokenizer)
         for stage in STAGES:
             train(config.load(recipe_of(stage)), folder / "runs" / stage)
     return folder / "runs"

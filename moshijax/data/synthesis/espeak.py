@@ -3,7 +3,7 @@
 The library keeps global state and is licensed GPL-3, so this module is imported only where a process of its own
 speaks (`moshijax.data.synthesis.render`), never by the rest of the package.
 
-espeak-ng seeds its noise from the clock and carries state from one utterance to the next. `Engine` therefore loads the
+espeak-ng seeds its noise from the clock and carries state from one utterance to the next. `Espeak` therefore loads the
 library afresh and seeds it: the same voice, texts and seed give the same bytes in any process.
 """
 
@@ -12,13 +12,13 @@ from __future__ import annotations
 import _ctypes
 import ctypes
 import os
-from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
 
 from moshijax import optional
-from moshijax.data.synthesis.dialogue import Voice
+from moshijax.data.synthesis.speech import Span, Speech, word_spans
+from moshijax.data.synthesis.voices import EspeakVoice
 from moshijax.errors import DataError, MoshijaxError
 
 _SYNCHRONOUS = 2
@@ -48,24 +48,6 @@ class _Event(ctypes.Structure):
 _Callback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.POINTER(_Event))
 
 
-@dataclass(frozen=True)
-class Speech:
-    """One spoken utterance.
-
-    Attributes:
-      samples: [N] float32 in [-1, 1].
-      sample_rate: in Hz.
-      words: (text, start, end) in seconds from the first sample; every token of the text between spaces is in exactly
-        one of them, in order.
-      phonemes: (symbol, start, end) in seconds.
-    """
-
-    samples: np.ndarray
-    sample_rate: int
-    words: tuple[tuple[str, float, float], ...]
-    phonemes: tuple[tuple[str, float, float], ...]
-
-
 @cache
 def _paths() -> tuple[str, str]:
     espeakng_loader = optional.load("espeakng_loader")
@@ -78,7 +60,7 @@ def variants() -> tuple[str, ...]:
     return tuple(sorted(os.listdir(os.path.join(_paths()[1], "voices", "!v"))))
 
 
-class Engine:
+class Espeak:
     """A freshly loaded and seeded espeak-ng. Close it before opening the next: the library is one per process.
 
     Raises:
@@ -101,7 +83,7 @@ class Engine:
         ]  # fmt: skip
         self._callback = _Callback(self._receive)
         self._library.espeak_SetSynthCallback(self._callback)
-        self._voice: Voice | None = None
+        self._voice: EspeakVoice | None = None
         self._chunks: list[np.ndarray] = []
         self._events: list[tuple[int, int, int, str]] = []
 
@@ -111,12 +93,6 @@ class Engine:
             self._library.espeak_Terminate()
             _ctypes.dlclose(self._library._handle)
             self._library = None
-
-    def __enter__(self) -> Engine:
-        return self
-
-    def __exit__(self, *_) -> None:
-        self.close()
 
     def _receive(self, samples, count, events) -> int:
         if samples and count > 0:
@@ -131,7 +107,7 @@ class Engine:
             index += 1
         return 0
 
-    def _set_voice(self, voice: Voice) -> None:
+    def _set_voice(self, voice: EspeakVoice) -> None:
         if voice == self._voice:
             return
         if voice.variant and voice.variant not in variants():
@@ -141,19 +117,22 @@ class Engine:
             )
         name = voice.language + (f"+{voice.variant}" if voice.variant else "")
         if self._library.espeak_SetVoiceByName(name.encode()) != 0:
-            raise DataError(f"voice {voice.language!r} is not in espeak-ng: use a language such as 'en-us', 'en', 'fr'")
+            raise DataError(
+                f"voice {voice.language!r} is not in espeak-ng: use a language such as 'en-us', 'en', 'fr', or "
+                "the voice hibari"
+            )
         for parameter, value in (
             (_RATE, voice.rate), (_VOLUME, 100), (_PITCH, voice.pitch), (_RANGE, voice.range),
         ):  # fmt: skip
             self._library.espeak_SetParameter(parameter, int(value), 0)
         self._voice = voice
 
-    def speak(self, text: str, voice: Voice) -> Speech:
+    def speak(self, text: str, voice: EspeakVoice) -> Speech:
         """Speak one utterance.
 
-          Raises:
-            DataError: an unknown voice, or a text in which nothing is spoken.
-        MoshijaxError: the library fails.
+        Raises:
+          DataError: an unknown voice, or a text in which nothing is spoken.
+          MoshijaxError: the library fails.
         """
         text = " ".join(text.split())
         self._set_voice(voice)
@@ -166,20 +145,13 @@ class Engine:
             raise DataError(f"nothing is spoken in {text!r}: give it at least one word")
         samples = np.concatenate(self._chunks).astype(np.float32) / 32768.0
         words, phonemes = _align(text, self._events, len(samples))
-        rate = self.sample_rate
-        return Speech(
-            samples,
-            rate,
-            tuple((word, start / rate, end / rate) for word, start, end in words),
-            tuple((symbol, start / rate, end / rate) for symbol, start, end in phonemes),
-        )
+        return Speech.of(samples, self.sample_rate, words, phonemes)
 
 
-def _align(text: str, events: list[tuple[int, int, int, str]], total: int):
+def _align(text: str, events: list[tuple[int, int, int, str]], total: int) -> tuple[list[Span], list[Span]]:
     """Words and phonemes with times in samples from espeak's event list.
 
-    A token may have several word events ("42") or none (a lone dash, or the second of two words that the dictionary
-    speaks as one). Tokens without an event share the time of the one before, by their number of letters.
+    A token may have several word events ("42") or none (see `word_spans`).
     """
     tokens = text.split(" ")
     token_of_position = []
@@ -207,17 +179,4 @@ def _align(text: str, events: list[tuple[int, int, int, str]], total: int):
         raise DataError(f"nothing is spoken in {text!r}: give it at least one word")
     if not starts:
         starts[0] = phonemes[0][1]
-    order = sorted(starts)
-    words = []
-    for number, first in enumerate(order):
-        begin = 0 if number == 0 else first
-        next_index = order[number + 1] if number + 1 < len(order) else len(tokens)
-        next_start = starts[next_index] if number + 1 < len(order) else total
-        group = tokens[begin:next_index]
-        inside = [(a, b) for _, a, b in phonemes if starts[first] <= a < next_start]
-        start = inside[0][0] if inside else starts[first]
-        end = min(inside[-1][1] if inside else next_start, next_start)
-        letters = np.cumsum([0] + [max(1, sum(c.isalnum() for c in token)) for token in group])
-        edges = start + (end - start) * letters // letters[-1]
-        words += [(token, int(a), int(b)) for token, a, b in zip(group, edges[:-1], edges[1:], strict=True)]
-    return words, phonemes
+    return word_spans(tokens, starts, phonemes, total), phonemes

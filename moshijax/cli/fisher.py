@@ -1,0 +1,50 @@
+"""`moshijax data fisher`: the Fisher corpus to recordings that the other commands read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from moshijax import files
+from moshijax.cli.common import FiniteRange, PathName, ProgressBar
+from moshijax.cli.recordings import tell
+from moshijax.errors import Stopped
+
+
+@click.command()
+@click.argument("calls", type=PathName(path_type=Path))
+@click.argument("transcripts", type=PathName(path_type=Path))
+@click.argument("out", type=PathName(path_type=Path))
+@click.option(
+    "--max-rejected",
+    type=FiniteRange(0, 1),
+    default=0.1,
+    show_default=True,
+    help="Share of rejected calls above which the job stops.",
+)
+def command(calls, transcripts, out, max_rejected) -> None:
+    """Turn Fisher English (folders CALLS and TRANSCRIPTS of the LDC) into WAV files, utterances and a manifest in OUT.
+
+    Speaker A is on the left channel, as the model's speaker; a recipe exchanges the two by chance with swap_speakers.
+    Run the same command again after an interruption, and `data align` next, for the times of words.
+
+    \b
+    Example:
+      moshijax data fisher LDC2004S13 LDC2004T19 fisher
+      moshijax data align fisher --model models/faster-whisper-medium.en
+      moshijax data prepare fisher prepared --codec runs/codec
+    """
+    from moshijax.data.fisher import MANIFEST, convert
+
+    files.check_folder(out, (calls, transcripts), new=False)
+    try:
+        with ProgressBar("converting") as update:
+            found = convert(
+                calls, transcripts, out, max_rejected,
+                lambda done, total, report: update(done, total, f"{report.seconds / 3600:.2f} h"),
+            )  # fmt: skip
+    except KeyboardInterrupt:
+        raise Stopped("stopped; finished calls are kept: run the same command again to continue") from None
+    tell(found)
+    click.echo(f"{found.seconds / 3600:.2f} hours kept; wrote {out / MANIFEST}")

@@ -1,0 +1,54 @@
+"""`moshijax data separate`: recordings of two people on one channel to a channel for each."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from moshijax import files
+from moshijax.cli.common import FiniteRange, PathName, ProgressBar
+from moshijax.cli.recordings import tell
+from moshijax.errors import Stopped
+
+
+@click.command()
+@click.argument("recordings", type=PathName(path_type=Path))
+@click.argument("out", type=PathName(path_type=Path))
+@click.option("--model", required=True, type=PathName(path_type=Path), help="Folder with a SepFormer of SpeechBrain.")
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True, help="Where it runs.")
+@click.option(
+    "--max-rejected",
+    type=FiniteRange(0, 1),
+    default=0.1,
+    show_default=True,
+    help="Share of rejected recordings above which the job stops.",
+)
+def command(recordings, out, model, device, max_rejected) -> None:
+    """Take the two voices of RECORDINGS, a folder or a manifest, apart: WAV files with two channels in OUT.
+
+    The voice that is on the left is the first of the model's output. Run the same command again after an interruption.
+    Nothing is downloaded.
+
+    \b
+    Example:
+      moshijax data separate podcasts apart --model models/sepformer-whamr16k --device cuda
+      moshijax data transcribe apart
+    """
+    from moshijax.data.manifest import read_recordings
+    from moshijax.data.separate import MANIFEST, separate
+    from moshijax.data.separator import SepFormer
+
+    files.check_folder(out, (recordings, model), new=False)
+    content = read_recordings(recordings)
+    separator = SepFormer(model, device)
+    try:
+        with ProgressBar("separating", len(content.items)) as update:
+            found = separate(
+                content, separator, out, max_rejected,
+                lambda done, total, report: update(done, total, f"{report.seconds / 3600:.2f} h"),
+            )  # fmt: skip
+    except KeyboardInterrupt:
+        raise Stopped("stopped; finished recordings are kept: run the same command again to continue") from None
+    tell(found)
+    click.echo(f"{found.seconds / 3600:.2f} hours kept; wrote {out / MANIFEST}")

@@ -1,0 +1,1 @@
+"""Raw text of any source to files of one document a line: `moshijax data text`."""

@@ -1,0 +1,81 @@
+"""The weights of an artifact: how they are stored, and the types in which programs take them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+
+from moshijax import lm
+from moshijax.errors import ConfigError, DataError
+from moshijax.export.step import flatten
+from moshijax.nn.layout import unstack_layers
+from moshijax.nn.quantised import Quantised, dequantise_kernels, quantise_kernels
+
+#: How a language model is stored. int8: kernels as integers with a float32 scale per output, all else in bfloat16.
+WEIGHT_DTYPES = ("float32", "bfloat16", "int8")
+
+
+def other_dtype(weights_dtype: str) -> str:
+    """Return the type of what is never quantised: tables, norms, biases."""
+    return "bfloat16" if weights_dtype == "int8" else weights_dtype
+
+
+def compute_dtype(platform: str, weights_dtype: str) -> str:
+    """Return the type in which a language model computes; products of other types are slow on a CPU."""
+    return "float32" if platform == "cpu" else other_dtype(weights_dtype)
+
+
+def program_dtype(platform: str, stored: str) -> str:
+    """Return the type in which programs take weights of a stored type."""
+    return "float32" if platform == "cpu" and stored in WEIGHT_DTYPES else stored
+
+
+def inference_layout(params: Mapping[str, Any], weights_dtype: str) -> dict[str, Any]:
+    """Return a language model in either layout as a step takes it: one array per layer and step, kernels quantised.
+
+    Conditions are computed once in a call, in float32; their maps stay as they are.
+    """
+    params = unstack_layers(nn.meta.unbox(params))
+    if weights_dtype != "int8":
+        return dequantise_kernels(params)
+    kept = {name: part for name, part in params.items() if name.startswith("conditioners_")}
+    return {**quantise_kernels(params), **kept}
+
+
+def specs(config: lm.LMConfig, weights_dtype: str) -> dict[str, jax.ShapeDtypeStruct]:
+    """Return the shapes and types of a stored language model, by flat name."""
+    dtype = other_dtype(weights_dtype)
+    layout = partial(inference_layout, weights_dtype=weights_dtype)
+    return flatten(jax.eval_shape(layout, lm.abstract(config.with_dtype(dtype, dtype), stacked=False)), "lm")
+
+
+def stored(config: lm.LMConfig, params: Mapping[str, Any], weights_dtype: str) -> dict[str, np.ndarray]:
+    """Return a language model as it is stored, by flat name.
+
+    Raises:
+      ConfigError: the parameters are not those of the config.
+      DataError: a kernel that is to be quantised has values that are not finite.
+    """
+    found, expected = flatten(inference_layout(params, weights_dtype), "lm"), specs(config, weights_dtype)
+    wrong = [
+        name
+        for name in {**expected, **found}
+        if getattr(found.get(name), "shape", 0) != getattr(expected.get(name), "shape", 1)
+    ]
+    if wrong:
+        raise ConfigError(f"parameters do not fit the language model's config: {', '.join(wrong[:5])}; check both")
+    for name, value in found.items():
+        if name.endswith("/kernel/scale") and not np.isfinite(value).all():
+            raise DataError(f"{name.removesuffix('/scale')} has values that are not finite; int8 cannot hold them")
+    return {name: np.asarray(found[name]).astype(spec.dtype) for name, spec in expected.items()}
+
+
+def dtype_of(params: Mapping[str, Any]) -> str:
+    """Return how a language model that comes from an artifact was stored."""
+    kernel = params["text_head"]["kernel"]
+    return "int8" if isinstance(kernel, Quantised) else str(kernel.dtype)
