@@ -200,7 +200,8 @@ class LMConfig:
                 f"demux_text with norm_emb={self.norm_emb}, text_card={self.text_card}: pairs of pieces need int32 ids "
                 "and plain tables; use norm_emb=False and a text_card below 46339"
             )
-        require_moshi_form(self.temporal, "the temporal transformer")
+        if self.temporal.mlp_bias:
+            raise ConfigError("temporal.mlp_bias=True: the temporal transformer has no such biases; use False")
         if not self.temporal.causal:
             raise ConfigError("temporal.causal=False: the language model must be causal")
         crossing = [c.name for c in self.conditioners if c.fuse == "cross"]

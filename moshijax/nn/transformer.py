@@ -163,20 +163,22 @@ class TransformerConfig:
             require(value in ("float32", "bfloat16", "float16"), f"{name}={value!r}: use float32, bfloat16 or float16")
 
 
-def require_moshi_form(config: TransformerConfig, what: str) -> None:
-    """Refuse what the stacks of Moshi and Mimi do not have, and their published files have no place for.
+def require_moshi_form(config: TransformerConfig, what: str, remedy: str | None = None) -> None:
+    """Refuse what only backbones from elsewhere have (Llama, Qwen2), and published files of Moshi have no place for.
 
     Args:
       config: Of the stack.
       what: The stack, for the message.
+      remedy: For the message; default: the value to use.
 
     Raises:
       ConfigError: It has such a thing.
     """
     for name, plain in (("attention_biases", ()), ("mlp_bias", False), ("rope_scaling", None)):
         value = getattr(config, name)
-        require(value == plain, f"{name}={value!r}: {what} has none; use {plain!r}")
-    require(config.norm != "rms_norm_1e-6", f"norm={config.norm!r}: {what} has no such norm; use 'rms_norm_f32'")
+        require(value == plain, f"{name}={value!r}: {what} has none; {remedy or f'use {plain!r}'}")
+    remedy = remedy or "use 'rms_norm_f32'"
+    require(config.norm != "rms_norm_1e-6", f"norm={config.norm!r}: {what} has no such norm; {remedy}")
 
 
 class LayerScale(nn.Module):

@@ -10,7 +10,7 @@ from typing import Any
 from moshijax import files
 from moshijax.annotations import shown
 from moshijax.errors import ConfigError, DataError
-from moshijax.weights.formats import huggingface_config
+from moshijax.weights.formats import huggingface_config, llama, llama_omni
 from moshijax.weights.formats.lm_config import MODEL_TYPES, completed
 from moshijax.weights.safetensors import INDEX_SUFFIX, ShardedFile, TensorFile, open_tensors
 
@@ -62,6 +62,11 @@ class PublishedFiles:
         return huggingface_config.is_config(self.fields)
 
     @property
+    def of_text_model(self) -> bool:
+        """Whether the config is of a text model of Transformers."""
+        return self.fields.get("model_type") in llama.ARCHITECTURES
+
+    @property
     def file(self) -> Path:
         """The weight file: the one that was named, or `model.safetensors` in the directory."""
         return self.folder / MODEL_FILE if self.is_directory else self.path
@@ -101,8 +106,12 @@ class PublishedFiles:
 def _check_class(fields: Mapping[str, Any], file: Path) -> None:
     """Refuse the config of a class that is not read, such as a CSM, an EnCodec or a DAC, by the name of the class."""
     classes, kind = fields.get("architectures"), fields.get("model_type")
-    known = (*MODEL_TYPES, *huggingface_config.ARCHITECTURES)
-    ours = huggingface_config.ARCHITECTURES.values()
+    classes_of = {
+        **huggingface_config.ARCHITECTURES,
+        **llama.ARCHITECTURES,
+        llama_omni.MODEL_TYPE: llama_omni.ARCHITECTURE,
+    }
+    known, ours = (*MODEL_TYPES, *classes_of), classes_of.values()
     named = [name for name in classes if isinstance(name, str)] if isinstance(classes, list) else []
     if (isinstance(kind, str) and kind not in known) or (named and not set(named) & set(ours)):
         what = f"{shown(named[0])}, model_type {shown(kind)}" if named else f"model_type {shown(kind)}"

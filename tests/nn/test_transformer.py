@@ -76,7 +76,6 @@ def test_a_model_of_the_moshi_family_has_none_of_what_others_have(change):
         require_moshi_form(other, "the stack")
     for refusing in (
         lambda: DepthConfig(dataclasses.replace(other, context=None, gating="silu")),
-        lambda: dataclasses.replace(tiny.LM, temporal=other),
         lambda: dataclasses.replace(tiny.CODEC, transformer=other),
     ):
         with pytest.raises(ConfigError, match=f"{next(iter(change))}="):

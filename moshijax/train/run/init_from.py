@@ -22,6 +22,7 @@ from moshijax.errors import ConfigError, DataError
 from moshijax.lm.config import LMConfig
 from moshijax.lm.transforms import Flat, check_rows, with_updates
 from moshijax.nn.layout import relayout
+from moshijax.nn.transformer import TransformerConfig
 from moshijax.train import sharding
 from moshijax.train.experiment import ExperimentConfig
 from moshijax.train.run.checkpoint import Checkpointer, raise_on_mismatch
@@ -177,6 +178,7 @@ def _transformed_start(
     )
     raise_on_mismatch(Path(path), {"params": fresh}, {"params": found}, remedy)
     check_rows(path, result[-1].layout, config.layout, names)
+    _check_stack(path, result[-1].temporal, config.temporal)
     own = sharding.shardings_of(jax.eval_shape(lambda key: lm.init_boxed(source, key), jax.random.key(0)), mesh)
 
     kinds = [{name: (leaf.shape, leaf.dtype) for name, leaf in tree.items()} for tree in (there, fresh)]
@@ -189,6 +191,16 @@ def _transformed_start(
         return _with(state, task, unflatten_dict({name: params[name] for name in put}, sep="/"), state.model_state)
 
     return start
+
+
+def _check_stack(path: str, there: TransformerConfig, here: TransformerConfig) -> None:
+    """Check what parameters mean and their shapes do not show."""
+    for name in ("num_heads", "kv_repeat", "gating", "norm", "positional_embedding", "max_period", "rope_scaling"):
+        if getattr(there, name) != getattr(here, name):
+            raise ConfigError(
+                f"init_from {path} has temporal.{name}={getattr(there, name)!r}, this recipe {getattr(here, name)!r}: "
+                "its weights mean something else there; use the same"
+            )
 
 
 def _relayout(params: Flat, scan_layers: bool) -> dict[str, Any]:

@@ -22,8 +22,8 @@ from moshijax.tokens import EOS, PAD
 from moshijax.weights import lora, writer
 from moshijax.weights.compare import Part, compare_numbers
 from moshijax.weights.families.codec import CODEC, is_codec
-from moshijax.weights.families.family import Family
-from moshijax.weights.formats import huggingface, huggingface_config, kyutai, mlx
+from moshijax.weights.families.family import DTYPES, Family
+from moshijax.weights.formats import backbone, huggingface, huggingface_config, kyutai, llama, mlx
 from moshijax.weights.formats.lm_config import LEGACY_7B, PERSONAPLEX, lm_config, loader_fields, published_config
 from moshijax.weights.formats.lm_table import depth_weights, lm_table
 from moshijax.weights.model import OpenedModel, Provenance
@@ -119,6 +119,8 @@ class LanguageModelFamily(Family):
         They are if a config is there that is not a codec's or, without one, a lone file of other tensors than a
         codec's.
         """
+        if published.of_text_model:
+            return True
         if published.of_transformers:
             return published.fields["model_type"] in huggingface_config.CODECS
         if published.is_directory:
@@ -126,6 +128,8 @@ class LanguageModelFamily(Family):
         return not is_codec(published.tensors())
 
     def open_published(self, published: PublishedFiles, config: Any = None) -> OpenedModel:
+        if published.of_text_model:
+            return self._of_text_model(published)
         if published.of_transformers:
             return self._of_transformers(published)
         if not published.is_directory:
@@ -160,6 +164,23 @@ class LanguageModelFamily(Family):
         model = self.opened(config, kyutai.dequantised(fused, str(path)), provenance, path)
         adapter = path.parent / Path(str(fields.get("lora_name") or ADAPTER)).name
         return self.with_adapter(model, adapter) if fields.get("lora") else model
+
+    def _of_text_model(self, published: PublishedFiles) -> OpenedModel:
+        """Open a Llama or a Qwen2, for a temporal transformer that begins as one."""
+        fields, file, path = published.fields, published.tensors(), published.file
+        config, groups = backbone.lm_config(fields), backbone.lm_groups(fields)
+        self.check_parts(config, file, path)
+        wanted = theirs(groups)
+        # Old files hold buffers, and the table of a tied model a second time.
+        extra = [name for name in file if name.endswith(llama.BUFFER) or name == "lm_head.weight"]
+        extra = [name for name in extra if name not in wanted]
+        check_names_and_shapes(path, file.shapes, wanted, extra)
+        odd = [name for name in wanted if file.dtypes[name].name not in DTYPES]
+        if odd:
+            kinds = ", ".join(DTYPES)
+            raise DataError(f"{path}: {odd[0]} is {file.dtypes[odd[0]]}, must be one of {kinds}; convert it")
+        config = self.dtypes_settled(config, {name: file.dtypes[name] for name in wanted})
+        return self.of_parameters(config, Renamed(file, groups, reading=True), Provenance("huggingface"), path)
 
     def _of_transformers(self, published: PublishedFiles) -> OpenedModel:
         """Open a model of Transformers, with the codec that is part of it."""

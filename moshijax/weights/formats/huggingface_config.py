@@ -15,7 +15,7 @@ from moshijax.codec import MimiConfig, QuantizerConfig, SeanetConfig
 from moshijax.errors import ConfigError
 from moshijax.lm import layouts
 from moshijax.lm.config import DepthConfig, LMConfig
-from moshijax.nn.transformer import TransformerConfig
+from moshijax.nn.transformer import TransformerConfig, require_moshi_form
 from moshijax.tokens import EPAD, PAD
 from moshijax.weights.formats.fields import checked
 
@@ -322,6 +322,7 @@ def published_lm_config(config: LMConfig, codec: MimiConfig) -> dict[str, Any]:
       ConfigError: the classes have no place for this model.
     """
     t, layout = config.temporal, config.layout
+    require_moshi_form(t, "a model of these classes", "keep it as a run or as imported weights")
     out: dict[str, Any] = {
         "vocab_size": config.text_card,
         **_published_stack(t),

@@ -14,7 +14,7 @@ from moshijax.errors import ConfigError
 from moshijax.lm import layouts
 from moshijax.lm.config import Conditioner, DepthConfig, LMConfig, LookupConditioner, TensorConditioner
 from moshijax.nn.mlp import hidden_width
-from moshijax.nn.transformer import TransformerConfig
+from moshijax.nn.transformer import TransformerConfig, require_moshi_form
 from moshijax.weights.formats.fields import ADAPTER_FIELDS, Temperature, checked
 
 #: Fields that describe the other files, the tokenizer or the generation, not the parameters.
@@ -332,6 +332,7 @@ def published_config(config: LMConfig) -> dict[str, Any]:
       ConfigError: the published form has no place for this model.
     """
     stack, depth = config.temporal, config.depth
+    require_moshi_form(stack, "the published form of Moshi", "keep it as a run or as imported weights")
     out: dict[str, Any] = {
         "dim": stack.dim,
         "num_layers": stack.num_layers,

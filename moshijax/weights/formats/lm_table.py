@@ -51,6 +51,9 @@ def _attention(entries: dict[str, Entry], name: str, c: TransformerConfig, path:
     entries[f"{name}.out_proj.weight"] = Entry(
         (count * c.dim, c.dim), targets("out_proj"), lambda a: np.split(a, count), np.concatenate
     )
+    width = c.dim // c.kv_repeat  # of keys and values
+    for part in c.attention_biases:
+        entries[f"{name}.{part}_bias"] = plain((width if part in "kv" else c.dim,), f"{path}/{part}_bias")
 
 
 def _cross_attention(entries: dict[str, Entry], name: str, c: TransformerConfig, path: str) -> None:
