@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from moshijax.errors import ConfigError, DataError
+from moshijax.nn.lora import LoRA, merged
 from moshijax.nn.rope import RopeScaling
 from moshijax.omni import adapter, config, spectrogram, text_model, units, vocoder, whisper
 from moshijax.omni.adapter import AdapterConfig
@@ -25,6 +26,22 @@ STACK = llama_stack(16, 1, 2, 1, 24, context=8, rope_scaling=RopeScaling(origina
 
 def test_the_text_model_streams():
     check_streaming(TextModel(TextConfig(20, STACK)), KEY, 16, sizes=(1, 3), splits=2, gradients=False)
+
+
+def test_updates_reach_maps_with_biases():
+    """Queries, keys and values of Qwen2, whose biases stand beside the map."""
+    stack = dataclasses.replace(STACK, attention_biases=("q", "k", "v"))
+    c = TextConfig(20, stack, lora=LoRA(2, 2.0, ("stack/attention/*",)))
+    params = text_model.init(c, KEY, False)
+    update = params["stack"]["layers_0"]["attention"]["in_proj"]
+    assert update["lora_b"].shape == (update["kernel"].shape[0], 2)
+    x = jax.random.normal(KEY, (1, 4, 16))
+    before = text_model.hidden(c, params, x)
+    update["lora_b"] = update["lora_b"] + 1
+    after = text_model.hidden(c, params, x)
+    assert np.abs(after - before).max() > 1e-2
+    plain = dataclasses.replace(c, lora=None)
+    np.testing.assert_allclose(text_model.hidden(plain, merged(params, c.lora), x), after, atol=1e-5)
 
 
 def test_the_speech_decoder_streams():

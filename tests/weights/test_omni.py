@@ -29,6 +29,8 @@ from moshijax.weights.formats import code_hifigan, llama, llama_omni
 from moshijax.weights.formats.ctranslate2 import encoder_groups
 from moshijax.weights.formats.whisper import whisper_groups
 from moshijax.weights.names import theirs
+from moshijax.weights.opening import open_model
+from moshijax.weights.transfer import export_weights, import_weights
 
 LLAMA = TextConfig(20, llama_stack(16, 2, 4, 2, 24, max_period=5e5, rope_scaling=RopeScaling(factor=4.0), context=64))
 QWEN2 = TextConfig(
@@ -307,3 +309,26 @@ def test_damaged_files_of_ctranslate2_are_refused(variables, tmp_path):
     file.write_bytes(binary(variables))
     with pytest.raises(DataError, match="that of the keys must be zeros"):
         weights.load_whisper(file)
+
+
+@pytest.mark.parametrize("max_bytes", [None, 100_000], ids=["one file", "several"])
+def test_a_whole_model_is_imported_and_written_again_to_the_byte(max_bytes, tmp_path):
+    params = filled(omni.abstract(OMNI, stacked=False))
+    weights.save_llama_omni(OMNI, params, tmp_path / "published", max_bytes)
+    edited(tmp_path / "published", transformers_version="4.43.4")  # which says nothing about the model, and is kept
+    import_weights(tmp_path / "published", tmp_path / "imported")
+    model = open_model(tmp_path / "imported")
+    assert model.config == OMNI
+    equal(model.load()[1], params)
+    export_weights(model, tmp_path / "again", "huggingface", max_bytes)
+    files, again = (
+        {
+            path.name: json.loads(path.read_text()) if path.name == "config.json" else path.read_bytes()
+            for path in (tmp_path / name).iterdir()
+        }
+        for name in ("published", "again")
+    )
+    assert files == again
+    assert (len(files) > 2) == (max_bytes is not None)
+    with pytest.raises(ConfigError, match="no format kyutai; give --format huggingface"):
+        export_weights(model, tmp_path / "other", "kyutai")

@@ -85,7 +85,7 @@ class OmniFamily(Family):
             raise ConfigError(f"{model.where} is {self.title}, which has no format {format}; give --format huggingface")
         tensors = Renamed(model.tensors, llama_omni.omni_groups(model.config), reading=False)
         writer.write(folder / MODEL_FILE, tensors, max_bytes, {"format": "pt"}, progress)
-        files.write_json(folder / CONFIG_FILE, dict(llama_omni.published_omni_config(model.config)))
+        files.write_json(folder / CONFIG_FILE, _published_fields(model))
 
     # Comparison with reference numbers
 
@@ -94,3 +94,11 @@ class OmniFamily(Family):
 
 
 OMNI = OmniFamily()
+
+
+def _published_fields(model: OpenedModel) -> dict[str, Any]:
+    """The config as it was where it still says the same, else a new one."""
+    stated, dtype = model.provenance.config, model.config.text.stack.dtype
+    if stated and llama_omni.omni_config(stated, model.config.encoder).with_dtype(dtype, dtype) == model.config:
+        return dict(stated)
+    return dict(llama_omni.published_omni_config(model.config))
