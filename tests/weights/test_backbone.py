@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from moshijax import lm, weights
+from moshijax import lm, runtime, weights
 from moshijax.errors import ConfigError
+from moshijax.export.artifact import build
+from moshijax.lm import layouts
 from moshijax.lm.model import LanguageModel
 from moshijax.lm.transforms import helium_to_moshi
 from moshijax.nn.rope import RopeScaling
@@ -20,6 +22,7 @@ from moshijax.nn.transformer import Transformer
 from moshijax.omni import text_model
 from moshijax.omni.config import llama_stack
 from moshijax.omni.text_model import TextConfig
+from moshijax.testing.tiny import PIECES, tiny_models
 from moshijax.tokens import BOS, EOS, EPAD, PAD, ZERO
 from moshijax.train.loop import train
 from moshijax.weights.omni import save_text_model
@@ -132,6 +135,20 @@ def test_a_stream_is_what_the_whole_sequence_is(text, tmp_path):
         column = jnp.asarray([[token]], jnp.int32)
         state, _, logits = step(state, column)
         np.testing.assert_allclose(logits[0], whole[n], atol=1e-4)
+
+
+@pytest.mark.slow
+@BACKBONES
+def test_a_moshi_on_it_is_exported_and_called(text, tmp_path):
+    codec, _, _ = tiny_models()
+    config = dataclasses.replace(on(text), layout=layouts.dialogue(4, 1), card=codec[0].quantizer.bins)
+    params = drawn(lm.abstract(config, stacked=False), 2.0)
+    made = build(codec, (config, params), PIECES[: config.text_card], tmp_path / "artifact")
+    rows = runtime.Rows(runtime.load(made), 1, prompts=False)
+    rows.open(runtime.CallOptions(seed=1))
+    frames = [rows.step(np.zeros((1, rows.artifact.frame_size), np.float32)) for _ in range(6)]
+    assert frames[-1].ready.all() and np.isfinite(frames[-1].pcm).all()
+    assert all(0 <= frame.text_token[0] < config.text_card for frame in frames[1:])
 
 
 @BACKBONES
