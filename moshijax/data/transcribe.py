@@ -21,6 +21,7 @@ from moshijax.data.checks import CheckRules, apply_findings, check_header, check
 from moshijax.data.findings import CheckedItem, Report
 from moshijax.data.isolation import Isolated
 from moshijax.data.leakage import leaked
+from moshijax.data.loops import looped
 from moshijax.data.manifest import Item, Manifest
 from moshijax.data.recognizer import SAMPLE_RATE
 from moshijax.data.recording_stage import Progress, over_recordings
@@ -167,7 +168,7 @@ def survey(item: Item, channels: tuple[int, int] | None) -> tuple[CheckedItem, n
 
 
 def _words(checked: CheckedItem, levels: np.ndarray, source: WordSource) -> list[Word]:
-    """Return the words of all channels by their starts; those that leaked or sound nowhere are counted instead."""
+    """Return the words of all channels by their starts; those that loop, leaked or sound nowhere are counted."""
     found: list[Word] = []
     for column, number in enumerate(checked.channels):
         alone = len(checked.channels) == 1
@@ -175,6 +176,10 @@ def _words(checked: CheckedItem, levels: np.ndarray, source: WordSource) -> list
         for word in source.words_of(channel, checked.flags):
             check_times(word, f"recording {checked.item.audio}: {source.version}")
             found.append(Word(word.text, word.start, word.end, _SPEAKERS[column][0], word.score))
+    if source.hears:
+        loops, written = looped(found), len(found)
+        found = [word for word in found if word not in loops]
+        checked.flags["looped_word"] += written - len(found)
     if len(checked.channels) == 2 and source.hears:
         copies = leaked(found, levels)
         checked.flags["leaked_word"] += len(copies)

