@@ -6,9 +6,8 @@ from pathlib import Path
 
 import click
 
-from moshijax.cli.common import FiniteRange, PathName, ProgressBar
-from moshijax.cli.recordings import tell
-from moshijax.errors import Stopped
+from moshijax.cli.common import FiniteRange, PathName
+from moshijax.cli.recordings import run_stage
 
 
 @click.command()
@@ -45,13 +44,10 @@ def command(recordings, model, speakers, device, voice_activity, max_rejected) -
 
     content = read_recordings(recordings)
     ear, diarizer = SileroVad(voice_activity), Pyannote(model, device, speakers)
-    try:
-        with ProgressBar("diarizing", len(content.items)) as update:
-            found = diarize(
-                content, diarizer, ear, max_rejected,
-                lambda done, total, report: update(done, total, f"{report.seconds / 3600:.2f} h"),
-            )  # fmt: skip
-    except KeyboardInterrupt:
-        raise Stopped("stopped; finished files are kept: run the same command again to continue") from None
-    tell(found)
+    found = run_stage(
+        "diarizing",
+        len(content.items),
+        "finished files",
+        lambda progress: diarize(content, diarizer, ear, max_rejected, progress),
+    )
     click.echo(f"{found.seconds / 3600:.2f} hours kept; wrote {content.path.parent / REPORT}")

@@ -7,9 +7,8 @@ from pathlib import Path
 import click
 
 from moshijax import files
-from moshijax.cli.common import FiniteRange, PathName, ProgressBar
-from moshijax.cli.recordings import tell
-from moshijax.errors import Stopped
+from moshijax.cli.common import FiniteRange, PathName
+from moshijax.cli.recordings import run_stage
 
 
 @click.command()
@@ -38,13 +37,7 @@ def command(calls, transcripts, out, max_rejected) -> None:
     from moshijax.data.fisher import MANIFEST, convert
 
     files.check_folder(out, (calls, transcripts), new=False)
-    try:
-        with ProgressBar("converting") as update:
-            found = convert(
-                calls, transcripts, out, max_rejected,
-                lambda done, total, report: update(done, total, f"{report.seconds / 3600:.2f} h"),
-            )  # fmt: skip
-    except KeyboardInterrupt:
-        raise Stopped("stopped; finished calls are kept: run the same command again to continue") from None
-    tell(found)
+    found = run_stage(
+        "converting", None, "finished calls", lambda progress: convert(calls, transcripts, out, max_rejected, progress)
+    )
     click.echo(f"{found.seconds / 3600:.2f} hours kept; wrote {out / MANIFEST}")

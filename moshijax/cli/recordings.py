@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import click
 
-from moshijax.cli.common import FiniteRange
-from moshijax.errors import ConfigError
+from moshijax.cli.common import FiniteRange, ProgressBar
+from moshijax.errors import ConfigError, Stopped
 
 if TYPE_CHECKING:
     from moshijax.data.checks import CheckRules
     from moshijax.data.findings import Report
+    from moshijax.data.recording_stage import Progress
 
 SHOWN = 10  # rejected items printed one by one; all of them are in the report file
 
@@ -71,6 +73,27 @@ def rules_of(strict: bool, speaker: tuple[str, ...], channels: str | None, min_s
     return CheckRules(
         speakers=_speakers(speaker), channels=channels_of(channels), min_score=min_score, strict=strict
     )  # fmt: skip
+
+
+def run_stage(doing: str, total: int | None, kept: str, stage: Callable[[Progress], Report]) -> Report:
+    """Run a stage over recordings under a progress bar with the hours that are done, and print its counts.
+
+    Args:
+      doing: title of the bar.
+      total: number of recordings, None while unknown.
+      kept: what stays after an interruption, as the message says it.
+      stage: is given what to call after every item.
+
+    Raises:
+      Stopped: the user interrupted it.
+    """
+    try:
+        with ProgressBar(doing, total) as update:
+            found = stage(lambda done, items, report: update(done, items, f"{report.seconds / 3600:.2f} h"))
+    except KeyboardInterrupt:
+        raise Stopped(f"stopped; {kept} are kept: run the same command again to continue") from None
+    tell(found)
+    return found
 
 
 def tell(report: Report) -> None:

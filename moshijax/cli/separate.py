@@ -7,9 +7,8 @@ from pathlib import Path
 import click
 
 from moshijax import files
-from moshijax.cli.common import FiniteRange, PathName, ProgressBar
-from moshijax.cli.recordings import tell
-from moshijax.errors import Stopped
+from moshijax.cli.common import FiniteRange, PathName
+from moshijax.cli.recordings import run_stage
 
 
 @click.command()
@@ -42,13 +41,8 @@ def command(recordings, out, model, device, max_rejected) -> None:
     files.check_folder(out, (recordings, model), new=False)
     content = read_recordings(recordings)
     separator = SepFormer(model, device)
-    try:
-        with ProgressBar("separating", len(content.items)) as update:
-            found = separate(
-                content, separator, out, max_rejected,
-                lambda done, total, report: update(done, total, f"{report.seconds / 3600:.2f} h"),
-            )  # fmt: skip
-    except KeyboardInterrupt:
-        raise Stopped("stopped; finished recordings are kept: run the same command again to continue") from None
-    tell(found)
+    found = run_stage(
+        "separating", len(content.items), "finished recordings",
+        lambda progress: separate(content, separator, out, max_rejected, progress),
+    )  # fmt: skip
     click.echo(f"{found.seconds / 3600:.2f} hours kept; wrote {out / MANIFEST}")

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 import click
 from click.core import ParameterSource
 
-from moshijax.cli.common import FiniteRange, PathName, ProgressBar
-from moshijax.cli.recordings import channels_of, tell
-from moshijax.errors import ConfigError, Stopped
+from moshijax.cli.common import FiniteRange, PathName
+from moshijax.cli.recordings import channels_of, run_stage
+from moshijax.errors import ConfigError
 
 if TYPE_CHECKING:
     from moshijax.data.recognizer import Recognizer
@@ -113,15 +113,12 @@ def write_words(
     content = read_recordings(recordings)
     settings = Transcription(channels_of(channels), max_rejected)
     words = source()
-    try:
-        with ProgressBar(doing, len(content.items)) as update:
-            found = run(
-                content, words, settings,
-                lambda done, total, report: update(done, total, f"{report.seconds / 3600:.2f} h"), report_name,
-            )  # fmt: skip
-    except KeyboardInterrupt:
-        raise Stopped("stopped; finished transcripts are kept: run the same command again to continue") from None
-    tell(found)
+    found = run_stage(
+        doing,
+        len(content.items),
+        "finished transcripts",
+        lambda progress: run(content, words, settings, progress, report_name),
+    )
     hours = (found.seconds + found.rejected_seconds) / 3600, found.seconds / 3600
     click.echo(f"{hours[0]:.2f} hours in, {hours[1]:.2f} kept; wrote {content.path.parent / report_name}")
 
