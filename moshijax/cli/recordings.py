@@ -98,9 +98,16 @@ def run_stage(doing: str, total: int | None, kept: str, stage: Callable[[Progres
 
 def tell(report: Report) -> None:
     """Print the counts of a report on recordings."""
+    from moshijax.data.band import NO_SOUND
+
     click.echo(
         f"{report.usable} of {report.items} items usable: {report.seconds / 60:.1f} minutes, {report.words} words"
     )
+    for name, seconds in sorted(report.bands.items()):
+        what = name if name == NO_SOUND else f"sound {name}"
+        click.echo(f"  {what}: {seconds / 3600:.2f} hours, {seconds / report.seconds:.0%}")
+    if len(report.bands.keys() - {NO_SOUND}) > 1:
+        click.echo("  bands are mixed: the model will tell speakers by their line; see the band in the provenance")
     tell_findings(report)
 
 

@@ -16,6 +16,7 @@ import numpy as np
 
 from moshijax import files
 from moshijax.data import audio, buckets
+from moshijax.data.band import Bandwidth
 from moshijax.data.diarization import read_segments
 from moshijax.data.findings import CheckedItem, Report
 from moshijax.data.isolation import Isolated
@@ -238,12 +239,15 @@ def judge(
         return checked, None, None
     rate = sample_rate or checked.info.sample_rate
     statistics = SignalStatistics(rate, len(checked.channels) if rules.streams == "two" else 1)
+    bandwidth = Bandwidth(rate, statistics.channels)
     kept = [] if checked.info.duration <= keep_seconds else None
     try:
         for block in signal_blocks(checked, rules, rate):
             statistics.add(block)
+            bandwidth.add(block)
             if kept is not None:
                 kept.append(block)
+        checked.band = bandwidth.hertz()
         apply_findings(checked, statistics)
     except Exception as error:
         checked.kind, checked.rejected = unmade(item, error)

@@ -6,11 +6,13 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from moshijax.data import audio
+from moshijax.data import audio, band
 from moshijax.data.diarization import Segment
 from moshijax.data.manifest import Item
 from moshijax.data.transcript import Word
 from moshijax.errors import DataError
+
+_COUNTED = ("bands", "flags", "kinds")
 
 
 @dataclass
@@ -21,6 +23,8 @@ class CheckedItem:
       item: of the manifest.
       info: header of the recording; None if it could not be read.
       channels: numbers of the channels that are used.
+      band: highest frequency that carries energy in what was judged, in Hz (`moshijax.data.band`), 0 without sound;
+        None where the signal was not judged.
       words: of the transcript, repaired.
       segments: who speaks when, of diarized recordings.
       flags: repairs and doubts, counted.
@@ -31,6 +35,7 @@ class CheckedItem:
     item: Item
     info: audio.AudioInfo | None = None
     channels: tuple[int, ...] = (0, 1)
+    band: int | None = None
     words: list[Word] = field(default_factory=list)
     segments: list[Segment] = field(default_factory=list)
     flags: Counter[str] = field(default_factory=Counter)
@@ -48,6 +53,7 @@ class Report:
       seconds: of the usable ones.
       words: of the usable ones.
       rejected_seconds: of the rejected recordings, as far as their headers could be read.
+      bands: seconds of the usable ones by how high their sound reaches.
       flags: items per flag.
       kinds: items per kind of rejection.
       rejected: id and reason of every rejected item; of documents only the first of each piece of text.
@@ -59,6 +65,7 @@ class Report:
     seconds: float = 0.0
     words: int = 0
     rejected_seconds: float = 0.0
+    bands: Counter[str] = field(default_factory=Counter)
     flags: Counter[str] = field(default_factory=Counter)
     kinds: Counter[str] = field(default_factory=Counter)
     rejected: list[tuple[str, str]] = field(default_factory=list)
@@ -81,6 +88,8 @@ class Report:
             self.usable += 1
             self.seconds += checked.info.duration
             self.words += len(checked.words)
+            if checked.band is not None:
+                self.bands[band.name_of(checked.band)] += checked.info.duration
         for name in checked.flags:
             self.flags[name] += 1
             self.flagged.setdefault(name, checked.item.id)
@@ -96,6 +105,7 @@ class Report:
         """Add the counts of other items, which come after these."""
         for name in ("items", "usable", "seconds", "words", "rejected_seconds"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.bands.update(other.bands)
         self.flags.update(other.flags)
         self.kinds.update(other.kinds)
         self.rejected += other.rejected
@@ -103,13 +113,13 @@ class Report:
 
     def to_json(self) -> dict:
         """Return a form that JSON can hold."""
-        return {**vars(self), "flags": dict(self.flags), "kinds": dict(self.kinds)}
+        return {**vars(self), **{name: dict(getattr(self, name)) for name in _COUNTED}}
 
     @classmethod
     def from_json(cls, data: dict) -> Report:
         """Return the inverse of `to_json`."""
         rejected = [(name, reason) for name, reason in data["rejected"]]
-        return cls(**{**data, "flags": Counter(data["flags"]), "kinds": Counter(data["kinds"]), "rejected": rejected})
+        return cls(**{**data, **{name: Counter(data[name]) for name in _COUNTED}, "rejected": rejected})
 
     def require_usable(self, where: str | Path, strict: bool = False) -> None:
         """Check that a set can be used.

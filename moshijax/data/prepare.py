@@ -301,6 +301,7 @@ class RecordMaker:
             "provenance": {
                 "path": str(checked.item.id),
                 "sample_rate": info.sample_rate,
+                "band": checked.band,
                 "format": info.format,
                 "channels": list(checked.channels),
                 "flags": dict(checked.flags),
