@@ -25,7 +25,8 @@ from moshijax.cli.recordings import run_stage
 def command(calls, transcripts, out, max_rejected) -> None:
     """Turn Fisher English (folders CALLS and TRANSCRIPTS of the LDC) into WAV files, utterances and a manifest in OUT.
 
-    Speaker A is on the left channel, as the model's speaker; a recipe exchanges the two by chance with swap_speakers.
+    Speaker A is on the left channel. `prepare` makes two records of a call, with either speaker as the model's; take
+    `sides` out of the manifest where a recipe is to exchange the two by chance, with swap_speakers.
     Run the same command again after an interruption, and `data align` next, for the times of words.
 
     \b

@@ -120,7 +120,7 @@ def deduplicate(
     names = [record["id"] for record in content]
     kept = [item for item in manifest.items if item.id in by_id and by_id[item.id].kept]
     report = _report(manifest, by_id, names, report)
-    lines = [{"path": item.audio.relative_to(folder).as_posix(), **_duration(item)} for item in kept]
+    lines = [{"path": item.audio.relative_to(folder).as_posix(), **_claims(item)} for item in kept]
     files.write_json(
         out.with_suffix(".report.json"),
         {
@@ -133,8 +133,10 @@ def deduplicate(
     return Deduplicated(report, by_id, written)
 
 
-def _duration(item: Item) -> dict[str, float]:
-    return {} if item.duration is None else {"duration": item.duration}
+def _claims(item: Item) -> dict[str, Any]:
+    """What the manifest said of a recording."""
+    claims = {"duration": item.duration, "sides": "both" if item.both_sides else None}
+    return {name: value for name, value in claims.items() if value is not None}
 
 
 def _told(found: Found, names: Sequence[str]) -> dict[str, Any]:

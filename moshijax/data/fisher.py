@@ -73,7 +73,8 @@ def convert(
 ) -> Report:
     """Write the calls as WAV files with STM files beside them, `manifest.jsonl`, and a report, into a folder.
 
-    A call that is there already is kept. The manifest is written last, with the calls that are usable.
+    A call that is there already is kept. The manifest is written last, with the calls that are usable, each with both
+    of its sides: either caller is the model's speaker in a record of his own.
 
     Args:
       recordings: folder below which the calls are.
@@ -107,6 +108,7 @@ def convert(
             about = [vars(speaker) for speaker in speakers.get(item.id, ())]
             lines.append(json.dumps({
                 "path": f"{checked.item.audio.name}", "duration": round(checked.info.duration, 3),
+                "sides": "both",
                 **({"speakers": about} if about else {}),
             }))  # fmt: skip
         return checked

@@ -32,16 +32,18 @@ class Item:
       id: path of the audio relative to the manifest, without suffix.
       audio: path of the recording.
       duration: that the manifest claims, in seconds; None: none.
+      both_sides: whether `prepare` makes two records of it, in which the speakers take turns at being the model's.
     """
 
     id: str
     audio: Path
     duration: float | None
+    both_sides: bool = False
 
     @property
     def identity(self) -> list[Any]:
         """What two manifests have in common that name the same recording."""
-        return [self.id, self.audio.suffix, self.duration]
+        return [self.id, self.audio.suffix, self.duration, *(["both"] if self.both_sides else [])]
 
     @property
     def span(self) -> sources.Span:
@@ -216,7 +218,7 @@ def _parse_line(path: Path, number: int, line: str) -> Item:
     try:
         entry = json.loads(line)
         audio = entry["path"]
-        duration = entry.get("duration")
+        duration, sides = entry.get("duration"), entry.get("sides")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(
             f'{where}: {line[:80]!r} is not {{"path": ..., "duration": seconds}}: correct the line'
@@ -226,4 +228,8 @@ def _parse_line(path: Path, number: int, line: str) -> Item:
     number_like = isinstance(duration, int | float) and not isinstance(duration, bool)
     if duration is not None and (not number_like or not math.isfinite(duration) or duration < 0):
         raise DataError(f"{where}: duration is {duration!r}: give seconds, or omit it")
-    return Item(str(Path(audio).with_suffix("").as_posix()), buckets.beside(path.parent, audio), duration)
+    if sides not in (None, "both"):
+        raise DataError(f'{where}: sides is {sides!r}: write "both" for a record of each speaker\'s side, or omit it')
+    return Item(
+        str(Path(audio).with_suffix("").as_posix()), buckets.beside(path.parent, audio), duration, sides == "both"
+    )

@@ -28,6 +28,7 @@ from moshijax.data.twins import refuse_twins
 from moshijax.errors import ConfigError
 
 _LONG_SECONDS = 120.0
+_SWAPPED = "#swapped"  # in the id of the record in which the speakers have changed sides
 
 
 class Encoder(Protocol):
@@ -130,6 +131,12 @@ def prepare(
     plan = GridPlan(config.shard_items, config.rules.strict, encoder, config)
     if config.rules.strict:
         refuse_twins(manifest.items)
+    both = next((item.id for item in manifest.items if item.both_sides), None)
+    if both is not None and config.rules.streams != "two":
+        raise ConfigError(
+            f"the manifest has both sides of {both}, which streams {config.rules.streams!r} does not know: use 'two', "
+            "or take `sides` out of its lines"
+        )
     with all_labels_named(manifest.items, config.rules):
         return runner(manifest, buckets.place(out_dir), plan, progress)
 
@@ -226,7 +233,8 @@ class GridPlan(ShardPlan):
     ) -> Iterator[tuple[Record, np.ndarray]]:
         """Every copy of an item: the record without codes and its streams [n, C]; with codes if there is no signal."""
         rules, rate = self.config.rules, self.encoder.sample_rate
-        draws = [maker.draw(checked, copy) for copy in range(self.config.copies)]
+        sides = (False, True) if checked.item.both_sides else (False,)
+        draws = [maker.draw(checked, copy, swapped) for swapped in sides for copy in range(self.config.copies)]
         for draw in draws:
             checked.flags.update(draw.counts)
         for draw in draws:
@@ -246,6 +254,7 @@ class Draw:
 
     Attributes:
       copy: number of the record among those of its item.
+      swapped: whether the two speakers change sides.
       rng: generator of everything else that is drawn.
       main: label of the main speaker of a diarized recording, else None.
       words: with the speakers that they have in this draw.
@@ -253,6 +262,7 @@ class Draw:
     """
 
     copy: int
+    swapped: bool
     rng: np.random.Generator
     main: str | None
     words: list[Word]
@@ -266,14 +276,18 @@ class RecordMaker:
         self.config, self.rate = config, sample_rate
         self._augmenter = None if config.augmentation is None else Augmenter(config.augmentation, sample_rate)
 
-    def draw(self, checked: CheckedItem, copy: int) -> Draw:
-        """Draw what chance decides; a function of seed, item and number of the copy alone."""
-        rng = np.random.default_rng(fold_seed(self.config.seed, checked.item.id, copy))
+    def draw(self, checked: CheckedItem, copy: int, swapped: bool = False) -> Draw:
+        """Draw what chance decides; a function of seed, item, number of the copy and side alone."""
+        rng = np.random.default_rng(fold_seed(self.config.seed, f"{checked.item.id}{_SWAPPED * swapped}", copy))
+        if swapped:
+            other = {"model": "user", "user": "model"}
+            words = [dataclasses.replace(word, speaker=other[word.speaker]) for word in checked.words]
+            return Draw(copy, True, rng, None, words, Counter())
         if not checked.segments:
-            return Draw(copy, rng, None, checked.words, Counter())
+            return Draw(copy, False, rng, None, checked.words, Counter())
         main = draw_main(checked.segments, rng)
         words, counts = assign(checked.words, checked.segments, main)
-        return Draw(copy, rng, main, words, counts)
+        return Draw(copy, False, rng, main, words, counts)
 
     def make(
         self, checked: CheckedItem, draw: Draw, blocks: Iterator[np.ndarray], statistics: SignalStatistics
@@ -287,13 +301,15 @@ class RecordMaker:
           statistics: of the recording.
         """
         drawn: dict[str, Any] = {}
-        rms = statistics.rms()
+        rms, channels = statistics.rms(), list(checked.channels)
+        if draw.swapped:
+            blocks, rms, channels = (block[:, ::-1] for block in blocks), rms[::-1], channels[::-1]
         if draw.main is not None:
             blocks, drawn["main"] = self._split(checked, draw.main, blocks), draw.main
         if self._augmenter is not None:
             blocks, drawn["augmented"] = self._augmenter.apply(blocks, float(rms[-1]), draw.rng)
         info = checked.info
-        number = f"#{draw.copy}" if self.config.copies > 1 else ""
+        number = _SWAPPED * draw.swapped + (f"#{draw.copy}" if self.config.copies > 1 else "")
         return blocks, {
             "id": f"{checked.item.id}{number}",
             "words": [[word.text, word.start, word.end, word.speaker] for word in draw.words],
@@ -303,7 +319,7 @@ class RecordMaker:
                 "sample_rate": info.sample_rate,
                 "band": checked.band,
                 "format": info.format,
-                "channels": list(checked.channels),
+                "channels": channels,
                 "flags": dict(checked.flags),
                 **drawn,
             },

@@ -101,6 +101,7 @@ def test_both_channels_utterances_and_speakers_of_every_call_are_kept(tmp_path):
     assert line["speakers"] == [
         {"pin": "1234", "sex": "f", "dialect": "a"}, {"pin": "99", "sex": "m", "dialect": "o"},
     ]  # fmt: skip
+    assert all(item.both_sides for item in manifest.items)
     info = audio.probe(manifest.items[0].audio)
     assert (info.sample_rate, info.channels, info.format) == (8000, 2, "WAV ULAW")
     before = audio.read(next(calls.rglob("*1.sph")), RATE)

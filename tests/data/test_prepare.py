@@ -53,6 +53,46 @@ def test_records(tmp_path):
     assert [shard["frames"] for shard in index["shards"]] == [[25, 30], [35, 40], [45]]
 
 
+@pytest.mark.parametrize("longest", [120.0, 0.0])
+def test_both_sides_of_a_recording_are_records_of_one_shard(tmp_path, monkeypatch, longest):
+    """Also where it is so long that it is encoded in pieces."""
+    manifest = read_manifest(write_set(tmp_path / "in", 3))
+    prepare(manifest, tmp_path / "one", LevelEncoder(), SMALL)
+    lines = [json.loads(line) for line in manifest.path.read_text().splitlines()]
+    lines[1]["sides"] = "both"
+    monkeypatch.setattr(prepare_module, "_LONG_SECONDS", longest)
+    both = read_manifest(write_manifest(tmp_path / "in", lines))
+    index, report, _ = prepare(both, tmp_path / "both", LevelEncoder(), SMALL)
+    one, source = (list(records.RecordSource(tmp_path / name)) for name in ("one", "both"))
+    assert [record["id"] for record in source] == ["call-0", "call-1", "call-1#swapped", "call-2"]
+    swapped = source.pop(2)
+    assert [(r["id"], r["words"], r["provenance"]) for r in source] == [
+        (r["id"], r["words"], r["provenance"]) for r in one
+    ]
+    for mine, other in zip(source, one, strict=True):
+        np.testing.assert_array_equal(mine["codes"], other["codes"])
+    np.testing.assert_array_equal(swapped["codes"], one[1]["codes"][::-1])
+    sides = {"model": "user", "user": "model"}
+    assert swapped["words"] == [[text, start, end, sides[who]] for text, start, end, who in one[1]["words"]]
+    assert swapped["provenance"] == {**one[1]["provenance"], "channels": [1, 0]}
+    # Hours of sound count once; the frames of the records are of both.
+    assert report.usable == 3 and report.seconds == pytest.approx(2.0 + 2.4 + 2.8)
+    assert [shard["frames"] for shard in index["shards"]] == [[25, 30, 30], [35]]
+
+
+def test_sides_are_of_two_streams_and_nothing_else(tmp_path):
+    line = write_item(tmp_path, "a")
+    manifest = write_manifest(tmp_path, [{**line, "sides": "left"}])
+    with pytest.raises(DataError, match="line 1: sides is 'left': write \"both\""):
+        read_manifest(manifest)
+    both = read_manifest(write_manifest(tmp_path, [{**line, "sides": "both"}]))
+    with pytest.raises(ConfigError, match="both sides of a, which streams 'mixed' does not know"):
+        prepare(both, tmp_path / "out", LevelEncoder(), PrepareConfig(CheckRules(streams="mixed")))
+    prepare(both, tmp_path / "out", LevelEncoder())
+    with pytest.raises(MoshijaxError):  # a set with one side is another job
+        prepare(read_manifest(write_manifest(tmp_path, [line])), tmp_path / "out", LevelEncoder())
+
+
 def test_other_sample_rates_are_resampled(tmp_path):
     tmp_path.joinpath("in").mkdir()
     lines = [
