@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bz2
 import gzip
+import hashlib
 import json
 import re
 import shlex
@@ -179,3 +180,23 @@ def test_the_tiny_commands_run(path, cli, tmp_path, monkeypatch) -> None:
     for made in ("prepared", "mixed", "diarized", "recognition"):
         if f" {made} " in text and "tiny.en" not in text:
             assert json.loads((tmp_path / made / "dataset.json").read_text())["report"]["usable"] > 0
+    check_sums(text, tmp_path)
+
+
+def check_sums(text: str, root: Path) -> None:
+    """Check that the checksums are where the recipe says, and are those of the files."""
+    [row] = re.findall(r"^\| checksum of the manifest \| (.+) \|$", text, flags=re.M)
+    for line in re.findall(r"`sha256sum ([^`]+)`", row):
+        assert all((root / name).is_file() for name in line.split())
+    for field, name in re.findall(r"`([\w.]+)` in `([^`]+)`", row):
+        found = json.loads((root / name).read_text())
+        for part in field.split("."):
+            found = found[part]
+        for made, sha256 in found.items() if isinstance(found, dict) else ():
+            assert hashlib.sha256((root / name).with_name(made).read_bytes()).hexdigest() == sha256
+        assert found and (isinstance(found, dict) or re.fullmatch("[0-9a-f]{64}", found))
+    for name in re.findall(r"of every file in `([^`]+)`", row):
+        seen = [result["sources"].values() for result in json.loads((root / name).read_text())]
+        hashes = {one[-1] for items in seen for files in items for one in files.values() if one}
+        there = [path for path in root.rglob("*") if path.is_file()]
+        assert hashes and hashes <= {hashlib.sha256(path.read_bytes()).hexdigest() for path in there}
