@@ -121,7 +121,10 @@ def channel_map(info: AudioInfo, path: Path, channels: tuple[int, int] | None) -
             )
         return channels
     if info.channels == 1:
-        raise DataError(f"recording {path} is mono: record two channels, left the model's speaker, right the user's")
+        raise DataError(
+            f"recording {path} is mono: record two channels, left the model's speaker, right the user's; or make "
+            "streams of one, by `prepare --streams diarized` or `mixed`, or two channels by `data separate`"
+        )
     if info.channels > 2:
         raise DataError(f"recording {path} has {info.channels} channels: name two with --channels MODEL,USER")
     return (0, 1)
