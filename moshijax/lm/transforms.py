@@ -19,6 +19,7 @@ from moshijax.lm.config import DepthConfig, LMConfig
 from moshijax.lm.layouts import MODEL, Stream, StreamLayout
 from moshijax.lm.model import abstract
 from moshijax.nn.layout import unstack_layers
+from moshijax.nn.lora import is_update
 
 Flat = Mapping[str, Any]
 Transform = Callable[[LMConfig, Flat, LMConfig, Flat], tuple[LMConfig, dict[str, Any]]]
@@ -218,7 +219,7 @@ def _without_initial_tokens(params: Flat, card: int, rows: Iterable[int]) -> dic
 
 def with_updates(config: LMConfig, params: Flat, target: LMConfig, fresh: Flat) -> tuple[LMConfig, dict[str, Any]]:
     """Add newly initialised low-rank updates to weights that have none; their products are zero at first."""
-    new = {path: leaf for path, leaf in fresh.items() if path.rpartition("/")[2].endswith(("lora_a", "lora_b"))}
+    new = {path: leaf for path, leaf in fresh.items() if is_update(path)}
     return dataclasses.replace(config, lora=target.lora), {**params, **new}
 
 

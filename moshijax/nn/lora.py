@@ -75,6 +75,11 @@ def map_name(path: str) -> str:
     return re.sub(r"/gate$", "/up", _NUMBERS.sub("", path))
 
 
+def is_update(path: str) -> bool:
+    """Return whether the parameter at a path belongs to a pair."""
+    return path.endswith(("lora_a", "lora_b"))
+
+
 @contextlib.contextmanager
 def updates(lora: LoRA | None) -> Iterator[None]:
     """Return a context in which modules that are set up and used have the updates of `lora`; None: none."""

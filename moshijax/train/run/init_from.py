@@ -22,6 +22,7 @@ from moshijax.errors import ConfigError, DataError
 from moshijax.lm.config import LMConfig
 from moshijax.lm.transforms import Flat, check_rows, with_updates
 from moshijax.nn.layout import relayout
+from moshijax.nn.lora import is_update
 from moshijax.nn.transformer import TransformerConfig
 from moshijax.train import sharding
 from moshijax.train.experiment import ExperimentConfig
@@ -64,9 +65,12 @@ def starting_point(
     return _transformed_start(path, family, names, task, plan, mesh)
 
 
+#: Of a state, what a model has learnt: with gradients, and without.
+_PARTS = ("params", "model_state")
 _SAME_MEANING = {
     "tokenizer": "train with the one there, or give the weights this one's vocabulary by `moshijax weights retokenize`",
     "codec": "prepare the data with the one there",
+    "units": "prepare the data with the centroids that it was trained on",
 }
 
 
@@ -215,39 +219,48 @@ def _with(state: TrainState, task: Task, params: Any, model_state: Any) -> Train
 def _plain_start(path: str, family: Family, task: Task, plan: StatePlan) -> Callable[[TrainState], TrainState]:
     """Return the start from a run with all that it has learnt, or from published weights.
 
-    What only training uses stays newly initialised where nothing there fits.
+    What only training uses stays newly initialised where nothing there fits, and so do low-rank updates of weights that
+    come without any.
     """
     if is_run(path):
-        return lambda state: _with(state, task, *_of_run(path, state, task, plan))
-    model = open_model(path)
-    _check_family(path, model.family, family)
-    params, model_state = family.to_training(family.abstract(model.config, stacked=True))
-    params, fresh = jax.eval_shape(task.training_form, params), plan.abstract
-    expected = {
-        "params": {name: leaf for name, leaf in fresh.params.items() if name in params},
-        "model_state": {name: leaf for name, leaf in fresh.model_state.items() if name in model_state},
-    }
-    raise_on_mismatch(Path(path), expected, {"params": params, "model_state": model_state})
+        shapes = model_shapes(path).variables
+
+        def read() -> Any:
+            return read_model(path).variables
+
+    else:
+        model = open_model(path)
+        _check_family(path, model.family, family)
+        shapes = dict(zip(_PARTS, family.to_training(family.abstract(model.config, stacked=True)), strict=True))
+
+        def read() -> Any:
+            return dict(zip(_PARTS, family.to_training(model.parameters(stacked=True).tree()), strict=True))
+
+    def put(variables: Any, own: Mapping[str, Any]) -> dict[str, Any]:
+        variables = {**variables, "params": task.training_form(variables["params"])}
+        return {part: _completed(variables.get(part, {}), own[part], task) for part in _PARTS}
+
+    fresh = {part: getattr(plan.abstract, part) for part in _PARTS}
+    raise_on_mismatch(Path(path), fresh, jax.eval_shape(put, shapes, fresh))
 
     def start(state: TrainState) -> TrainState:
-        params, model_state = family.to_training(model.parameters(task.model_config()).tree())
-        params = {**state.params, **task.training_form(params)}
-        model_state = {**state.model_state, **model_state}
-        put = (jax.device_put(params, plan.shardings.params), jax.device_put(model_state, plan.shardings.model_state))
-        return _with(state, task, *put)
+        own = {part: getattr(state, part) for part in _PARTS}
+        found = put(read(), own)
+        typed = jax.tree.map(lambda leaf, like: leaf.astype(like.dtype), found, own)
+        placed = (jax.device_put(typed[part], getattr(plan.shardings, part)) for part in _PARTS)
+        return _with(state, task, *placed)
 
     return start
 
 
-def _of_run(path: str, state: TrainState, task: Task, plan: StatePlan) -> tuple[Any, Any]:
-    """Read what a run has learnt, in the form that this task trains (with weight norm or without)."""
-    model = read_model(path).variables
-    model, found = {**model, "params": task.training_form(model["params"])}, {}
-    for part, tree in model.items():
-        own, there = flatten_dict(getattr(state, part), sep="/"), flatten_dict(tree, sep="/")
-        for name in filter(task.training_only, {*own, *there}):
-            fits = name in own and name in there and own[name].shape == there[name].shape
-            there[name] = there[name] if fits else own.get(name)
-        found[part] = unflatten_dict({name: leaf for name, leaf in there.items() if leaf is not None}, sep="/")
-    raise_on_mismatch(Path(path), {part: getattr(state, part) for part in model}, found)
-    return tuple(jax.device_put(found[part], getattr(plan.shardings, part)) for part in ("params", "model_state"))
+def _completed(there: Any, own: Any, task: Task) -> Any:
+    """Return what is there, with what stays newly initialised of `own`."""
+    there, own = flatten_dict(there, sep="/"), flatten_dict(own, sep="/")
+    without_updates = not any(map(is_update, there))
+    for name in {*there, *own}:
+        fits = name in own and name in there and own[name].shape == there[name].shape
+        if task.training_only(name) and not fits or without_updates and is_update(name):
+            there.pop(name, None)
+            if name in own:
+                there[name] = own[name]
+    return unflatten_dict(there, sep="/")

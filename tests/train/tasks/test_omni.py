@@ -11,14 +11,19 @@ from flax.traverse_util import flatten_dict
 
 from moshijax import config
 from moshijax.errors import ConfigError, DataError
+from moshijax.nn.lora import is_update
+from moshijax.omni import config as omni
 from moshijax.omni import configs, text_model
 from moshijax.omni.prompt import SPEECH
 from moshijax.omni.training import NONE
+from moshijax.omni.whisper import whisper_stack
 from moshijax.train import sharding
 from moshijax.train.loop import train
 from moshijax.train.plan.footprint import footprints
+from moshijax.train.run.init_from import starting_point
 from moshijax.train.state import plan_state
 from moshijax.train.steps import step_flops
+from moshijax.weights.omni import save_llama_omni
 from moshijax.weights.opening import open_model
 from moshijax.weights.run import load_run
 from moshijax.weights.run_files import read_metrics
@@ -94,6 +99,33 @@ def without(run):
     from flax.traverse_util import unflatten_dict
 
     return unflatten_dict({path: leaf for path, leaf in flat.items() if "lora_" not in path}, sep="/")
+
+
+def test_updates_begin_beside_published_weights(folder, tmp_path):
+    """As `omni/lora.gin` does: weights of a file, in the types of the recipe, and products that are zero."""
+    decoder, context = configs.NANO.decoder, configs.NANO.text.stack.context
+    published = {  # the only ones that files can state
+        "encoder": dataclasses.replace(configs.NANO.encoder, stack=whisper_stack(64, 1, 1)),
+        "adapter": dataclasses.replace(configs.NANO.adapter, input_dim=64, hidden_dim=2048),
+        "decoder": dataclasses.replace(decoder, stack=dataclasses.replace(decoder.stack, context=context)),
+    }
+    model = dataclasses.replace(configs.NANO, **published)
+    params = omni.init(model, jax.random.key(3))
+    save_llama_omni(model, params, tmp_path / "published")
+    experiment = config.load("nano/omni_lora.gin")
+    task = dataclasses.replace(experiment.task, model=dataclasses.replace(configs.NANO_LORA, **published))
+    experiment = dataclasses.replace(experiment, task=task, init_from=str(tmp_path / "published"))
+    mesh = sharding.make_mesh(experiment.mesh)
+    with sharding.context(mesh):
+        plan = plan_state(experiment.task, experiment, mesh)
+        state = starting_point(experiment, experiment.task, plan, mesh)(plan.create(0))
+    found = flatten_dict(state.params, sep="/")
+    updates = {path for path in found if is_update(path)}
+    assert len(updates) == 9 and not any(np.any(found[path]) for path in updates if path.endswith("lora_b"))
+    want = flatten_dict(params, sep="/")
+    assert set(found) - updates == set(want)
+    for path, leaf in want.items():
+        np.testing.assert_array_equal(found[path], np.asarray(leaf).astype(found[path].dtype), err_msg=path)
 
 
 def test_resume_is_bit_for_bit(folder, tmp_path):
