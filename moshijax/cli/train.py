@@ -10,6 +10,7 @@ import click
 
 from moshijax import files
 from moshijax.cli.common import FiniteRange, PathName, ProgressBar, overrides_of, recipe_overrides, show_log
+from moshijax.errors import ConfigError
 
 if TYPE_CHECKING:
     from moshijax.train.evaluate import Evaluator
@@ -98,18 +99,21 @@ def command(
         )
 
 
-def _hear_codec(experiment: ExperimentConfig, run_dir: Path) -> Evaluator:
-    """Make the evaluator that measures how a codec sounds on held-out recordings."""
-    from moshijax.eval.codec_training import CodecEvaluator
-
-    return CodecEvaluator(experiment, run_dir)
-
-
-#: Kind of a task -> makes what is measured on its held-out data besides the losses.
-EVALUATORS = {"codec": _hear_codec}
-
-
 def evaluators_of(experiment: ExperimentConfig, run_dir: Path) -> tuple[Evaluator, ...]:
-    """Return what is measured besides the losses: something for kinds in `EVALUATORS` that have held-out data."""
-    make = EVALUATORS.get(experiment.task.kind)
-    return (make(experiment, run_dir),) if make is not None and experiment.held_out else ()
+    """Return what is measured besides the losses: how a codec sounds, and how a language model answers calls.
+
+    Raises:
+      ConfigError: calls for a model that answers none.
+    """
+    kind = experiment.task.kind
+    if experiment.speaking is not None:
+        if kind != "lm":
+            raise ConfigError(f"speaking is set, but a model of kind {kind!r} answers no calls; set speaking = None")
+        from moshijax.eval.speaking import SpeakingEvaluator
+
+        return (SpeakingEvaluator(experiment, run_dir),)
+    if kind == "codec" and experiment.held_out:
+        from moshijax.eval.codec_training import CodecEvaluator
+
+        return (CodecEvaluator(experiment, run_dir),)
+    return ()

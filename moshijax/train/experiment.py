@@ -93,6 +93,25 @@ class WandbConfig:
 
 
 @dataclass(frozen=True)
+class Speaking:
+    """Held-out calls that a model which listens and speaks answers at every evaluation (`moshijax.eval.speaking`).
+
+    Attributes:
+      calls: manifest or folder of recordings, the user in the right channel; the `meta` of their sidecars has
+        `question` and `answer`, empty where none is right.
+      codec: the codec of the data, as `moshijax.weights.load_mimi` takes it.
+      batch: calls at once.
+    """
+
+    calls: str
+    codec: str
+    batch: int = 64
+
+    def __post_init__(self) -> None:
+        require(self.batch >= 1, f"speaking.batch is {self.batch}; it must be at least 1")
+
+
+@dataclass(frozen=True)
 class ExperimentConfig:
     """One training run.
 
@@ -111,6 +130,10 @@ class ExperimentConfig:
       log_every: steps between log lines.
       checkpoint_every: steps between checkpoints; there is one after the last step too.
       keep_checkpoints: number of the newest checkpoints that are kept.
+      speaking: calls that the model answers at every evaluation; None: none.
+      keep_best: metric of the evaluations, such as 'calls/right', whose best checkpoint is kept beside the newest, and
+        is the run's model for every command; None: the newest is.
+      best_is: 'max' or 'min', what is best of `keep_best`. Of equal ones the first is.
       init_from: a run, or published or imported weights, whose parameters are the first of this run.
       init_transforms: names of `moshijax.lm.transforms.TRANSFORMS`, in order, that make this model's parameters of
         those; without any it must be the same model.
@@ -132,6 +155,9 @@ class ExperimentConfig:
     log_every: int = 20
     checkpoint_every: int = 500
     keep_checkpoints: int = 2
+    speaking: Speaking | None = None
+    keep_best: str | None = None
+    best_is: str = "max"
     init_from: str | None = None
     init_transforms: tuple[str, ...] = ()
     report_every: int = 500
@@ -154,6 +180,14 @@ class ExperimentConfig:
             not self.init_transforms or self.init_from is not None,
             f"init_transforms {self.init_transforms} have no parameters to work on; set init_from to a run or weights",
         )
+        require(self.best_is in ("max", "min"), f"best_is is {self.best_is!r}; it must be 'max' or 'min'")
+        if self.keep_best is not None:
+            spoken = self.keep_best.startswith("calls/")
+            require(
+                self.speaking is not None or bool(self.held_out and not spoken),
+                f"keep_best is {self.keep_best!r}, but nothing measures it; set "
+                f"{'speaking' if spoken else 'eval_data of the task'}, or keep_best = None",
+            )
         if self.ema_decay is not None:
             require(0 < self.ema_decay < 1, f"ema_decay is {self.ema_decay}; it must be between 0 and 1, or None")
         for update in (update for kind in self.step_kinds for update in kind.updates):

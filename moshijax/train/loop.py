@@ -16,7 +16,7 @@ from typing import Any
 
 import jax
 
-from moshijax.errors import Stopped
+from moshijax.errors import ConfigError, Stopped
 from moshijax.train import sharding
 from moshijax.train.evaluate import Evaluator, Interrupted, Snapshot, held_out_losses
 from moshijax.train.experiment import ExperimentConfig
@@ -24,6 +24,7 @@ from moshijax.train.feed import Feed, StepBatch, known_faults, open_batches, res
 from moshijax.train.plan.flops import peak_flops
 from moshijax.train.plan.footprint import explain_out_of_memory
 from moshijax.train.run import hosts, metrics
+from moshijax.train.run.best import Best, best_of
 from moshijax.train.run.checkpoint import Checkpointer, check_path, quiet_orbax
 from moshijax.train.run.compilations import Compilations
 from moshijax.train.run.init_from import check_meanings, first_state, starting_point
@@ -35,6 +36,7 @@ from moshijax.train.run.weights_and_biases import wandb_logs
 from moshijax.train.state import TrainState, plan_state
 from moshijax.train.steps import NONFINITE, CompiledStep, compile_steps
 from moshijax.train.task import Batches
+from moshijax.weights.run import BEST
 
 log = logging.getLogger(__name__)
 
@@ -97,6 +99,7 @@ class _Run:
     Attributes:
       steps, batches: by kind of step; `batches` by name of the held-out ones too.
       evaluated: step of the last complete evaluation.
+      best: the best evaluation so far, where the experiment keeps it.
     """
 
     experiment: ExperimentConfig
@@ -114,12 +117,15 @@ class _Run:
     reporter: metrics.Reporter | None
     stop: StopVote
     evaluated: int
+    best: Best | None
     nonfinite: NonFiniteSteps = field(default_factory=NonFiniteSteps)
 
     def save(self, state: TrainState, step: int) -> None:
         with jax.transfer_guard("allow"), self.clock.hold("save"), self.compilations.paused():
             meta = {"step": step, "interval": self.sums.save(), "evaluated": self.evaluated}
             meta |= {"lines": self.writer.lines, "faults": hosts.gathered(known_faults(self.batches))}
+            if self.best is not None:
+                meta[BEST] = self.best._asdict()
             self.checkpointer.save(state, step, meta)
 
     def finish(self, state: TrainState, step: int) -> None:
@@ -147,6 +153,25 @@ class _Run:
         if values:
             self.writer.write(step, values)
             log.info("%s", metrics.readable_evaluation(step, values))
+        if self.experiment.keep_best is not None:
+            self.choose(state, step, values)
+
+    def choose(self, state: TrainState, step: int, values: Mapping[str, float]) -> None:
+        """Save the state if its evaluation is the best so far.
+
+        Raises:
+          ConfigError: the evaluation has no such metric; the state is saved.
+        """
+        name = self.experiment.keep_best
+        if name not in values:
+            self.finish(state, step)
+            raise ConfigError(f"keep_best is {name!r}, but the evaluations have {', '.join(sorted(values)) or 'none'}")
+        found = Best(name, step, float(values[name]))
+        with jax.transfer_guard("allow"):
+            better = hosts.agreed(found.beats(self.best, self.experiment.best_is))
+        if better:
+            self.best = found
+            self.save(state, step)
 
     def log(self, step: int, batch: StepBatch, packed: metrics.PackedSums) -> None:
         """Take in the metrics of a step (this waits for it).
@@ -271,6 +296,7 @@ def train(
             reporter=reporter,
             stop=stop,
             evaluated=meta["evaluated"],
+            best=best_of(meta, experiment.keep_best),
         )
         feed = opened(Feed(experiment, batches, first, mesh, latest))
         count = sum(leaf.size for leaf in jax.tree.leaves(state.params)) / 1e6

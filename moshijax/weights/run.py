@@ -27,6 +27,8 @@ from moshijax.weights.run_files import CHECKPOINTS, MODEL, damaged, read_record
 
 #: Items of a checkpoint: the model, and what is said about all items; there, the checksums of the leaves of each.
 MODEL_ITEM, META_ITEM, CHECKSUMS = "model", "meta", "checksums"
+#: In the meta of a run that keeps the best, once there is one: which evaluation was the best so far.
+BEST = "best"
 _SHOWN_FAULT = 240  # characters of a library's error
 
 
@@ -139,7 +141,7 @@ def load_run(run_dir: str | Path, step: int | None = None) -> RunModel:
 
     Args:
       run_dir: the directory of the run.
-      step: steps done at the checkpoint to read; default: the newest complete one.
+      step: steps done at the checkpoint to read; default: the best where the run keeps it, else the newest.
 
     Raises:
       DataError: this is no run directory, or it has no such checkpoint.
@@ -151,7 +153,7 @@ def load_run(run_dir: str | Path, step: int | None = None) -> RunModel:
 
 
 def open_run(run_dir: str | Path) -> OpenedModel:
-    """Open the model of a run, at its newest complete checkpoint.
+    """Open the model of a run, at its best checkpoint where it keeps that, else at its newest complete one.
 
     Raises:
       DataError: this is no run directory, or it has no complete checkpoint.
@@ -165,7 +167,7 @@ def read_model(run_dir: str | Path, step: int | None = None, shardings: Any = No
 
     Args:
       run_dir: the directory of the run.
-      step: steps done at the checkpoint to read; default: the newest complete one.
+      step: steps done at the checkpoint to read; default: the best where the run keeps it, else the newest.
       shardings: of the parameters; default: everything on the first device of this process.
 
     Raises:
@@ -227,7 +229,7 @@ def _opened(run_dir: str | Path, step: int | None) -> Iterator[tuple[Family, Any
     handlers = {MODEL_ITEM: ocp.StandardCheckpointHandler(), META_ITEM: ocp.JsonCheckpointHandler()}
     manager = ocp.CheckpointManager((path / CHECKPOINTS).absolute(), options=options, item_handlers=handlers)
     try:
-        found = manager.latest_step() if step is None else step
+        found = _chosen(path, manager) if step is None else step
         if found is None or found not in manager.all_steps():
             wanted = "complete checkpoint" if step is None else f"checkpoint of step {step}"
             raise DataError(f"{path} has no {wanted}; {remedy}")
@@ -235,6 +237,16 @@ def _opened(run_dir: str | Path, step: int | None) -> Iterator[tuple[Family, Any
             yield family, config, manager, found
     finally:
         manager.close()
+
+
+def _chosen(path: Path, manager: ocp.CheckpointManager) -> int | None:
+    """The step of the checkpoint that is the run's model: the best one of a run that keeps it, else the newest."""
+    newest = manager.latest_step()
+    if newest is None:
+        return None
+    with reading(path / CHECKPOINTS / str(newest), manager.all_steps()):
+        meta = manager.restore(newest, args=ocp.args.Composite(**{META_ITEM: ocp.args.JsonRestore()}))[META_ITEM]
+        return int(meta[BEST]["step"]) if BEST in meta else newest
 
 
 def _shapes(manager: ocp.CheckpointManager, step: int) -> dict[str, Any]:

@@ -13,21 +13,33 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from moshijax import files
 from moshijax.config_json import from_json
 from moshijax.errors import ConfigError, DataError, MoshijaxError
 from moshijax.files import is_out_of_space
 from moshijax.train.run import hosts
+from moshijax.train.run.best import NewestAndBest, check_best
 from moshijax.train.run.run_dir import RunDir
 from moshijax.train.sharding import path_of
 from moshijax.train.state import TrainState
 from moshijax.weights import checksums
-from moshijax.weights.run import CHECKSUMS, META_ITEM, MODEL_ITEM, DamagedCheckpoint, reading, tree_of, verify_item
+from moshijax.weights.run import (
+    BEST,
+    CHECKSUMS,
+    META_ITEM,
+    MODEL_ITEM,
+    DamagedCheckpoint,
+    reading,
+    tree_of,
+    verify_item,
+)
 
 log = logging.getLogger(__name__)
 
 TENSORSTORE_FULL = "RESOURCE_EXHAUSTED"  # how TensorStore names a full disk
 #: Item of a checkpoint that only the run itself needs; the model is an item of its own (`moshijax.weights.run`).
 OPTIMIZER_ITEM = "optimizer"
+META_FILE = "metadata"  # as `JsonCheckpointHandler` names it
 AFTER_FREEING = "free some and run the same command again: the run continues from its last complete checkpoint"
 SHOWN_MISMATCHES = 12
 PROBE = ".probe"
@@ -146,6 +158,7 @@ def _check_meta(meta: Any) -> None:
         from_json(tuple[_Faults, ...], meta.get("faults"), "faults")
     except ConfigError as error:
         raise ValueError(f"its meta has no list of unusable recordings: {error}") from None
+    check_best(meta)
 
 
 class Checkpointer:
@@ -154,7 +167,10 @@ class Checkpointer:
     def __init__(self, run: RunDir, keep: int = 2) -> None:
         self.path = run.checkpoints.absolute()
         self._unverified: int | None = None
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, enable_async_checkpointing=True)
+        self._kept = NewestAndBest(keep)
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=self._kept, create=True, enable_async_checkpointing=True
+        )
         items = {name: ocp.StandardCheckpointHandler() for name in (MODEL_ITEM, OPTIMIZER_ITEM)}
         with _space_errors(self.path):
             self._manager = ocp.CheckpointManager(
@@ -188,7 +204,7 @@ class Checkpointer:
         return bool(hosts.agreed(complete))
 
     def save(self, state: TrainState, step: int, meta: Mapping[str, Any]) -> None:
-        """Start saving; the state may be donated right after. A step that is there already is left as it is.
+        """Start saving; the state may be donated right after. Of a step that is there already only the meta is written.
 
         Checksums of all leaves are saved with it.
 
@@ -196,9 +212,11 @@ class Checkpointer:
           MoshijaxError: the disk is full, now or when the previous checkpoint was written, or that one cannot be read
             back.
         """
-        if step in self.steps():
-            return
         self.wait()
+        self._kept.best = meta[BEST]["step"] if BEST in meta else None
+        if step in self.steps():
+            self._write_meta(step, meta)
+            return
         check_space(self.path, sum(leaf.nbytes for leaf in jax.tree.leaves(state)))
         parts = _parts(state)
         items = {name: ocp.args.StandardSave(tree) for name, tree in parts.items()}
@@ -207,6 +225,15 @@ class Checkpointer:
         with _space_errors(self.path):
             self._manager.save(step, args=ocp.args.Composite(**items), force=True)
         self._unverified = step
+
+    def _write_meta(self, step: int, meta: Mapping[str, Any]) -> None:
+        """Say of a checkpoint what was evaluated after it: a run that was stopped within an evaluation repeats that."""
+        if jax.process_index() == 0:
+            path = self.path / str(step) / META_ITEM / META_FILE
+            found = files.read_json(path, "meta of a checkpoint")
+            with _space_errors(self.path):
+                files.write_json(path, {**found, **meta})
+        hosts.agreed(0)
 
     def restore(self, step: int, abstract: TrainState) -> tuple[TrainState, dict[str, Any]]:
         """State and meta of a checkpoint, laid out as `abstract` (shapes with shardings) says, on any topology.
