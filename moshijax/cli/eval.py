@@ -25,13 +25,25 @@ if TYPE_CHECKING:
     help="In place of a recipe: two folders that this command wrote, or two folders of such folders.",
 )
 @click.option(
+    "--gather",
+    type=PathName(path_type=Path),
+    metavar="FOLDER",
+    help="In place of a recipe: a folder of folders that this command wrote, all of one model, for one page.",
+)
+@click.option(
     "--out",
     type=PathName(path_type=Path),
     required=True,
     help="Folder for report.html, results.json and recordings; created if it does not exist.",
 )
 @recipe_overrides
-def command(recipe: str | None, compare: tuple[Path, Path] | None, out: Path, overrides: tuple[str, ...]) -> None:
+def command(
+    recipe: str | None,
+    compare: tuple[Path, Path] | None,
+    gather: Path | None,
+    out: Path,
+    overrides: tuple[str, ...],
+) -> None:
     """Run the evaluation that RECIPE names, and write its figures and a report with audio; or compare two models.
 
     RECIPE is a gin file, or the name of a recipe that ships with the package: eval/codec.gin measures how much of a
@@ -44,23 +56,27 @@ def command(recipe: str | None, compare: tuple[Path, Path] | None, out: Path, ov
     files.
 
     --compare puts the results of two models on the same data side by side, with 95 % intervals of the differences: two
-    models, or one before and after a fine-tuning or a quantisation.
+    models, or one before and after a fine-tuning or a quantisation. --gather puts all evaluations of one model on one
+    page, with their plots and audio.
 
     \b
     Example:
       moshijax eval eval/codec.gin --out report --gin.evaluation.codec=runs/codec --gin.evaluation.speech=speech
       moshijax eval eval/spoken_qa.gin --out report --gin.evaluation.artifact=runs/first/artifact
       moshijax eval --compare before after --out comparison
+      moshijax eval --gather after --out page
     """
-    if compare:
-        if recipe is not None:
+    if compare or gather:
+        option = "--compare" if compare else "--gather"
+        if recipe is not None or (compare and gather):
             raise ConfigError(
-                f"--compare reads results and runs nothing, so it takes no recipe ({recipe}); leave it out"
+                f"{option} reads results and runs nothing, so it takes no {'--gather' if recipe is None else 'recipe'} "
+                f"({gather if recipe is None else recipe}); leave it out"
             )
-        files.check_folder(out, compare, new=False)
-        from moshijax.eval import comparison, evaluation
+        files.check_folder(out, compare or (gather,), new=False)
+        from moshijax.eval import comparison, evaluation, gathering
 
-        results = comparison.compare(*compare)
+        results = comparison.compare(*compare) if compare else gathering.gather(gather)
         evaluation.save(results, out)
     else:
         results = _run(recipe, out, overrides)
@@ -73,7 +89,7 @@ def command(recipe: str | None, compare: tuple[Path, Path] | None, out: Path, ov
 
 def _run(recipe: str | None, out: Path, overrides: tuple[str, ...]) -> Results:
     if recipe is None:
-        raise ConfigError("no recipe: name one, such as eval/spoken_qa.gin, or two folders of results with --compare")
+        raise ConfigError("no recipe: name one, such as eval/spoken_qa.gin, or results with --compare or --gather")
     files.check_folder(out, (recipe,), new=False)
     bindings = overrides_of(overrides)
     from moshijax import config

@@ -88,15 +88,20 @@ def compare(first: Path, second: Path) -> Results:
 
 def _pairs(first: Path, second: Path) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
     """Evaluation -> its results of both; "" if the folders are of one evaluation."""
-    folders = [_results_in(folder) for folder in (first, second)]
+    folders = [results_in(folder) for folder in (first, second)]
     for here, there, where, other in ((*folders, first, second), (*folders[::-1], second, first)):
         if lone := sorted(set(here) - set(there)):
             what = ", ".join(name or "results.json itself" for name in lone)
             raise DataError(f"{where} has {what}, {other} has not: evaluate both models alike, in folders of one name")
-    return {name: (_read(folders[0][name]), _read(folders[1][name])) for name in folders[0]}
+    return {name: (read_results(folders[0][name]), read_results(folders[1][name])) for name in folders[0]}
 
 
-def _results_in(folder: Path) -> dict[str, Path]:
+def results_in(folder: Path) -> dict[str, Path]:
+    """Return evaluation -> its results in a folder of such folders; "" for the results that lie in the folder itself.
+
+    Raises:
+      DataError: there are none.
+    """
     if (folder / RESULTS).is_file():
         return {"": folder / RESULTS}
     found = {path.parent.name: path for path in sorted(folder.glob(f"*/{RESULTS}"))}
@@ -105,7 +110,12 @@ def _results_in(folder: Path) -> dict[str, Path]:
     return found
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_results(path: Path) -> dict[str, Any]:
+    """Return the values, notes, provenance and calls of a results.json.
+
+    Raises:
+      DataError: it cannot be read, or this version did not write it.
+    """
     read = files.read_json(path, "results")
     try:
         if not isinstance(read, dict) or (absent := [name for name in _FIELDS if name not in read]):

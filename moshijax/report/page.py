@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from moshijax import files
+from moshijax.errors import DataError
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -29,6 +30,7 @@ h2{font-size:21px;margin:0 0 4px}
 p{margin:6px 0;max-width:76ch}
 .lead,.note,figcaption{color:var(--soft)}
 .note,figcaption{font-size:14px}
+article{margin-top:56px}
 section{background:var(--paper);border:1px solid var(--line);border-radius:12px;padding:24px 28px;margin-top:22px}
 .cards{display:grid;grid-template-columns:repeat(auto-fit,minmax(190px,1fr));gap:14px;margin-top:24px}
 .card{background:var(--paper);border:1px solid var(--line);border-radius:12px;padding:16px 18px}
@@ -52,6 +54,9 @@ tr.good td:first-child,tr.bad td:first-child{width:1%;white-space:nowrap}
 pre{background:#17212c;color:#e8eef4;border-radius:10px;padding:14px 18px;overflow-x:auto;font-size:14px}
 pre{line-height:1.7;margin:14px 0 0}
 """
+
+
+_BEGIN, _END = "<main>", "</main>"
 
 
 def escape(text: object) -> str:
@@ -138,6 +143,19 @@ class Page:
         """Add lines of code."""
         self._blocks.append(f"<pre>{escape(chr(10).join(lines))}</pre>")
 
+    def include(self, path: str | Path) -> None:
+        """Add what another page shows, with its title.
+
+        Raises:
+          DataError: it cannot be read, or this class did not write it.
+        """
+        text = files.read_text(Path(path), "page")
+        start, end = text.find(_BEGIN), text.rfind(_END)
+        if start < 0 or end < start:
+            raise DataError(f"{path} is not a page of this package; run its evaluation again")
+        self._close()
+        self._blocks.append(f"<article>{text[start + len(_BEGIN) : end]}</article>")
+
     def _close(self) -> None:
         if self._open:
             self._blocks.append("</section>")
@@ -149,8 +167,8 @@ class Page:
         return (
             '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
             '<meta name="viewport" content="width=device-width,initial-scale=1">'
-            f"<title>{escape(self.title)}</title><style>{_STYLE}</style></head><body><main>"
-            f"{self._head}{''.join(self._blocks)}</main></body></html>\n"
+            f"<title>{escape(self.title)}</title><style>{_STYLE}</style></head><body>"
+            f"{_BEGIN}{self._head}{''.join(self._blocks)}{_END}</body></html>\n"
         )
 
     def write(self, path: str | Path) -> None:
