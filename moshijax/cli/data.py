@@ -24,6 +24,7 @@ from moshijax.cli import (
     synthesize,
     text,
     transcribe,
+    widen,
 )
 from moshijax.cli.common import SEED, PathName, ProgressBar
 from moshijax.cli.recordings import SHOWN, rule_options, rules_of, tell, tell_findings
@@ -60,6 +61,7 @@ command.add_command(exchanges.exchanges)
 command.add_command(diarize.command, "diarize")
 command.add_command(fisher.command, "fisher")
 command.add_command(separate.command, "separate")
+command.add_command(widen.command, "widen")
 command.add_command(instructions.command, "spoken")
 command.add_command(synthesize.synthesize)
 command.add_command(synthesize.timing)

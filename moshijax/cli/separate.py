@@ -35,7 +35,8 @@ def command(recordings, out, model, device, max_rejected) -> None:
       moshijax data transcribe apart
     """
     from moshijax.data.manifest import read_recordings
-    from moshijax.data.separate import MANIFEST, separate
+    from moshijax.data.remake import MANIFEST
+    from moshijax.data.separate import separate
     from moshijax.data.separator import SepFormer
 
     files.check_folder(out, (recordings, model), new=False)

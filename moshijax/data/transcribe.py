@@ -23,7 +23,7 @@ from moshijax.data.isolation import Isolated
 from moshijax.data.leakage import leaked
 from moshijax.data.loops import looped
 from moshijax.data.manifest import Item, Manifest
-from moshijax.data.recognizer import SAMPLE_RATE
+from moshijax.data.recognizer import SAMPLE_RATE, TimedWord
 from moshijax.data.recording_stage import Progress, over_recordings
 from moshijax.data.records import digest
 from moshijax.data.signal import ENVELOPE_SECONDS, SPEECH_RMS, SignalStatistics, heard
@@ -167,15 +167,34 @@ def survey(item: Item, channels: tuple[int, int] | None) -> tuple[CheckedItem, n
     return checked, statistics.levels()[:, : len(checked.channels)]
 
 
-def _words(checked: CheckedItem, levels: np.ndarray, source: WordSource) -> list[Word]:
-    """Return the words of all channels by their starts; those that loop, leaked or sound nowhere are counted."""
-    found: list[Word] = []
+def words_by_channel(checked: CheckedItem, levels: np.ndarray, source: WordSource) -> list[list[TimedWord]]:
+    """Return what the source says of every channel that is used, unchanged.
+
+    Args:
+      checked: as `survey` returns it.
+      levels: likewise.
+      source: of the words.
+
+    Raises:
+      DataError: times that cannot be.
+    """
+    found: list[list[TimedWord]] = []
     for column, number in enumerate(checked.channels):
         alone = len(checked.channels) == 1
         channel = Channel(checked.item, number, alone, checked.info, levels[:, column])
-        for word in source.words_of(channel, checked.flags):
+        found.append(list(source.words_of(channel, checked.flags)))
+        for word in found[-1]:
             check_times(word, f"recording {checked.item.audio}: {source.version}")
-            found.append(Word(word.text, word.start, word.end, _SPEAKERS[column][0], word.score))
+    return found
+
+
+def _words(checked: CheckedItem, levels: np.ndarray, source: WordSource) -> list[Word]:
+    """Return the words of all channels by their starts; those that loop, leaked or sound nowhere are counted."""
+    found = [
+        Word(word.text, word.start, word.end, speaker, word.score)
+        for (speaker, _), words in zip(_SPEAKERS, words_by_channel(checked, levels, source), strict=False)
+        for word in words
+    ]
     if source.hears:
         loops, written = looped(found), len(found)
         found = [word for word in found if word not in loops]

@@ -1,14 +1,17 @@
-"""`moshijax data align`, `diarize`, `separate` and `fisher`: what the commands print, and what they refuse."""
+"""`moshijax data align`, `diarize`, `separate`, `widen` and `fisher`: what the commands print, and what they refuse."""
 
 from __future__ import annotations
 
 import json
+import os
+import sys
 
 import numpy as np
 import pytest
 import soundfile
 
 from moshijax.data import recognizer
+from tests.data.audiosr_stand_in import write_audiosr
 from tests.data.test_fisher import corpus
 
 RATE = 16_000
@@ -73,6 +76,18 @@ def test_models_that_are_not_there_are_named(cli, calls, tmp_path):
     code, _, err = cli("data", "diarize", calls, "--model", tmp_path, "--voice-activity", tmp_path / "vad.onnx")
     assert code in (1, 2) and ("cannot be used by onnxruntime" in err or "moshijax[diarize]" in err)
     assert err.count("\n") == 1
+
+
+def test_narrow_calls_are_heard_before_and_after(cli, calls, tmp_path, monkeypatch):
+    pytest.importorskip("faster_whisper")
+    weights = write_audiosr(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    command = ("data", "widen", calls, tmp_path / "wide", "--audiosr", sys.executable)
+    code, _, err = cli(*command)
+    assert code == 2 and "AudioSR cannot be started with" in err and err.count("\n") == 1
+    weights.write_bytes(b"weights")
+    code, out, err = cli(*command)
+    assert code == 0 and "hours kept; wrote" in out and (tmp_path / "wide" / "manifest.jsonl").exists(), err
 
 
 def test_fisher_makes_a_folder_ready_for_align(cli, tmp_path):
