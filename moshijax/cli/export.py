@@ -70,8 +70,8 @@ def command(
     """Build the streaming artifact ARTIFACT from SOURCE.
 
     SOURCE is the run directory of a language model, published weights, or an older artifact, from which everything is
-    rebuilt. The platforms need not be present on this machine. With --vocoder, SOURCE is a published LLaMA-Omni, and
-    the artifact answers questions one by one.
+    rebuilt. The platforms need not be present on this machine. With --vocoder, SOURCE is a LLaMA-Omni, published or a
+    run, and the artifact answers questions one by one.
 
     \b
     Example:
@@ -120,13 +120,12 @@ def _answers(
     options: dict[str, Any],
     progress: Callable[[str], None],
 ) -> Path:
-    """Build the artifact of a published LLaMA-Omni, or without a vocoder from another artifact.
+    """Build the artifact of a LLaMA-Omni, or without a vocoder from another artifact.
 
     Raises:
       ConfigError: options of calls, or that the other artifact says; else as `moshijax.export.answer.build`.
     """
-    from moshijax.export import answer
-    from moshijax.omni.prompt import load_tokenizer
+    from moshijax.export import answer, answer_source
     from moshijax.weights import omni
 
     taken = {name: options.pop(name) for name in ("platforms", "weights_dtype", "top_k_limit") if name in options}
@@ -138,6 +137,5 @@ def _answers(
         if tokenizer:
             raise ConfigError(f"{source} is an artifact and has its text in it; omit --tokenizer")
         return answer.rebuild(source, artifact, progress=progress, **taken)
-    model = omni.load_llama_omni(source, taken.get("weights_dtype", "float32"))
-    text = answer.answer_text(load_tokenizer(tokenizer or source, model[0].text.vocab))
-    return answer.build(model, omni.load_vocoder(vocoder), text, artifact, progress=progress, **taken)
+    model, text, trim = answer_source.load(source, tokenizer, taken.get("weights_dtype", "float32"))
+    return answer.build(model, omni.load_vocoder(vocoder), text, artifact, trim=trim, progress=progress, **taken)

@@ -21,7 +21,7 @@ from moshijax.nn.layout import unstack_layers
 from moshijax.omni import answer
 from moshijax.omni import config as omni
 from moshijax.omni.config import OmniConfig
-from moshijax.omni.prompt import Prompt, make_prompt
+from moshijax.omni.prompt import QUESTION, SYSTEM, Prompt, make_prompt
 from moshijax.omni.spectrogram import HOP, SAMPLE_RATE
 from moshijax.omni.vocoder import VocoderConfig
 from moshijax.runtime import manifest as manifests
@@ -52,8 +52,13 @@ class AnswerText:
     pieces: tuple[str, ...]
 
 
-def answer_text(tokenizer: Any) -> AnswerText:
-    """Return what an artifact keeps of a tokenizer (`moshijax.omni.prompt.load_tokenizer`)."""
+def answer_text(tokenizer: Any, system: str = SYSTEM, question: str = QUESTION) -> AnswerText:
+    """Return what an artifact keeps of a tokenizer (`moshijax.omni.prompt.load_tokenizer`).
+
+    Args:
+      tokenizer: of the text model.
+      system, question: of the prompt, as the model was trained with it.
+    """
     described = json.loads(tokenizer.to_str())
     special = {token["id"] for token in described["added_tokens"] if token["special"]}
     vocabulary = {number: piece for piece, number in tokenizer.get_vocab(with_added_tokens=True).items()}
@@ -63,7 +68,7 @@ def answer_text(tokenizer: Any) -> AnswerText:
         for number in range(max(vocabulary) + 1)
     )
     stop = tuple(number for token in STOPS if (number := tokenizer.token_to_id(token)) is not None)
-    return AnswerText(make_prompt(tokenizer), stop, pieces)
+    return AnswerText(make_prompt(tokenizer, system, question), stop, pieces)
 
 
 def _bytes_of_letters(piece: str) -> bytes:
