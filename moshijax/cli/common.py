@@ -113,6 +113,20 @@ def recipe_overrides(function: Any) -> Any:
     return click.argument("overrides", nargs=-1, type=click.UNPROCESSED, metavar=metavar)(function)
 
 
+def workers_option(function: Any) -> Any:
+    """Add the argument `workers`, a number of processes, to a command."""
+
+    def number(_: click.Context, __: click.Parameter, given: int | None) -> int:
+        return given or min(8, os.cpu_count() or 1)
+
+    return click.option(
+        "--workers",
+        type=click.IntRange(1),
+        callback=number,
+        help="Number of processes. Default: one per core, at most 8.",
+    )(function)
+
+
 class Echo(logging.Handler):
     """Write log lines to standard output, above a progress bar if there is one."""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,7 +11,7 @@ import click
 
 from moshijax import files
 from moshijax.cli import instructions
-from moshijax.cli.common import SEED, FiniteRange, PathName, ProgressBar
+from moshijax.cli.common import SEED, FiniteRange, PathName, ProgressBar, workers_option
 from moshijax.cli.recordings import SHOWN, rule_options, rules_of, tell
 from moshijax.errors import ConfigError, Stopped
 
@@ -48,9 +47,7 @@ BUILT_IN = ("espeak-ng", "hibari")
 @click.option(
     "--most-misheard", type=FiniteRange(0, 1), default=0.3, show_default=True, help="Share of letters, for --listen."
 )
-@click.option(
-    "--workers", type=click.IntRange(1), default=None, help="Number of processes. Default: one per core, at most 8."
-)
+@workers_option
 def synthesize(
     texts, out, seed, copies, calls, voices, timing, listen, language, device, most_misheard, workers
 ) -> None:  # fmt: skip
@@ -78,7 +75,6 @@ def synthesize(
     if reference is not None:
         dialogues = [times.draw(dialogue, reference, seed) for dialogue in dialogues]
     listening = None if listen is None else Listening(listen, language, device, most_misheard)
-    workers = workers or min(8, os.cpu_count() or 1)
     try:
         with ProgressBar("speaking", len(dialogues)) as update:
             result = speak(dialogues, out, seed=seed, workers=workers, progress=update, listening=listening)

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from moshijax import files
-from moshijax.cli.common import SEED, FiniteRange, PathName, ProgressBar
+from moshijax.cli.common import SEED, FiniteRange, PathName, ProgressBar, workers_option
 from moshijax.cli.recordings import tell_findings
 from moshijax.errors import ConfigError, Stopped
 
@@ -51,16 +51,18 @@ from moshijax.errors import ConfigError, Stopped
     show_default=True,
     help="Files of a shard, in which a line is kept once.",
 )
+@workers_option
 def text(
     inputs, out, field, language, min_language, language_model, quality, min_quality, web_label, duplicate_model,
-    against, against_field, shard_files,
+    against, against_field, shard_files, workers,
 ) -> None:  # fmt: skip
     """Filter the documents of FILES and write text-*.txt, one document a line, and report.json to the folder OUT.
 
     FILES are web archives (.warc, .wet), dumps of Wikipedia and its family or of StackExchange (.xml), JSON lines
     (.jsonl) or texts (.txt, one document a line), also compressed, or patterns for such names in quotes. Lines and
     documents that are there before, nearly the same, of another language or of low quality are left out and counted.
-    Run the same command again after an interruption: complete shards are kept.
+    Every process filters a shard at a time; what comes out is the same for any number of them. Run the same command
+    again after an interruption: complete shards are kept.
 
     \b
     Example:
@@ -89,7 +91,7 @@ def text(
         with ProgressBar("filtering") as update:
             made = collect(
                 inputs, out, rules, field, shard_files,
-                lambda done, total, found: update(done, total, f"{found.usable} documents"),
+                lambda done, total, found: update(done, total, f"{found.usable} documents"), workers,
             )  # fmt: skip
     except KeyboardInterrupt:
         raise Stopped(f"stopped; complete shards are in {out}: run the same command again to continue") from None

@@ -15,6 +15,7 @@ from typing import Any
 
 _SECONDS = 60.0
 _ATTEMPTS = 2
+_OVER = "was ended, since nobody waits for it any more"
 
 
 class Lost(Exception):
@@ -29,7 +30,7 @@ class Isolated:
     """Child processes that call functions: `isolated(function, *arguments)`, from any thread.
 
     A child starts when it is first needed, and after a loss another one takes its place. As a context, or when it is no
-    longer referred to, it ends its children.
+    longer referred to, it ends its children and starts no more.
 
     Args:
       processes: how many calls run at once; others wait.
@@ -81,17 +82,25 @@ class _Child:
     """One process."""
 
     def __init__(self) -> None:
+        self._closed = False
+        self._starting = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
 
     def ask(self, request: bytes, seconds: float) -> tuple[bool, Any]:
-        """Whether the function raised, and what it raised or returned. Raises _Died."""
-        if self._process is None:
-            # In a session of its own: Ctrl-C is for the parent, which ends it.
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", __name__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
-            )
-            request = pickle.dumps(sys.path) + request
-        process, end = self._process, time.monotonic() + seconds
+        """Whether the function raised, and what it raised or returned. Raises _Died, or Lost once it is closed."""
+        with self._starting:
+            if self._closed:
+                raise Lost(_OVER)
+            if self._process is None:
+                # In a session of its own: Ctrl-C is for the parent, which ends it.
+                self._process = subprocess.Popen(
+                    [sys.executable, "-m", __name__],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    start_new_session=True,
+                )
+                request = pickle.dumps(sys.path) + request
+            process, end = self._process, time.monotonic() + seconds
         timer = threading.Timer(seconds, process.kill)
         timer.start()
         try:
@@ -104,14 +113,25 @@ class _Child:
             raise _Died(
                 f"gave no answer within {seconds:.0f} s" if late else f"ended its process (exit code {code})"
             ) from None
+        except ValueError:  # its pipes were closed just now
+            if self._closed:
+                raise Lost(_OVER) from None
+            self.end()
+            raise
         except BaseException:  # nobody waits for its answer any more
             self.end()
             raise
         finally:
             timer.cancel()
 
+    def close(self) -> None:
+        """End it for good, whatever it is doing."""
+        with self._starting:
+            self._closed = True
+        self.end()
+
     def end(self) -> None:
-        """Whatever it is doing."""
+        """End its process, whatever it is doing."""
         process, self._process = self._process, None
         if process is not None:
             process.kill()
@@ -125,7 +145,7 @@ class _Child:
 
 def _end(children: Sequence[_Child]) -> None:
     for child in children:
-        child.end()
+        child.close()
 
 
 def _serve() -> None:

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import threading
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -18,8 +20,9 @@ import moshijax
 from moshijax import files, lock
 from moshijax.data import buckets, records, sources
 from moshijax.data.findings import Report
+from moshijax.data.isolation import Isolated, Lost
 from moshijax.data.shards import ShardPlan, ShardResult, Work, WorkList, make_shard, shards_of
-from moshijax.errors import ConfigError, DataError
+from moshijax.errors import ConfigError, DataError, MoshijaxError
 
 RECORDINGS = "recordings_sha256"
 #: Called with items done, items in all, and the report so far.
@@ -48,14 +51,17 @@ class Runner(Protocol):
     ) -> Job: ...
 
 
-def run_job(manifest: WorkList, out_dir: Path, plan: ShardPlan, progress: Progress | None = None) -> Job:
+def run_job(
+    manifest: WorkList, out_dir: Path, plan: ShardPlan, progress: Progress | None = None, workers: int = 1
+) -> Job:
     """Make the shards that are not there yet or whose files have changed, and at last the index that binds all.
 
     Args:
       manifest: of the recordings or texts.
       out_dir: folder of shards and index.
       plan: how they are made.
-      progress: called after every item.
+      progress: called after every item; after every shard where several are made at once.
+      workers: processes that make shards. With 1 it is this one. The result is the same for any number.
 
     Returns:
       The index `{format_version, moshijax, plan, shards, report, sha256, ...}`, the report of accepted and rejected
@@ -64,14 +70,14 @@ def run_job(manifest: WorkList, out_dir: Path, plan: ShardPlan, progress: Progre
     Raises:
       ConfigError: `out_dir` holds something else.
       DataError: nothing is usable, a strict plan met a rejected item, or `out_dir` holds (the start of) another job.
-      MoshijaxError: a file cannot be written, or another process works in `out_dir`.
+      MoshijaxError: a file cannot be written, another process works in `out_dir`, or a worker died twice at a shard.
     """
     with owned(out_dir):
         standing, shards = begin(manifest, out_dir, plan), shards_of(manifest, plan)
         if len(standing) == len(shards) and (out_dir / plan.index_name).exists():
             index = records.read_index(out_dir, plan.index_name)
             return Job(index, Report.from_json(index["report"]), 0)
-        shown, results, passed = Report(), [], 0
+        shown, passed = Report(), 0
 
         def watch(found: Report, items: int = 1) -> None:
             nonlocal passed
@@ -80,15 +86,52 @@ def run_job(manifest: WorkList, out_dir: Path, plan: ShardPlan, progress: Progre
             if progress is not None:
                 progress(passed, len(manifest.items), shown)
 
+        results, waiting = dict(standing), {}
         for name, items in shards:
             if name in standing:
-                results.append(standing[name])
                 watch(standing[name].report, len(items))
             else:
-                results.append(settle(plan, items, out_dir, name, watch))
+                waiting[name] = items
+        if plan.strict:
+            shown.require_usable(manifest.path, strict=True)
+        for result in _made(plan, waiting, out_dir, watch, workers):
+            results[result.file] = result
             if plan.strict:
                 shown.require_usable(manifest.path, strict=True)
-        return Job(*finish(manifest, out_dir, plan, results), len(shards) - len(standing))
+        ordered = [results[name] for name, _ in shards]
+        return Job(*finish(manifest, out_dir, plan, ordered), len(shards) - len(standing))
+
+
+def _made(
+    plan: ShardPlan,
+    waiting: dict[str, Sequence[Work]],
+    out_dir: Path,
+    watch: Callable[..., None],
+    workers: int,
+) -> Iterator[ShardResult]:
+    """Make shards, and yield each result when it is there; no shard is begun once nobody asks for more."""
+    if workers == 1:
+        for name, items in waiting.items():
+            yield settle(plan, items, out_dir, name, watch)
+        return
+    workers = max(1, min(workers, len(waiting)))
+    # In this order, so that at an error or Ctrl-C the processes end first and no thread waits for them.
+    with ThreadPoolExecutor(workers, thread_name_prefix="shards") as pool, Isolated(workers) as isolated:
+        futures = {
+            pool.submit(isolated, settle, plan, items, out_dir, name, seconds=threading.TIMEOUT_MAX): name
+            for name, items in waiting.items()
+        }
+        for future in as_completed(futures):
+            name = futures[future]
+            try:
+                result = future.result()
+            except Lost as error:
+                raise MoshijaxError(
+                    f"the process that made {out_dir / name} {error}: use fewer workers if memory is short; what is "
+                    "complete is kept"
+                ) from error
+            watch(result.report, len(waiting[name]))
+            yield result
 
 
 def settle(

@@ -100,3 +100,15 @@ def test_a_script_needs_no_guard_and_leaves_no_process(tmp_path):
             return
         time.sleep(0.05)
     raise AssertionError(f"process {child} is left")
+
+
+def test_when_it_is_closed_what_runs_ends_and_nothing_starts_anew():
+    """A job that fails or is stopped must not wait for the hours of work that its other processes still have."""
+    with ThreadPoolExecutor(2) as threads, Isolated(1) as isolated:
+        child = isolated(os.getpid)
+        waiting = [threads.submit(isolated, time.sleep, 3600) for _ in range(2)]
+        isolated.close()
+    for each in waiting:
+        with pytest.raises(Lost, match="nobody waits for it"):
+            each.result()
+    assert not alive(child)

@@ -221,6 +221,7 @@ def collect(
     field: str = "text",
     shard_files: int = 1,
     progress: Progress | None = None,
+    workers: int = 1,
 ) -> Collected:
     """Filter raw text and write `text-*.txt`, one document a line, and `report.json`.
 
@@ -231,7 +232,8 @@ def collect(
       field: of JSON lines, which holds the text.
       shard_files: files that are one shard, and in which a line is kept once; in the Moshi paper, of a hundredth of
         a crawl.
-      progress: called after every file.
+      progress: called after every file; after every shard where there are several workers.
+      workers: processes that filter, a shard each; the bytes of the result are the same for any number.
 
     Raises:
       ConfigError: no path, a file of another format, or `out_dir` holds something else.
@@ -239,13 +241,15 @@ def collect(
     """
     if shard_files < 1:
         raise ConfigError(f"shard_files is {shard_files}: use at least 1")
+    if workers < 1:
+        raise ConfigError(f"workers is {workers}: use at least 1")
     found = read_files(paths, field)
     rules.check()
     others = sorted(path.name for path in out_dir.iterdir()) if out_dir.is_dir() else []
     if others and FILTERED not in others:
         raise ConfigError(f"{out_dir} holds other files, such as {others[0]}: choose a new or empty folder")
     plan = FilterPlan(shard_files, False, rules, field)
-    index, report, written = run_job(found, out_dir / FILTERED, plan, progress)
+    index, report, written = run_job(found, out_dir / FILTERED, plan, progress, workers)
     with owned(out_dir):
         return _write(out_dir, index, report, written)
 

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import pickle
+import signal
+import time
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from moshijax.data import records
 from moshijax.data.documents import prepare_text
-from moshijax.data.job import finish
+from moshijax.data.job import finish, run_job
 from moshijax.data.raw_text import classifier, contamination, lines, near_duplicates
 from moshijax.data.raw_text.collect import FilterPlan, collect, read_files
 from moshijax.data.raw_text.rules import Judge, TextRules
 from moshijax.data.shards import make_shard, shards_of
 from moshijax.data.text import train_tokenizer
-from moshijax.errors import ConfigError, DataError
+from moshijax.errors import ConfigError, DataError, MoshijaxError
 from tests.data.raw_text import made
 
 FRENCH = "Bonjour tout le monde, il fait très beau aujourd'hui dans la ville et nous allons à la plage avec des amis."
@@ -78,6 +84,40 @@ def test_every_document_is_kept_or_counted_by_reason(tmp_path, raw, rules):
     assert "of exam.jsonl" in reasons[f"{folder}/b.jsonl, line 3"]
     written = json.loads((tmp_path / "out" / "report.json").read_text())
     assert written["report"]["kinds"] == report.kinds and set(written["files"]) == {path.name for path in found.files}
+
+
+def test_any_number_of_workers_gives_the_same_bytes(tmp_path, raw, rules):
+    folder, _ = raw
+    for workers in (1, 2, 5):
+        found = collect([folder / "[abc].*"], tmp_path / str(workers), rules, workers=workers)
+        assert found.written == 3 and found.report.items == 14
+    assert bytes_of(tmp_path / "1") == bytes_of(tmp_path / "2") == bytes_of(tmp_path / "5")
+
+
+@dataclass(frozen=True)
+class _Ending(FilterPlan):
+    """A plan whose process ends at one file, once another shard is there, as when memory runs out."""
+
+    other: Path = Path()
+
+    def make(self, items):
+        items = tuple(items)
+        if any(item.id == "b.jsonl" for item in items):
+            while not self.other.exists():
+                time.sleep(0.01)
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().make(items)
+
+
+def test_a_worker_that_is_killed_is_told_and_the_other_shards_are_kept(tmp_path, raw, rules):
+    folder, _ = raw
+    found, out = read_files([folder / "[abc].*"]), tmp_path / "out"
+    with pytest.raises(MoshijaxError, match="shard-00001.*ended its process .*tried 2 times: use fewer workers"):
+        run_job(found, out, _Ending(1, False, rules, other=out / "shard-00000-of-00003.report.json"), workers=2)
+    assert (out / "shard-00000-of-00003.arrayrecord").exists() and not (out / records.FILTERED).exists()
+    run_job(found, out, FilterPlan(1, False, rules), workers=2)
+    run_job(found, tmp_path / "whole", FilterPlan(1, False, rules))
+    assert bytes_of(out) == bytes_of(tmp_path / "whole")
 
 
 def test_prepare_reads_what_comes_out(tmp_path, raw, rules):
