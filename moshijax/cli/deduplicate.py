@@ -22,7 +22,13 @@ from moshijax.errors import Stopped
     show_default=True,
     help="A recording is left out if this share of it is in earlier ones.",
 )
-def command(recordings, out, share) -> None:
+@click.option(
+    "--frequent-share",
+    type=FiniteRange(0, 1, min_open=True),
+    help="A recording is left out, and every copy of it, if this share of it is heard at ten or more other places. "
+    "Default: such stretches are only counted.",
+)
+def command(recordings, out, share, frequent_share) -> None:
     """Write OUT, a manifest of those of RECORDINGS (a manifest or folder) that are no repeats of earlier ones.
 
     Sound is known by its fingerprint, whatever its level, coding or start, so that copies are found that differ in
@@ -43,7 +49,7 @@ def command(recordings, out, share) -> None:
     try:
         with ProgressBar("listening", len(content.items)) as update:
             made = deduplicate(
-                content, out, RepeatRules(share=share),
+                content, out, RepeatRules(share=share, frequent_share=frequent_share),
                 lambda done, total, found: update(done, total, f"{found.seconds / 3600:.2f} h"),
             )  # fmt: skip
     except KeyboardInterrupt:

@@ -79,7 +79,7 @@ class Deduplicated:
     """What came of a set of recordings.
 
     Attributes:
-      report: of all; repeats are rejected as `repeat`.
+      report: of all; repeats are rejected as `repeat`, and what is heard often as `frequent` where the rules say so.
       found: by id, what is repeated in it.
       written: how many shards of fingerprints were made this time.
     """
@@ -119,7 +119,8 @@ def deduplicate(
     by_id = {record["id"]: one for record, one in zip(content, found, strict=True)}
     names = [record["id"] for record in content]
     kept = [item for item in manifest.items if item.id in by_id and by_id[item.id].kept]
-    report = _report(manifest, by_id, names, report)
+    seconds = {record["id"]: record["frames"] / fingerprint.FRAME_RATE for record in content}
+    report = _report(manifest, by_id, seconds, names, report)
     lines = [{"path": item.audio.relative_to(folder).as_posix(), **_claims(item)} for item in kept]
     files.write_json(
         out.with_suffix(".report.json"),
@@ -144,11 +145,19 @@ def _told(found: Found, names: Sequence[str]) -> dict[str, Any]:
     repeats = [
         {"start": repeat.start, "end": repeat.end, "of": names[repeat.of], "at": repeat.at} for repeat in found.repeats
     ]
-    return {"kept": found.kept, "share": round(found.share, 4), "frequent_segments": found.frequent, "repeats": repeats}
+    return {
+        "kept": found.kept,
+        "share": round(found.share, 4),
+        "frequent_segments": found.frequent,
+        "frequent_share": round(found.frequent_share, 4),
+        "repeats": repeats,
+    }
 
 
-def _report(manifest: Manifest, found: dict[str, Found], names: Sequence[str], read: Report) -> Report:
-    """Count repeats as rejected, and partly repeated recordings as flagged."""
+def _report(
+    manifest: Manifest, found: dict[str, Found], seconds: dict[str, float], names: Sequence[str], read: Report
+) -> Report:
+    """Count what is left out as rejected, and recordings that are partly repeated or frequent as flagged."""
     report = dataclasses.replace(
         read, flags=read.flags.copy(), kinds=read.kinds.copy(), rejected=list(read.rejected), flagged=dict(read.flagged)
     )
@@ -157,18 +166,24 @@ def _report(manifest: Manifest, found: dict[str, Found], names: Sequence[str], r
         if one is None:
             continue
         if not one.kept:
-            most = max(one.repeats, key=lambda repeat: repeat.end - repeat.start)
-            seconds = sum(repeat.end - repeat.start for repeat in one.repeats) / one.share
             report.usable -= 1
-            report.seconds -= seconds
-            report.rejected_seconds += seconds
-            report.kinds["repeat"] += 1
-            reason = f"{one.share:.0%} of recording {item.audio} is in {names[most.of]}, there from {most.at:.2f} s on"
-            report.rejected.append((item.id, reason))
-        elif one.repeats:
+            report.seconds -= seconds[item.id]
+            report.rejected_seconds += seconds[item.id]
+            report.kinds[one.left_out] += 1
+            report.rejected.append((item.id, _reason(item, one, names)))
+            continue
+        if one.repeats:
             report.flags["partly_repeated"] += 1
             report.flagged.setdefault("partly_repeated", item.id)
         if one.frequent:
             report.flags["frequent"] += 1
             report.flagged.setdefault("frequent", item.id)
     return report
+
+
+def _reason(item: Item, found: Found, names: Sequence[str]) -> str:
+    """Why a recording is left out."""
+    if found.left_out == "frequent":
+        return f"{found.frequent_share:.0%} of recording {item.audio} is heard at ten or more other places"
+    most = max(found.repeats, key=lambda repeat: repeat.end - repeat.start)
+    return f"{found.share:.0%} of recording {item.audio} is in {names[most.of]}, there from {most.at:.2f} s on"

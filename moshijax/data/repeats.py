@@ -27,16 +27,22 @@ class RepeatRules:
       votes: keys that agree on a time, at least. Copies of speech of 2 s by MP3 and Opus at their lowest quality have
         18 and more, different speech 1.
       share: of a recording, from which on it is left out if so much of it is repeated.
+      frequent_share: of a recording, from which on it is left out, the first copy too, if so much of it is frequent:
+        a model learns by heart what it hears that often. None: frequent stretches are only counted.
     """
 
     segment_seconds: float = 4.0
     votes: int = 8
     share: float = 0.5
+    frequent_share: float | None = None
 
     def __post_init__(self) -> None:
         require(self.segment_seconds >= 1, f"segment_seconds is {self.segment_seconds}: use at least 1")
         require(self.votes >= 2, f"votes is {self.votes}: use at least 2")
-        require(0 < self.share <= 1, f"share is {self.share}: it is a share of a recording, above 0 and up to 1")
+        for name in ("share", "frequent_share"):
+            share = getattr(self, name)
+            if share is not None:
+                require(0 < share <= 1, f"{name} is {share}: it is a share of a recording, above 0 and up to 1")
 
 
 @dataclass(frozen=True)
@@ -63,13 +69,20 @@ class Found:
       repeats: its segments that are in an earlier recording that is kept, or earlier in itself.
       share: of its length, that they make up.
       frequent: how many of its segments are heard at ten or more other places.
-      kept: whether it stays.
+      frequent_share: of its length, that they make up.
+      left_out: "frequent" or "repeat" if the rules leave it out; None: it stays.
     """
 
     repeats: tuple[Repeat, ...]
     share: float
     frequent: int
-    kept: bool
+    frequent_share: float
+    left_out: str | None
+
+    @property
+    def kept(self) -> bool:
+        """Whether it stays."""
+        return self.left_out is None
 
 
 def find_repeats(
@@ -111,8 +124,12 @@ def find_repeats(
                 )  # fmt: skip
         seconds = sum(repeat.end - repeat.start for repeat in repeats.values())
         share = seconds * FRAME_RATE / max(1, frames[number])
-        frequent = int((heard_at[first:last] >= _FREQUENT).sum())
-        found.append(Found(tuple(repeats[s] for s in sorted(repeats)), share, frequent, share < rules.share))
+        frequent = first + np.flatnonzero(heard_at[first:last] >= _FREQUENT)
+        often = sum(stop - begin for begin, stop in map(places.span, frequent.tolist())) / max(1, frames[number])
+        left_out = "repeat" if share >= rules.share else None
+        if rules.frequent_share is not None and often >= rules.frequent_share:
+            left_out = "frequent"
+        found.append(Found(tuple(repeats[s] for s in sorted(repeats)), share, len(frequent), often, left_out))
     return found
 
 

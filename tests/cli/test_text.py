@@ -80,6 +80,8 @@ def test_deduplicate(cli, recordings, tmp_path):
     code, out, _ = cli("data", "deduplicate", recordings, recordings / "unique.jsonl")
     assert code == 0 and "2 of 3 recordings kept" in out and "rejected repeat: 1 items" in out and "is in a" in out
     assert [line.split('"')[3] for line in (recordings / "unique.jsonl").read_text().splitlines()] == ["a.wav", "b.wav"]
+    code, out, _ = cli("data", "deduplicate", recordings, recordings / "unique.jsonl", "--frequent-share", 0.5)
+    assert code == 0 and "2 of 3 recordings kept" in out  # three copies are not many
     code, _, err = cli("data", "deduplicate", recordings, tmp_path / "unique.jsonl")
     assert code == 2 and "calls/NAME.jsonl" in err
     code, _, err = cli("data", "deduplicate", recordings, recordings / "unique.jsonl", "--share", 0)

@@ -132,6 +132,24 @@ def test_frequent_stretches_are_counted():
     assert all(one.frequent == 0 for one in few)
 
 
+def test_what_is_mostly_frequent_is_left_out_with_its_first_copy_where_the_rules_say_so(tmp_path):
+    advert = babble(0, 8.0)
+    for number in range(11):
+        write(tmp_path, f"{number:02}.wav", advert)
+    write(tmp_path, "11.wav", np.concatenate([advert, babble(50, 24.0)]))  # a quarter of it
+    write(tmp_path, "12.wav", babble(51, 8.0))
+    manifest, out = read_recordings(tmp_path), tmp_path / "unique.jsonl"
+    kept = deduplicate(manifest, out)
+    assert kept.report.kinds == {"repeat": 10} and kept.report.flags == {"partly_repeated": 1, "frequent": 2}
+    made = deduplicate(manifest, out, RepeatRules(frequent_share=0.5))
+    assert [item.id for item in read_recordings(out).items] == ["11", "12"]
+    assert made.report.kinds == {"frequent": 11} and made.report.flags == {"frequent": 1}
+    assert made.report.seconds == pytest.approx(40) and made.report.rejected_seconds == pytest.approx(88)
+    assert "100% of recording" in dict(made.report.rejected)["00"] and made.found["11"].frequent_share == 0.25
+    assert json.loads((tmp_path / "unique.report.json").read_text())["repeated"]["11"]["frequent_share"] == 0.25
+    assert not deduplicate(manifest, out, RepeatRules(frequent_share=0.2)).found["11"].kept
+
+
 def test_fingerprints_do_not_depend_on_blocks():
     sound = soxr.resample(babble(0, 8.0), RATE, 8000)[:, None]
     whole = fingerprint.fingerprint([sound])
@@ -217,6 +235,7 @@ def test_bad_requests(podcasts, tmp_path):
     for wrong, message in (
         ({"share": 0}, "share is 0"),
         ({"votes": 1}, "votes is 1"),
+        ({"frequent_share": 2}, "frequent_share is 2"),
         ({"segment_seconds": 0}, "seco"),
     ):
         with pytest.raises(ConfigError, match=message):
