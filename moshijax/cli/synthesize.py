@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from moshijax import files
+from moshijax import files, optional
 from moshijax.cli import instructions
 from moshijax.cli.common import SEED, FiniteRange, PathName, ProgressBar, workers_option
 from moshijax.cli.recordings import SHOWN, rule_options, rules_of, tell
@@ -137,8 +137,10 @@ def shipped(path: Path) -> Path:
 @click.command()
 @click.argument("recordings", type=PathName(path_type=Path))
 @click.argument("out", type=PathName(path_type=Path))
+@click.option("--beside", type=PathName(path_type=Path), metavar="TIMING", help="Another OUT to compare with.")
+@click.option("--picture", type=PathName(path_type=Path), metavar="PNG", help="Picture of it to write (extra eval).")
 @rule_options
-def timing(recordings, out, strict, speaker, channels, min_score) -> None:
+def timing(recordings, out, beside, picture, strict, speaker, channels, min_score) -> None:
     """Measure when people speak in RECORDINGS with transcripts, for `data synthesize --timing OUT`.
 
     OUT is a JSON file: gaps between turns (negative where they overlap), and how often, where and with which words
@@ -147,16 +149,25 @@ def timing(recordings, out, strict, speaker, channels, min_score) -> None:
     \b
     Example:
       moshijax data timing fisher/manifest.jsonl fisher.json
+      moshijax data timing calls/manifest.jsonl calls.json --beside fisher.json --picture calls.png
     """
     from moshijax.data.synthesis import timing as times
 
-    files.check_outputs([out], (recordings,))
+    files.check_outputs([out] if picture is None else [out, picture], (recordings, beside))
+    if picture is not None and picture.suffix != ".png":
+        raise ConfigError(f"--picture {picture} is to be a PNG file: name it {picture.stem}.png")
+    if picture is not None:
+        optional.load("matplotlib")
+    reference = [] if beside is None else [(str(beside), times.read(beside))]
     found, report = _fitted(recordings, rules_of(strict, speaker, channels, min_score))
     report.require_usable(recordings, strict=strict)
     tell(report)
     times.write(found, out)
-    _compare([(str(recordings), found)])
-    click.echo(f"wrote {out}")
+    columns = [*reference, (str(recordings), found)]
+    _compare(columns)
+    if picture is not None:
+        _draw(columns, picture)
+    click.echo(f"wrote {out}" if picture is None else f"wrote {out}, {picture}")
 
 
 def _fitted(recordings: Path, rules: CheckRules) -> tuple[Timing, Report]:
@@ -175,6 +186,20 @@ def _fitted(recordings: Path, rules: CheckRules) -> tuple[Timing, Report]:
                 yield checked.words, checked.info.duration
 
     return times.fit(calls()), report
+
+
+def _draw(columns: Sequence[tuple[str, Timing]], picture: Path) -> None:
+    """Write a picture of several timings beside each other."""
+    from moshijax.report.turn_timing import Timed, turn_timing
+
+    sets = {}
+    for name, timing in columns:
+        figures = timing.figures()
+        shares = {name: figures[name] for name in ("overlapping changes", "backchannels per long turn")}
+        note = f"{timing.changes} changes of the speaker, {figures['changes per minute']:.1f} a minute"
+        sets[name] = Timed(timing.gaps, timing.places, shares, note)
+    with files.staged(picture) as partial:
+        turn_timing(sets).savefig(partial, format="png", dpi=130)
 
 
 def _compare(columns: Sequence[tuple[str, Timing]]) -> None:

@@ -34,7 +34,8 @@ def new_figure(
     return figure, axes
 
 
-def _label(ax: Axes, title: str = "", x: str = "", y: str = "") -> None:
+def name_axes(ax: Axes, title: str = "", x: str = "", y: str = "") -> None:
+    """Write a title and the names of the axes, in the style of the pages."""
     if title:
         ax.set_title(title, loc="left", fontsize=_FONT + 1, color=INK)
     ax.set_xlabel(x, fontsize=_FONT, color=SOFT)
@@ -67,7 +68,7 @@ def loss_curves(
         for colour, (label, points) in zip(COLOURS * 4, lines.items(), strict=False):
             marker = "o" if len(points) == 1 else ""
             ax.plot(points[:, 0], points[:, 1], color=colour, linewidth=1.6, marker=marker, markersize=5, label=label)
-        _label(ax, textwrap.fill(title, _TITLE), x)
+        name_axes(ax, textwrap.fill(title, _TITLE), x)
         ax.grid(axis="y", color=LINE, linewidth=0.8)
         ax.set_axisbelow(True)
         if len(lines) > 1:
@@ -102,7 +103,7 @@ def spectrograms(
     figure, axes = new_figure(11, 0.5 + 1.65 * rows, rows, columns, sharex=True, sharey=True)
     for ax, (name, pcm) in zip(axes.flat, signals.items(), strict=False):
         _spectrogram(ax, pcm, sample_rate, max_hz)
-        _label(ax, name, y="kHz")
+        name_axes(ax, name, y="kHz")
     for ax in axes[-1]:
         ax.set_xlabel("seconds", fontsize=_FONT, color=SOFT)
     for ax in axes.flat[len(signals) :]:
@@ -156,10 +157,10 @@ def token_grid(
         extent = (0, seconds, codes_QT.shape[0] + 0.5, 0.5)
         ax.imshow(_code_colours(codes_QT, card, hue), aspect="auto", extent=extent, interpolation="nearest")
         ax.set_yticks([1, codes_QT.shape[0]])
-        _label(ax, f"{name}: {codes_QT.shape[0]} codebooks, semantic first")
+        name_axes(ax, f"{name}: {codes_QT.shape[0]} codebooks, semantic first")
     for ax, (name, pcm) in zip(rows[1 + len(groups) :], audio.items(), strict=True):
         _spectrogram(ax, pcm, sample_rate, 6000)
-        _label(ax, name, y="kHz")
+        name_axes(ax, name, y="kHz")
     rows[-1].set_xlabel("seconds", fontsize=_FONT, color=SOFT)
     rows[-1].set_xlim(0, seconds)
     return figure
@@ -182,7 +183,7 @@ def _text_row(
         start = max(start, last)
         ax.text(start, 0.95, word, fontsize=_FONT + 1, color=INK, va="bottom", ha="left")
         last = start + seconds * (0.011 * len(word) + 0.006)
-    _label(ax, "text of the model: words (dark), end of padding (light), padding (grey)")
+    name_axes(ax, "text of the model: words (dark), end of padding (light), padding (grey)")
 
 
 def timing_histogram(step_seconds: Float[np.ndarray, " steps"], frame_seconds: float) -> Figure:
@@ -198,5 +199,5 @@ def timing_histogram(step_seconds: Float[np.ndarray, " steps"], frame_seconds: f
         ax.axvline(at, color=INK, linewidth=1, linestyle="--")
         ax.text(at, height, f" {label}", transform=ax.get_xaxis_transform(), fontsize=_FONT, color=INK)
     ax.set_xlim(0, top)
-    _label(ax, x="milliseconds per step", y="steps")
+    name_axes(ax, x="milliseconds per step", y="steps")
     return figure

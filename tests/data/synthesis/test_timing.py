@@ -16,7 +16,7 @@ from moshijax.cli.main import cli
 from moshijax.data.synthesis import Dialogue, Utterance
 from moshijax.data.synthesis.timing import Timing, draw, fit, read, write
 from moshijax.data.transcript import Word
-from moshijax.errors import DataError
+from moshijax.errors import ConfigError, DataError
 
 FEW = settings(max_examples=60, deadline=None, derandomize=True, database=None)
 
@@ -131,5 +131,16 @@ def test_instructions_become_calls_in_one_command_with_the_timing_of_a_corpus(tm
     assert abs(float(rows["gap median"]) - 0.3) < 0.15 and float(rows["backchannels per long turn"]) > 0.8
     again = invoke("timing", tmp_path / "calls" / "manifest.jsonl", tmp_path / "made.json")
     assert again.exit_code == 0 and read(tmp_path / "made.json").changes == 24
+    picture = tmp_path / "made.png"
+    beside = ("--beside", tmp_path / "fisher.json", "--picture")
+    drawn = invoke("timing", tmp_path / "calls" / "manifest.jsonl", tmp_path / "made.json", *beside, picture)
+    assert drawn.exit_code == 0 and f"wrote {tmp_path / 'made.json'}, {picture}" in drawn.output
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert re.findall(r"^  gap median +([-\d.]+) +", drawn.output, re.M) == re.findall(
+        r"^  gap median +([-\d.]+) +", done.output, re.M
+    )
+    for path, message in ((tmp_path / "a.pdf", "name it a.png"), (source, "would replace")):
+        bad = invoke("timing", source, tmp_path / "bad.json", *beside, path)
+        assert isinstance(bad.exception, ConfigError) and message in str(bad.exception)
     spoken = json.loads((tmp_path / "calls" / "audio" / "instruction-000003.json").read_text())
     assert "mm hm" in " ".join(word for word, _, who in spoken["alignments"] if who == "SPEAKER_MAIN")
