@@ -232,6 +232,8 @@ class GridMaker:
         rule, rate = self.config.placement, self.frame_rate
         jitter += self.early / rate
         row, counts = place_text(words, frames, rate, self.tokenizer.encode, rule, jitter, self.main_speaker)
+        if counts.lost_tokens:
+            counts.crowded[name] = counts.lost_tokens
         for text in counts.unknown:
             if text not in self._told and len(self._told) < _TOLD:
                 self._told.add(text)

@@ -54,14 +54,20 @@ class PlacementCounts:
       words: placed, perhaps in part.
       shifted: of them, those that begin later than their time.
       pulled: of them, those that begin earlier, because the recording ends.
+      tokens: that the text has, those for which there was no room too.
       lost_tokens: tokens for which there was no room.
+      wordless: recordings in which there is no word to place: their text is padding alone.
+      crowded: recordings with tokens for which there was no room, each with their number; where names are known.
       unknown: words that are left out since the tokenizer lacks some of their characters, each with its number.
     """
 
     words: int = 0
     shifted: int = 0
     pulled: int = 0
+    tokens: int = 0
     lost_tokens: int = 0
+    wordless: int = 0
+    crowded: Counter[str] = field(default_factory=Counter)
     unknown: Counter[str] = field(default_factory=Counter)
 
     def __iadd__(self, other: PlacementCounts) -> PlacementCounts:
@@ -122,6 +128,7 @@ def place_text(
     """
     counts = PlacementCounts()
     if words is None:
+        counts.wordless = 1
         return np.full(num_frames, ZERO, np.int32), counts
     shift = rule.text_shift + jitter
     wanted: list[int] = []
@@ -140,6 +147,8 @@ def place_text(
         wanted += range(position, position + len(ids))
         tokens += ids
         free = position + len(ids)
+    counts.tokens = len(tokens)
+    counts.wordless = int(not counts.words and not counts.unknown)
     if len(tokens) > num_frames:
         counts.lost_tokens = len(tokens) - num_frames
         tokens, wanted = tokens[:num_frames], wanted[:num_frames]

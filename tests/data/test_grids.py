@@ -256,13 +256,19 @@ def test_refusals(folder, tokenizer, tmp_path):
 
 def write_unknown_word(folder, others=40):
     """Many short recordings of "yes", and in one of them a word that the tokenizer cannot write beside it."""
+    given = [[["yes", 0.1, 0.3, "model"]] for _ in range(others)]
+    given[7] = [["naïve", 0.1, 0.3, "model"], ["yes", 0.5, 0.7, "model"]]
+    return write_words(folder, given)
+
+
+def write_words(folder, given):
+    """Short recordings with the words that are given for each."""
     folder.mkdir()
-    codes = np.zeros((2, 3, 12), np.int16)
+    others, codes = len(given), np.zeros((2, 3, 12), np.int16)
     found = [
-        {"id": f"call-{n}", "codes": codes, "words": [["yes", 0.1, 0.3, "model"]], "duration": 0.96, "provenance": {}}
-        for n in range(others)
+        {"id": f"call-{n}", "codes": codes, "words": words, "duration": 0.96, "provenance": {}}
+        for n, words in enumerate(given)
     ]
-    found[7]["words"] = [["naïve", 0.1, 0.3, "model"], ["yes", 0.5, 0.7, "model"]]
     name = records.shard_name(0, 1)
     records.write_shard(folder / name, found)
     codec = {"sha256": "x", "num_codebooks": 3, "sample_rate": 24_000, "frame_size": 1920}
@@ -293,6 +299,38 @@ def test_a_tokenizer_that_lacks_most_words_is_refused(tmp_path, tokenizer):
     log_placement(source(folder, tokenizer))
     with pytest.raises(DataError, match="lacks characters of 40 of 41 words, such as 'yes': use the one that belongs"):
         log_placement(source(folder, train_tokenizer(["naïve"], 20, byte_fallback=False)))
+
+
+def test_transcripts_with_more_words_than_their_recordings_can_hold_are_refused(tmp_path, tokenizer, caplog):
+    caplog.set_level("INFO", "moshijax")
+    each = len(tokenizer.encode("yes"))
+    room = 11 // each  # the first frame is EPAD's
+    yes = [["yes", 0.1, 0.3, "model"]]
+    # One token in a hundred or so has no room: counted, and the run goes on.
+    fine = source(write_words(tmp_path / "fine", [yes * room] * 39 + [yes * (room + 5)]), tokenizer, num_frames=12)
+    log_placement(fine)
+    _, counts = fine.placement_counts()
+    assert counts.tokens == each * (40 * room + 5) and counts.crowded == {"call-39": counts.lost_tokens}
+    (line,) = [record for record in caplog.records if "tokens without room" in record.message]
+    assert line.levelname == "WARNING" and f" {counts.lost_tokens} tokens without room" in line.message
+    long = source(write_words(tmp_path / "long", [yes] * 3 + [yes * 40, yes * 60]), tokenizer, num_frames=12)
+    lost = long.placement_counts()[1].crowded["call-4"]
+    with pytest.raises(DataError, match=rf"of {each * 103} tokens have no room in the 5 .* {lost} of them in call-4"):
+        log_placement(long)
+
+
+def test_recordings_without_words_are_padding_and_counted(tmp_path, tokenizer, caplog):
+    caplog.set_level("INFO", "moshijax")
+    said, heard = [["yes", 0.1, 0.3, "model"]], [["yes", 0.1, 0.3, "user"]]
+    for name, given, level in (("few", [said, said, []], "INFO"), ("most", [[], heard, said], "WARNING")):
+        batches = source(write_words(tmp_path / name, given), tokenizer, num_frames=12)
+        log_placement(batches)
+        wordless = sum(words != said for words in given)
+        line = caplog.records[-1]
+        assert line.levelname == level and f"; {wordless} recordings have no words" in line.message
+        rows = np.concatenate([batches.batch(n)["codes"][:, 0] for n in range(20)])
+        assert {tokenizer.decode(row) for row in rows} == {"yes", ""} and (rows >= 0).all()
+        assert any((row == PAD).all() for row in rows)
 
 
 def test_counts_of_moved_words(long_folder, tokenizer):

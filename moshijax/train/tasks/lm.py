@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 
 AUDIO, TEXT = "audio", "text"  # kinds of steps, and the update of each
 _COUNTED = 256  # recordings of a data set whose words are counted at the start
+_MOST_LOST = 0.05  # of their tokens may lack room: more is no fast speech, but a transcript of something longer
 # Of held-out text every token counts the same, so that its loss is the logarithm of a perplexity.
 EVEN = LossConfig("paper", text_padding_weight=1.0)
 # What a text step trains; everything else has no gradient from text alone.
@@ -245,7 +246,7 @@ def log_placement(grids: GridSource) -> None:
     """Log what became of the words: none is dropped silently.
 
     Raises:
-      DataError: the tokenizer lacks characters of most of them.
+      DataError: the tokenizer lacks characters of most of them, or recordings are too short for them.
     """
     number, counts = grids.placement_counts(_COUNTED)
     unknown = counts.unknown.total()
@@ -254,10 +255,19 @@ def log_placement(grids: GridSource) -> None:
             f"the tokenizer lacks characters of {unknown} of {unknown + counts.words} words, such as "
             f"{counts.unknown.most_common(1)[0][0]!r}: use the one that belongs to the model, or train another"
         )
-    write = log.warning if counts.lost_tokens or unknown else log.info
+    if counts.lost_tokens > _MOST_LOST * counts.tokens:
+        (name, lost), *_ = counts.crowded.most_common(1)
+        raise DataError(
+            f"{counts.lost_tokens} of {counts.tokens} tokens have no room in the {number} recordings that were looked "
+            f"at, {lost} of them in {name}: at most {_MOST_LOST:.0%} may, so the words are not of these recordings; "
+            "transcribe them again, or leave those recordings out"
+        )
+    mostly_silent = 2 * counts.wordless > number
+    write = log.warning if counts.lost_tokens or unknown or mostly_silent else log.info
     write(
-        "words of %d recordings: %d placed, %d shifted later, %d pulled earlier, %d tokens without room, %d left out",
-        *(number, counts.words, counts.shifted, counts.pulled, counts.lost_tokens, unknown),
+        "words of %d recordings: %d placed, %d shifted later, %d pulled earlier, %d tokens without room, %d left out; "
+        "%d recordings have no words",
+        *(number, counts.words, counts.shifted, counts.pulled, counts.lost_tokens, unknown, counts.wordless),
     )
     if grids.config.swap_speakers or grids.config.interruption:
         rows = [row for n in range(-(-_COUNTED // grids.batch_size)) for row in grids.drawn(n)]
