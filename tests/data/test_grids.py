@@ -94,9 +94,9 @@ def test_rows_are_what_the_layout_says(folder, tokenizer):
 
 
 def test_other_layouts(folder, tokenizer):
-    single = source(folder, tokenizer, layout=layouts.single_stream(2)).batch(0)["codes"]
+    single = source(folder, tokenizer, layout=layouts.single_stream(2), num_frames=80).batch(0)["codes"]
     assert single.shape[1] == 3 and tokenizer.decode(single[0, 0]) == "yes"
-    heard = source(folder, tokenizer, layout=layouts.recognition(3)).batch(0)["codes"]
+    heard = source(folder, tokenizer, layout=layouts.recognition(3), num_frames=80).batch(0)["codes"]
     assert heard.shape[1] == 4 and tokenizer.decode(heard[0, 0]) == "hello"
 
 
