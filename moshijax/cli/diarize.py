@@ -6,8 +6,8 @@ from pathlib import Path
 
 import click
 
-from moshijax.cli.common import FiniteRange, PathName
-from moshijax.cli.recordings import run_stage
+from moshijax.cli.common import PathName
+from moshijax.cli.recordings import max_rejected_option, run_stage
 
 
 @click.command()
@@ -20,13 +20,7 @@ from moshijax.cli.recordings import run_stage
     type=PathName(path_type=Path),
     help="ONNX file of silero. Default: that of a package.",
 )
-@click.option(
-    "--max-rejected",
-    type=FiniteRange(0, 1),
-    default=0.1,
-    show_default=True,
-    help="Share of rejected recordings above which the job stops.",
-)
+@max_rejected_option
 def command(recordings, model, speakers, device, voice_activity, max_rejected) -> None:
     """Write who speaks when in RECORDINGS, a folder or a manifest, into an RTTM file beside each.
 

@@ -7,21 +7,15 @@ from pathlib import Path
 import click
 
 from moshijax import files
-from moshijax.cli.common import FiniteRange, PathName
-from moshijax.cli.recordings import run_stage
+from moshijax.cli.common import PathName
+from moshijax.cli.recordings import max_rejected_option, run_stage
 
 
 @click.command()
 @click.argument("calls", type=PathName(path_type=Path))
 @click.argument("transcripts", type=PathName(path_type=Path))
 @click.argument("out", type=PathName(path_type=Path))
-@click.option(
-    "--max-rejected",
-    type=FiniteRange(0, 1),
-    default=0.1,
-    show_default=True,
-    help="Share of rejected calls above which the job stops.",
-)
+@max_rejected_option
 def command(calls, transcripts, out, max_rejected) -> None:
     """Turn Fisher English (folders CALLS and TRANSCRIPTS of the LDC) into WAV files, utterances and a manifest in OUT.
 

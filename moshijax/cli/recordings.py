@@ -17,6 +17,15 @@ if TYPE_CHECKING:
 
 SHOWN = 10  # rejected items printed one by one; all of them are in the report file
 
+#: When a stage over recordings gives up.
+max_rejected_option = click.option(
+    "--max-rejected",
+    type=FiniteRange(0, 1),
+    default=0.1,
+    show_default=True,
+    help="Share of rejected recordings above which the job stops.",
+)
+
 
 def _speakers(pairs: tuple[str, ...]) -> dict[str, str]:
     from moshijax.data.transcript import SPEAKERS

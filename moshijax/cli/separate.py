@@ -7,8 +7,8 @@ from pathlib import Path
 import click
 
 from moshijax import files
-from moshijax.cli.common import FiniteRange, PathName
-from moshijax.cli.recordings import run_stage
+from moshijax.cli.common import PathName
+from moshijax.cli.recordings import max_rejected_option, run_stage
 
 
 @click.command()
@@ -16,13 +16,7 @@ from moshijax.cli.recordings import run_stage
 @click.argument("out", type=PathName(path_type=Path))
 @click.option("--model", required=True, type=PathName(path_type=Path), help="Folder with a SepFormer of SpeechBrain.")
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True, help="Where it runs.")
-@click.option(
-    "--max-rejected",
-    type=FiniteRange(0, 1),
-    default=0.1,
-    show_default=True,
-    help="Share of rejected recordings above which the job stops.",
-)
+@max_rejected_option
 def command(recordings, out, model, device, max_rejected) -> None:
     """Take the two voices of RECORDINGS, a folder or a manifest, apart: WAV files with two channels in OUT.
 

@@ -10,7 +10,7 @@ import click
 from click.core import ParameterSource
 
 from moshijax.cli.common import FiniteRange, PathName
-from moshijax.cli.recordings import channels_of, run_stage
+from moshijax.cli.recordings import channels_of, max_rejected_option, run_stage
 from moshijax.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -21,13 +21,7 @@ if TYPE_CHECKING:
 def words_options(function):
     """Add the options of commands that write words beside recordings."""
     for option in (
-        click.option(
-            "--max-rejected",
-            type=FiniteRange(0, 1),
-            default=0.1,
-            show_default=True,
-            help="Share of rejected recordings above which the job stops.",
-        ),
+        max_rejected_option,
         click.option("--channels", metavar="MODEL,USER", help="Channel numbers, counted from 0; 1,0 swaps them."),
         click.option(
             "--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True, help="Where it runs."

@@ -8,7 +8,7 @@ import click
 
 from moshijax import files
 from moshijax.cli.common import FiniteRange, PathName
-from moshijax.cli.recordings import run_stage
+from moshijax.cli.recordings import max_rejected_option, run_stage
 from moshijax.cli.transcribe import recognizer_of
 
 
@@ -36,13 +36,7 @@ from moshijax.cli.transcribe import recognizer_of
     show_default=True,
     help="Share of words that are heard before or after alone, above which a recording is rejected.",
 )
-@click.option(
-    "--max-rejected",
-    type=FiniteRange(0, 1),
-    default=0.1,
-    show_default=True,
-    help="Share of rejected recordings above which the job stops.",
-)
+@max_rejected_option
 def command(recordings, out, audiosr, audiosr_model, model, language, device, max_changed, max_rejected) -> None:
     """Give RECORDINGS, a folder or a manifest, the highs that they lack: WAV files at 48 kHz in OUT.
 
