@@ -6,7 +6,6 @@ either layout of `moshijax.nn.layout`.
 
 from __future__ import annotations
 
-from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import flax.linen as nn
@@ -21,6 +20,7 @@ from moshijax.lm.depth import DepthTransformer
 from moshijax.lm.embedding import TokenTables
 from moshijax.lm.scoring import LMScores, at_frames, into_frames, score_in_pieces
 from moshijax.nn import lora, rope
+from moshijax.nn.functions import parameter_functions
 from moshijax.nn.layout import is_stacked, unstack_layers
 from moshijax.nn.norms import Norm
 from moshijax.nn.projection import Kernels, Linear, linear
@@ -318,20 +318,7 @@ def init_boxed(config: LMConfig, key: Array) -> Params:
     return LanguageModel(config, config.scan_layers, stack_steps=True).init(key, codes)["params"]
 
 
-def init(config: LMConfig, key: Array, stacked: bool = True) -> Params:
-    """Return new parameters as a plain tree of arrays, in the training layout, or for inference if not `stacked`."""
-    return _init(config, stacked, key)
-
-
-@partial(jax.jit, static_argnums=(0, 1))
-def _init(config: LMConfig, stacked: bool, key: Array) -> Params:
-    params = nn.meta.unbox(init_boxed(config, key))
-    return params if stacked else unstack_layers(params)
-
-
-def abstract(config: LMConfig, stacked: bool = True) -> Params:
-    """Return the shapes and types of the parameters; nothing is allocated."""
-    return jax.eval_shape(lambda key: init(config, key, stacked), jax.random.key(0))
+init, abstract = parameter_functions(init_boxed)
 
 
 def partition_specs(config: LMConfig) -> Params:

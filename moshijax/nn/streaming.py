@@ -77,6 +77,25 @@ def whole_blocks(length: int, block_size: int, name: str) -> int:
     return length // block_size
 
 
+class Around(nn.Module):
+    """Base of a layer around one other, whose state is all that it has: a stream begins as that of `inner` does."""
+
+    @nn.nowrap
+    def inner(self) -> StreamingLayer:
+        """Return the layer inside, without a parent."""
+        raise NotImplementedError
+
+    @nn.nowrap
+    def init_state(self, batch_size: int) -> State:
+        """Return the state before the first position."""
+        return self.inner().init_state(batch_size)
+
+    @nn.nowrap
+    def reset(self, state: State, rows: Bool[Array, " B"]) -> State:
+        """Return the state in which the rows that are true begin again."""
+        return self.inner().reset(state, rows)
+
+
 class Pointwise(nn.Module):
     """A stateless function of each step by itself, such as an activation."""
 

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from moshijax.annotations import Size
 from moshijax.errors import ConfigError
+from moshijax.nn.functions import parameter_functions
 from moshijax.nn.projection import Linear
 
 if TYPE_CHECKING:
@@ -71,14 +72,7 @@ def init_boxed(config: AdapterConfig, key: Array) -> Params:
     return Adapter(config).init(key, jnp.zeros((1, config.stacked, config.input_dim), jnp.float32))["params"]
 
 
-def init(config: AdapterConfig, key: Array) -> Params:
-    """Return new parameters as a plain tree of arrays."""
-    return nn.meta.unbox(init_boxed(config, key))
-
-
-def abstract(config: AdapterConfig) -> Params:
-    """Return the shapes and types of the parameters; nothing is allocated."""
-    return jax.eval_shape(lambda key: init(config, key), jax.random.key(0))
+init, abstract = parameter_functions(init_boxed)
 
 
 def adapt(config: AdapterConfig, params: Params, features: Float[Array, "B T E"]) -> Float[Array, "B R D"]:

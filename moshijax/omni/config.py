@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-import flax.linen as nn
 import jax
 
 from moshijax.errors import require
+from moshijax.nn.functions import parameter_functions
 from moshijax.nn.rope import RopeScaling
 from moshijax.nn.transformer import TransformerConfig
 from moshijax.omni import adapter, speech_decoder, text_model, whisper
@@ -66,19 +66,7 @@ def init_boxed(config: OmniConfig, key: Array) -> dict[str, Any]:
     }
 
 
-def init(config: OmniConfig, key: Array) -> dict[str, Any]:
-    """Return new parameters by part as plain trees of arrays, in the training layout."""
-    return nn.meta.unbox(init_boxed(config, key))
-
-
-def abstract(config: OmniConfig, stacked: bool = True) -> dict[str, Any]:
-    """Return the shapes and types of the parameters, by part; nothing is allocated."""
-    return {
-        "encoder": whisper.abstract(config.encoder, stacked),
-        "adapter": adapter.abstract(config.adapter),
-        "text": text_model.abstract(config.text, stacked),
-        "decoder": speech_decoder.abstract(config.decoder, stacked),
-    }
+init, abstract = parameter_functions(init_boxed)
 
 
 def llama_stack(

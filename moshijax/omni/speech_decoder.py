@@ -8,17 +8,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 
 from moshijax.annotations import Size
 from moshijax.errors import require
-from moshijax.nn.layout import is_stacked, unstack_layers
+from moshijax.nn.functions import parameter_functions, stream_functions
+from moshijax.nn.layout import is_stacked
 from moshijax.nn.projection import Linear
+from moshijax.nn.streaming import Around
 from moshijax.nn.transformer import Transformer, TransformerConfig
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ class SpeechDecoderConfig:
         return replace(self, stack=stack)
 
 
-class SpeechDecoder(nn.Module):
+class SpeechDecoder(Around):
     """States `[B, T, E]` to logits `[B, upsample T, U + 1]`; a streaming layer (`moshijax.nn.streaming`).
 
     The stack has no norm behind it.
@@ -83,18 +83,19 @@ class SpeechDecoder(nn.Module):
     @property
     def receptive_field(self) -> int | None:
         """States that the logits of one see; None: all."""
-        field = self._stack().receptive_field
+        field = self.inner().receptive_field
         return None if field is None else -(-field // self.config.upsample)
 
     @nn.nowrap
-    def _stack(self) -> Transformer:
+    def inner(self) -> Transformer:
+        """Return the stack, to which the repetitions of a state are one block."""
         return Transformer(self.config.stack, block=self.config.upsample, scan_layers=self.scan_layers, parent=None)
 
     def setup(self) -> None:
         c = self.config
         types = dict(dtype=c.stack.dtype, param_dtype=c.stack.param_dtype, precision=c.stack.precision, use_bias=True)
         self.input_proj = Linear(c.input_dim, c.stack.dim, ("embed", None), **types)
-        self.stack = self._stack()
+        self.stack = self.inner()
         self.output_proj = Linear(c.stack.dim, c.units + 1, ("entries", "embed"), **types)
 
     def _repeated(self, states: Array) -> Array:
@@ -114,22 +115,12 @@ class SpeechDecoder(nn.Module):
             return self.output_proj(self.stack(self._repeated(states)))
         return self.output_proj(self.stack(jnp.take_along_axis(self.input_proj(states), source_BL[..., None], axis=1)))
 
-    @nn.nowrap
-    def init_state(self, batch_size: int) -> dict[str, Any]:
-        """Return the state before the first position: a ring cache per layer."""
-        return self._stack().init_state(batch_size)
-
     def step(
         self, state: dict[str, Any], states: Float[Array, "B T E"], active: Bool[Array, " B"] | None = None
     ) -> tuple[dict[str, Any], Float[Array, "B L U+1"]]:
         """Run any number of new states of the text model; see `Transformer.step`."""
         state, x = self.stack.step(state, self._repeated(states), active)
         return state, self.output_proj(x)
-
-    @nn.nowrap
-    def reset(self, state: dict[str, Any], rows: Bool[Array, " B"]) -> dict[str, Any]:
-        """Return the state in which the rows that are true begin again."""
-        return self._stack().reset(state, rows)
 
 
 def _decoder(config: SpeechDecoderConfig, params: Params) -> SpeechDecoder:
@@ -142,16 +133,8 @@ def init_boxed(config: SpeechDecoderConfig, key: Array) -> Params:
     return SpeechDecoder(config, config.scan_layers).init(key, states)["params"]
 
 
-@partial(jax.jit, static_argnums=(0, 2))
-def init(config: SpeechDecoderConfig, key: Array, stacked: bool = True) -> Params:
-    """Return new parameters as a plain tree of arrays, in the training layout, or for inference if not `stacked`."""
-    params = nn.meta.unbox(init_boxed(config, key))
-    return params if stacked else unstack_layers(params)
-
-
-def abstract(config: SpeechDecoderConfig, stacked: bool = True) -> Params:
-    """Return the shapes and types of the parameters; nothing is allocated."""
-    return jax.eval_shape(lambda key: init(config, key, stacked), jax.random.key(0))
+init, abstract = parameter_functions(init_boxed)
+init_state, reset = stream_functions(SpeechDecoder)
 
 
 def logits(
@@ -162,15 +145,6 @@ def logits(
 ) -> Float[Array, "B L U+1"]:
     """Return the logits of all repetitions of whole sequences of states; see `SpeechDecoder.__call__`."""
     return _decoder(config, params).apply({"params": params}, states, source_BL)
-
-
-def init_state(config: SpeechDecoderConfig, batch_size: int) -> dict[str, Any]:
-    """Return the streaming state before the first state of the text model.
-
-    Raises:
-      ConfigError: `stack.context` is None.
-    """
-    return SpeechDecoder(config).init_state(batch_size)
 
 
 def step(
@@ -193,11 +167,6 @@ def step(
       The new state, and the logits of the new repetitions.
     """
     return _decoder(config, params).apply({"params": params}, state, states, active_B, method="step")
-
-
-def reset(config: SpeechDecoderConfig, state: dict[str, Any], rows_B: Bool[Array, " B"]) -> dict[str, Any]:
-    """Return the state in which the rows that are true begin again."""
-    return SpeechDecoder(config).reset(state, rows_B)
 
 
 def collapse(

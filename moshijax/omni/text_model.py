@@ -9,20 +9,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 
 from moshijax.annotations import Size
 from moshijax.errors import require
 from moshijax.nn import lora
-from moshijax.nn.layout import is_stacked, unstack_layers
+from moshijax.nn.functions import parameter_functions, stream_functions
+from moshijax.nn.layout import is_stacked
 from moshijax.nn.lora import LoRA
 from moshijax.nn.norms import Norm
 from moshijax.nn.projection import linear, truncated_normal
+from moshijax.nn.streaming import Around
 from moshijax.nn.transformer import Transformer, TransformerConfig
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ class TextConfig:
         return replace(self, stack=stack)
 
 
-class TextModel(nn.Module):
+class TextModel(Around):
     """Embeddings `[B, T, D]` to what the head reads `[B, T, D]`; a streaming layer (`moshijax.nn.streaming`).
 
     Attributes:
@@ -77,7 +77,12 @@ class TextModel(nn.Module):
     @property
     def receptive_field(self) -> int | None:
         """Positions that an output sees; None: all."""
-        return Transformer(self.config.stack).receptive_field
+        return self.inner().receptive_field
+
+    @nn.nowrap
+    def inner(self) -> Transformer:
+        """Return the stack."""
+        return Transformer(self.config.stack, scan_layers=self.scan_layers, parent=None)
 
     def setup(self) -> None:
         c, stack = self.config, self.config.stack
@@ -85,7 +90,7 @@ class TextModel(nn.Module):
         init = nn.with_logical_partitioning(truncated_normal(stack.dim), ("vocab", "embed"))
         shape, dtype = (c.vocab, stack.dim), jnp.dtype(stack.param_dtype)
         self.table = self.param("table", init, shape, dtype)
-        self.stack = Transformer(stack, scan_layers=self.scan_layers)
+        self.stack = self.inner()
         self.out_norm = Norm(stack.dim, stack.norm, stack.param_dtype)
         if not c.tied:
             self.head = self.param("head", init, shape, dtype)
@@ -101,11 +106,6 @@ class TextModel(nn.Module):
     def __call__(self, x_BTD: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         """Run whole sequences; padding on the right changes nothing before it."""
         return self.out_norm(self.stack(x_BTD))
-
-    @nn.nowrap
-    def init_state(self, batch_size: int) -> dict[str, Any]:
-        """Return the state before the first position: a ring cache per layer."""
-        return Transformer(self.config.stack).init_state(batch_size)
 
     def step(
         self,
@@ -128,11 +128,6 @@ class TextModel(nn.Module):
         state, x = self.stack.step(state, x_BTD, active, None, lengths)
         return state, self.out_norm(x)
 
-    @nn.nowrap
-    def reset(self, state: dict[str, Any], rows: Bool[Array, " B"]) -> dict[str, Any]:
-        """Return the state in which the rows that are true begin again."""
-        return Transformer(self.config.stack).reset(state, rows)
-
 
 def _apply(config: TextConfig, params: Params, *arguments: Any, method: str = "__call__") -> Any:
     model = TextModel(config, is_stacked(params, ("layers",)))
@@ -147,16 +142,8 @@ def init_boxed(config: TextConfig, key: Array) -> Params:
         return TextModel(config, config.scan_layers).init(key, x)["params"]
 
 
-@partial(jax.jit, static_argnums=(0, 2))
-def init(config: TextConfig, key: Array, stacked: bool = True) -> Params:
-    """Return new parameters as a plain tree of arrays, in the training layout, or for inference if not `stacked`."""
-    params = nn.meta.unbox(init_boxed(config, key))
-    return params if stacked else unstack_layers(params)
-
-
-def abstract(config: TextConfig, stacked: bool = True) -> Params:
-    """Return the shapes and types of the parameters; nothing is allocated."""
-    return jax.eval_shape(lambda key: init(config, key, stacked), jax.random.key(0))
+init, abstract = parameter_functions(init_boxed)
+init_state, reset = stream_functions(TextModel)
 
 
 def embed(config: TextConfig, params: Params, ids_BT: Int[Array, "B T"]) -> Float[Array, "B T D"]:
@@ -174,15 +161,6 @@ def logits(config: TextConfig, params: Params, hidden: Float[Array, "... D"]) ->
     return _apply(config, params, hidden, method="logits")
 
 
-def init_state(config: TextConfig, batch_size: int) -> dict[str, Any]:
-    """Return the streaming state before the first position; `stack.context` says for how many there is room.
-
-    Raises:
-      ConfigError: `stack.context` is None.
-    """
-    return TextModel(config).init_state(batch_size)
-
-
 def step(
     config: TextConfig,
     params: Params,
@@ -197,8 +175,3 @@ def step(
       ConfigError: the parameters are stacked.
     """
     return _apply(config, params, state, x_BTD, active_B, lengths_B, method="step")
-
-
-def reset(config: TextConfig, state: dict[str, Any], rows_B: Bool[Array, " B"]) -> dict[str, Any]:
-    """Return the state in which the rows that are true begin again."""
-    return TextModel(config).reset(state, rows_B)

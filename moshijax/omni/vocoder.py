@@ -20,6 +20,7 @@ import numpy as np
 from moshijax.annotations import Size
 from moshijax.errors import DataError, require
 from moshijax.nn.centred_conv import CentredConv, CentredTransposedConv
+from moshijax.nn.functions import parameter_functions
 from moshijax.nn.norms import Norm
 from moshijax.nn.projection import Linear, truncated_normal
 from moshijax.runtime.unit_voice import UnitVoice, VoiceShape
@@ -184,14 +185,12 @@ class Vocoder(nn.Module):
         return jnp.tanh(self.conv_post(jax.nn.leaky_relu(x, LAST_SLOPE)))[..., 0]
 
 
-def init(config: VocoderConfig, key: Array) -> Params:
-    """Return new parameters as a plain tree of arrays."""
-    return nn.meta.unbox(Vocoder(config).init(key, jnp.zeros((1, 1), jnp.int32)))["params"]
+def init_boxed(config: VocoderConfig, key: Array) -> Params:
+    """Return new parameters, each boxed with its logical axis names (for sharding)."""
+    return Vocoder(config).init(key, jnp.zeros((1, 1), jnp.int32))["params"]
 
 
-def abstract(config: VocoderConfig) -> Params:
-    """Return the shapes and types of the parameters; nothing is allocated."""
-    return jax.eval_shape(lambda key: init(config, key), jax.random.key(0))
+init, abstract = parameter_functions(init_boxed)
 
 
 @partial(jax.jit, static_argnums=0)

@@ -7,7 +7,6 @@ seen. Layer norms are computed in float32 whatever the compute type.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import flax.linen as nn
@@ -17,7 +16,8 @@ import jax.numpy as jnp
 from moshijax.annotations import Size
 from moshijax.errors import ConfigError, require
 from moshijax.nn.centred_conv import CentredConv
-from moshijax.nn.layout import is_stacked, unstack_layers
+from moshijax.nn.functions import parameter_functions
+from moshijax.nn.layout import is_stacked
 from moshijax.nn.norms import Norm
 from moshijax.nn.transformer import Transformer, TransformerConfig
 
@@ -120,22 +120,13 @@ def _sinusoids(key: Array, shape: tuple[int, int], dtype: Any) -> Float[Array, "
     return jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=1).astype(dtype)
 
 
-@partial(jax.jit, static_argnums=(0, 2))
-def init(config: WhisperConfig, key: Array, stacked: bool = True) -> Params:
-    """Return new parameters as a plain tree of arrays, in the training layout, or for inference if not `stacked`."""
-    params = nn.meta.unbox(init_boxed(config, key))
-    return params if stacked else unstack_layers(params)
-
-
 def init_boxed(config: WhisperConfig, key: Array) -> Params:
     """Return new parameters in the training layout, each boxed with its logical axis names (for sharding)."""
     mel = jnp.zeros((1, 2 * config.positions, config.mels), jnp.float32)
     return WhisperEncoder(config, config.scan_layers).init(key, mel)["params"]
 
 
-def abstract(config: WhisperConfig, stacked: bool = True) -> Params:
-    """Return the shapes and types of the parameters; nothing is allocated."""
-    return jax.eval_shape(lambda key: init(config, key, stacked), jax.random.key(0))
+init, abstract = parameter_functions(init_boxed)
 
 
 def encode(config: WhisperConfig, params: Params, mel: Float[Array, "B 2P M"]) -> Float[Array, "B P D"]:
