@@ -41,7 +41,7 @@ def _numbers(context: click.Context, parameter: click.Parameter, value: str | No
 @click.option(
     "--weights-dtype",
     type=click.Choice(["float32", "bfloat16", "int8"]),
-    help="How the weights of the language model are stored.",
+    help="How the weights of the model are stored; codec and vocoder are float32.",
 )
 @click.option(
     "--cache-dtype",
@@ -137,5 +137,5 @@ def _answers(
         if tokenizer:
             raise ConfigError(f"{source} is an artifact and has its text in it; omit --tokenizer")
         return answer.rebuild(source, artifact, progress=progress, **taken)
-    model, text, trim = answer_source.load(source, tokenizer, taken.get("weights_dtype", "float32"))
+    model, text, trim = answer_source.load(source, tokenizer)
     return answer.build(model, omni.load_vocoder(vocoder), text, artifact, trim=trim, progress=progress, **taken)

@@ -17,7 +17,6 @@ from moshijax.export import weights as layout
 from moshijax.export.answer_step import PREFILL_LENGTHS, SAMPLING, AnswerStep
 from moshijax.export.artifact import ArtifactParts, check_request, write
 from moshijax.export.step import flatten, nested
-from moshijax.nn.layout import unstack_layers
 from moshijax.omni import answer
 from moshijax.omni import config as omni
 from moshijax.omni.config import OmniConfig
@@ -28,8 +27,6 @@ from moshijax.runtime import manifest as manifests
 from moshijax.runtime.manifest import ANSWER
 from moshijax.weights.safetensors import TensorFile
 
-#: How weights can be stored.
-WEIGHT_DTYPES = ("float32", "bfloat16")
 #: Of the published demo: units before a piece of sound is made, and tokens of an answer.
 OMEGA, TOKENS = 40, 512
 #: Ids at which a Llama 3 stops.
@@ -110,8 +107,8 @@ def build(
       text: `answer_text` of the model's tokenizer.
       out_dir: the directory to write; it must not exist unless `overwrite`.
       platforms: any of cpu, cuda, tpu; none of them has to be present here.
-      weights_dtype: one of `WEIGHT_DTYPES`, how the model is stored; on cpu it computes in float32 in any case. The
-        vocoder is float32.
+      weights_dtype: one of `export.weights.WEIGHT_DTYPES`, how the model is stored. On cpu it is computed in float32
+        in any case, elsewhere in the stored type, or in bfloat16 with int8 weights. The vocoder is float32.
       tokens: the longest answer, for which the caches have room.
       omega: units before a piece of sound is made, unless told otherwise.
       trim: the model was trained on embeddings of the recording alone, not on all of a padded clip.
@@ -123,11 +120,12 @@ def build(
 
     Raises:
       ConfigError: parts that do not fit each other, unknown platforms or types, or `out_dir` exists.
+      DataError: as `export.weights.stored`.
       MoshijaxError: it cannot be written.
     """
     check_request(platforms, (1,))
-    if weights_dtype not in WEIGHT_DTYPES:
-        raise ConfigError(f"weights_dtype={weights_dtype!r} must be one of {', '.join(WEIGHT_DTYPES)}")
+    if weights_dtype not in layout.WEIGHT_DTYPES:
+        raise ConfigError(f"weights_dtype={weights_dtype!r} must be one of {', '.join(layout.WEIGHT_DTYPES)}")
     (config, params), (voice, voice_params) = omni_model, vocoder_model
     rows = answer.speech_rows(config)
     _check(config, voice, text, tokens, omega)
@@ -137,17 +135,7 @@ def build(
         text=replace(config.text, stack=replace(config.text.stack, context=room)),
         decoder=replace(config.decoder, stack=replace(config.decoder.stack, context=tokens * config.decoder.upsample)),
     )
-    stored_config = config.with_dtype(weights_dtype, weights_dtype)
-    specs = flatten(omni.abstract(stored_config, stacked=False), "omni")
-    found = flatten(unstack_layers(nn.meta.unbox(params)), "omni")
-    wrong = [
-        name
-        for name in {**specs, **found}
-        if getattr(found.get(name), "shape", 0) != getattr(specs.get(name), "shape", 1)
-    ]
-    if wrong:
-        raise ConfigError(f"parameters do not fit the model's config: {', '.join(wrong[:5])}; check both")
-    weights = {name: np.asarray(found[name]).astype(spec.dtype) for name, spec in specs.items()}
+    weights = layout.stored("omni", omni.abstract, config, params, weights_dtype)
     weights |= {name: np.asarray(value) for name, value in flatten(nn.meta.unbox(voice_params), "vocoder").items()}
     computed = {platform: layout.compute_dtype(platform, weights_dtype) for platform in platforms}
     functions = {
@@ -226,7 +214,7 @@ def rebuild(
         AnswerText(prompt, tuple(manifest["text"]["stop"]), tuple(manifests.read_pieces(source, manifest))),
         out_dir,
         platforms or manifest["platforms"],
-        weights_dtype or str(params["omni"]["text"]["table"].dtype),
+        weights_dtype or layout.dtype_of(params["omni"]["decoder"]["output_proj"]["kernel"]),
         **{name: manifest["answer"][name] for name in ("tokens", "omega")},
         trim=said["trim"],
         sampling_defaults=sampled["defaults"],

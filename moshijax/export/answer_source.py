@@ -30,14 +30,13 @@ class AnswerSource(NamedTuple):
     trim: bool
 
 
-def load(path: str | Path, tokenizer: str | Path | None = None, weights_dtype: str = "float32") -> AnswerSource:
+def load(path: str | Path, tokenizer: str | Path | None = None) -> AnswerSource:
     """Read a LLaMA-Omni and what belongs to it.
 
     Args:
       path: a directory of published weights, or the run directory of `moshijax train`; the prompt and `trim` of a run
         are those that it was trained with, and low-rank updates are part of the weights.
       tokenizer: `tokenizer.json` or its folder; by default the one beside the weights.
-      weights_dtype: of published weights when they are read.
 
     Raises:
       ConfigError: the run has not trained the speech decoder.
@@ -45,7 +44,7 @@ def load(path: str | Path, tokenizer: str | Path | None = None, weights_dtype: s
     """
     path = Path(path)
     if not is_run(path):
-        model = omni.load_llama_omni(path, weights_dtype)
+        model = omni.load_llama_omni(path)
         return AnswerSource(model, answer_text(load_tokenizer(tokenizer or path, model[0].text.vocab)), False)
     task = from_json(dict[str, Any], read_record(path / CONFIG), str(path / CONFIG)).get("task", {})
     if task.get("stage") == "text":

@@ -161,7 +161,7 @@ def build(
     table = conditioner_table(lm_config)
     weights = {
         **flatten(codec.inference_layout(*codec_model), "codec"),
-        **layout.stored(lm_config, lm_params, weights_dtype),
+        **layout.stored("lm", lm.abstract, lm_config, lm_params, weights_dtype),
     }
     parts = ArtifactParts(
         functions=functions,
@@ -221,7 +221,7 @@ def rebuild(
         out_dir,
         platforms or manifest["platforms"],
         batches or manifest["batches"],
-        weights_dtype or layout.dtype_of(params["lm"]),
+        weights_dtype or layout.dtype_of(params["lm"]["text_head"]["kernel"]),
         cache_dtype,
         manifest["sampling"]["defaults"],
         top_k_limit or manifest["sampling"]["top_k_limit"],

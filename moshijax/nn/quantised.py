@@ -62,16 +62,18 @@ def factors(x: Array | Quantised) -> tuple[Array, Array | None]:
 
 
 def quantise_kernels(params: Mapping[str, Any]) -> dict[str, Any]:
-    """Return parameters in which the kernels of linear maps, leaves named `kernel`, are `Quantised`.
+    """Return parameters in which the kernels of linear maps, matrices named `kernel`, are `Quantised`.
 
     Args:
-      params: In the inference layout. What is quantised already stays as it is.
+      params: In the inference layout. What is quantised already stays as it is, and so do kernels of convolutions,
+        which have another axis.
     """
 
     def converted(name: str, child: Any) -> Any:
         if isinstance(child, Mapping):
             return quantise_kernels(child)
-        return quantise(child) if name == "kernel" and not isinstance(child, Quantised) else child
+        linear = name == "kernel" and len(child.shape) == 2 and not isinstance(child, Quantised)
+        return quantise(child) if linear else child
 
     return {name: converted(name, child) for name, child in params.items()}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 
+import jax
 import numpy as np
 import pytest
 
@@ -13,6 +14,8 @@ from moshijax.errors import ConfigError, DataError
 from moshijax.export import answer as exporting
 from moshijax.export import planning
 from moshijax.export.answer import AnswerText
+from moshijax.export.step import nested
+from moshijax.nn.quantised import dequantise_kernels
 from moshijax.omni import config as omni
 from moshijax.omni import vocoder
 from moshijax.omni.prompt import BEGIN, HEADER, HEADER_END, TURN_END
@@ -20,6 +23,7 @@ from moshijax.runtime import answers as answering
 from moshijax.runtime import audio, manifest
 from moshijax.runtime.answers import AnswerOptions, Answers
 from moshijax.weights import omni as weights
+from moshijax.weights.safetensors import TensorFile
 from tests.omni.small import OMNI, VOCODER, params, vocoder_params
 from tests.omni.test_answer import PROMPT, TOKENS, question, whole
 from tests.weights.test_omni import OMNI as SOURCE
@@ -195,6 +199,39 @@ def test_an_artifact_leads_to_another(path, caller, cli, tmp_path):
     assert (tmp_path / "again" / "decode_units.cuda.b1.jaxexp").is_file()
 
 
+def test_int8_weights_answer_as_what_they_stand_for(path, cli, tmp_path):
+    small, again = tmp_path / "small", tmp_path / "again"
+    code, _, err = cli("export", path, small, "--weights-dtype", "int8", "--platforms", "cpu")
+    assert code == 0, err
+    tensors = manifest.read(small)["weights"]["tensors"]
+    kernels = {name.removesuffix("/integers") for name, spec in tensors.items() if spec["dtype"] == "int8"}
+    assert {"omni/text/head/kernel", "omni/adapter/linear1/kernel", "omni/decoder/output_proj/kernel"} <= kernels
+    assert any(name.startswith("omni/encoder/stack/") for name in kernels)
+    assert tensors["omni/encoder/conv1/kernel"]["dtype"] == tensors["vocoder/table"]["dtype"] == "float32"
+    assert tensors["omni/text/table"]["dtype"] == "bfloat16"
+
+    stored = dequantise_kernels(nested(dict(TensorFile(small / manifest.WEIGHTS)))["omni"])
+    stands_for = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), stored)
+    pcm = question()[0]
+    tokens, units, _ = joined(Answers(answering.load(small)).answer(pcm))
+    assert (tokens, units) == whole(stands_for, pcm[None], tokens)[:2]
+
+    exporting.rebuild(small, again)
+    assert manifest.read(again)["weights"]["tensors"] == tensors
+    assert (again / manifest.WEIGHTS).read_bytes() == (small / manifest.WEIGHTS).read_bytes()
+
+
+def test_int8_needs_finite_weights(tmp_path):
+    bad = params() | {"adapter": {**params()["adapter"], "linear2": {**params()["adapter"]["linear2"]}}}
+    kernel = bad["adapter"]["linear2"]["kernel"].copy()
+    kernel[0, 0] = np.nan
+    bad["adapter"]["linear2"]["kernel"] = kernel
+    with pytest.raises(DataError, match="omni/adapter/linear2/kernel has values that are not finite"):
+        exporting.build(
+            (OMNI, bad), (VOCODER, vocoder_params()), TEXT, tmp_path / "artifact", weights_dtype="int8", tokens=TOKENS
+        )
+
+
 def test_it_takes_no_calls(path):
     with pytest.raises(ConfigError, match="answers questions one by one"):
         runtime.load(path)
@@ -209,7 +246,7 @@ def test_it_takes_no_calls(path):
         ({"text": AnswerText(PROMPT, (), LETTERS)}, "no answer would end"),
         ({"voice": dataclasses.replace(VOCODER, units=13)}, "the vocoder has 13 units, the speech decoder 12"),
         ({"voice": dataclasses.replace(VOCODER, sample_rate=24000)}, "24000 Hz: must be 16000"),
-        ({"weights_dtype": "int8"}, "must be one of float32, bfloat16"),
+        ({"weights_dtype": "int4"}, "must be one of float32, bfloat16, int8"),
         ({"tokens": 0}, "tokens=0"),
         ({"model": dataclasses.replace(OMNI, text=dataclasses.replace(OMNI.text, vocab=50))}, "parameters do not fit"),
     ],

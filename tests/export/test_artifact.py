@@ -277,7 +277,7 @@ def test_models_and_pieces_that_do_not_fit(models, tmp_path):
     with pytest.raises(ConfigError, match="49 text pieces do not fit text_card=48"):
         artifact.build(codec_model, (lm_config, lm_params), [*pieces, "x"], tmp_path / "artifact")
     wider = dataclasses.replace(lm_config, text_card=64)
-    with pytest.raises(ConfigError, match="parameters do not fit the language model's config"):
+    with pytest.raises(ConfigError, match="parameters do not fit the model's config"):
         artifact.build(codec_model, (wider, lm_params), pieces, tmp_path / "artifact")
 
 

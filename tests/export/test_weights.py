@@ -17,7 +17,7 @@ from tests.lm.test_prefill import CONDITIONED
 def test_maps_of_conditions_stay_float32():
     """What is added to every input is the same to the bit; keys and values of the source come from int8 kernels."""
     tree = params(CONDITIONED, stacked=False)
-    stored = weights.stored(CONDITIONED, tree, "int8")
+    stored = weights.stored("lm", lm.abstract, CONDITIONED, tree, "int8")
     small = {name for name, value in stored.items() if value.dtype == np.int8}
     conditions = [name for name in stored if "conditioners_" in name]
     assert len(conditions) == 5 and not small & set(conditions)
@@ -34,4 +34,5 @@ def test_maps_of_conditions_stay_float32():
 def test_how_it_was_stored_is_seen():
     tree = params(CONDITIONED)
     for dtype in weights.WEIGHT_DTYPES:
-        assert weights.dtype_of(nested(weights.stored(CONDITIONED, tree, dtype))["lm"]) == dtype
+        stored = nested(weights.stored("lm", lm.abstract, CONDITIONED, tree, dtype))["lm"]
+        assert weights.dtype_of(stored["text_head"]["kernel"]) == dtype

@@ -58,7 +58,7 @@ def step_of(model: str, types: str):
         lambda key: codec.inference_layout(codec_config, codec.init(codec_config, key)), jax.random.key(0)
     )
     step = CallStep(codec_config, config, 8 if model == "tiny" else 250)
-    return step, {**flatten(laid, "codec"), **weights.specs(config, types)}
+    return step, {**flatten(laid, "codec"), **weights.specs("lm", lm.abstract, config, types)}
 
 
 def compile_case(model: str, case: Case) -> dict[str, Any]:

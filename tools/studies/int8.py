@@ -64,7 +64,7 @@ class Difference(NamedTuple):
 
 def converted(config: LMConfig, params: Any, types: Types) -> tuple[LMConfig, Any]:
     """Return a model as the programs of an artifact take it."""
-    stored = weights.stored(config, params, types.weights)
+    stored = weights.stored("lm", lm.abstract, config, params, types.weights)
     taken = {name: x.astype(weights.program_dtype(types.platform, str(x.dtype))) for name, x in stored.items()}
     dtype = weights.compute_dtype(types.platform, types.weights)
     config = config.with_dtype(dtype, dtype)
