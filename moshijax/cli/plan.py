@@ -45,6 +45,8 @@ def command(
 ) -> None:
     """Compile the steps of a recipe, or of an artifact, for devices that need not be present.
 
+    Of an artifact that answers questions, all programs are compiled, and the plan says how many callers fit.
+
     Nothing is allocated and no data is read. With --topology the compiler is that of the devices themselves, and the
     plan says what it made of a step: memory, traffic against its floor, time, kernels, copies and collectives. NVIDIA
     cards need the extra compile-cuda (for training steps: cuda13), TPU slices the extra tpu.

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -26,6 +29,7 @@ from moshijax.weights import omni as weights
 from moshijax.weights.safetensors import TensorFile
 from tests.omni.small import OMNI, VOCODER, params, vocoder_params
 from tests.omni.test_answer import PROMPT, TOKENS, question, whole
+from tests.programs import HAS_CUDA_COMPILER
 from tests.weights.test_omni import OMNI as SOURCE
 from tests.weights.test_omni import VOCODER as SOURCE_VOCODER
 from tests.weights.test_omni import filled
@@ -235,8 +239,54 @@ def test_int8_needs_finite_weights(tmp_path):
 def test_it_takes_no_calls(path):
     with pytest.raises(ConfigError, match="answers questions one by one"):
         runtime.load(path)
-    with pytest.raises(ConfigError, match="only artifacts of calls can be planned"):
-        planning.plan(path, "cuda:l40s")
+
+
+def test_the_plan_of_callers_in_turn(path):
+    described = manifest.read(path)
+    plan = planning.answering(path, described, jax.devices()[0])
+    text = "\n".join(plan.lines)
+    size = {name: np.prod(spec["shape"]) * 4 for name, spec in described["weights"]["tensors"].items()}
+    caches = answering.load(path).init_state()
+    taken = sum(array.nbytes for array in caches.values())
+    assert f"weights      {sum(size.values()) / 1e6:.2f} MB, once" in plan.lines
+    assert f"caches       {taken / 1e6:.2f} MB for every caller" in plan.lines
+    assert "callers " not in text and plan.verdict is None  # (nothing is known of a CPU's memory)
+    titles = ("encode_speech", "prefill, 16 ids", "decode_token", "decode_units", "durations, 64 units")
+    assert {*titles, "vocode_chunk, 256 frames"} < set(plan.lines)
+    assert text.count("\nmemory ") == text.count("\ntraffic ") == 6
+
+
+def test_how_many_callers_fit(path):
+    described, device = manifest.read(path), jax.devices()[0]
+    memory = planning.Memory(weights=1000, caches=300, running=50)
+    assert [memory.callers(size) for size in (900, 1349, 1350, 1950)] == [0, 0, 1, 3]
+    small = planning.answering(path, described, device, memory=1000)
+    assert "store smaller weights" in small.verdict
+    assert any(line.startswith("callers      0 of them fit") for line in small.lines)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--topology", "cuda:l40s", "--batch", 4), "answers its callers in turn; omit it"),
+        (("--topology", "cuda:l40s"), "has no platform cuda, but cpu; export it again with --platforms cuda"),
+        (("--topology", "v5p-8"), "has several devices"),
+        ((), "no topology is given"),
+        (("--topology", "cuda:l40s", "--devices", 2), "--devices is for recipes"),
+    ],
+)
+def test_plans_that_cannot_be(path, cli, options, message):
+    code, out, err = cli("plan", path, *options)
+    assert code == 2 and message in err and not out
+
+
+@pytest.mark.skipif(not HAS_CUDA_COMPILER, reason="needs the extra compile-cuda")
+def test_a_plan_for_a_card(path, tmp_path):
+    for_card = exporting.rebuild(path, tmp_path / "card", ("cuda",), "int8")
+    command = [sys.executable, "-m", "moshijax.cli.main", "plan", str(for_card), "--topology", "cuda:l40s"]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "JAX_PLATFORMS": ""})
+    assert done.returncode == 0, done.stderr
+    assert "of them fit the" in done.stdout and "ms at least, with its units of speech" in done.stdout
 
 
 @pytest.mark.parametrize(
