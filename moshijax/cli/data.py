@@ -80,7 +80,9 @@ command.add_command(dialogues.command, "dialogues")
     show_default=True,
     help="Recordings per shard, or texts (one of more than 1 MB counts as several).",
 )
-@click.option("--tokenizer", type=PathName(path_type=Path), help="For texts: the tokenizer.model to pack with.")
+@click.option(
+    "--tokenizer", type=PathName(path_type=Path), help="For texts: the tokenizer.model or tokenizer.json to pack with."
+)
 @click.option(
     "--streams",
     type=click.Choice(["two", "mixed", "diarized"]),

@@ -134,7 +134,7 @@ def verify(path: str, reference: str | None) -> None:
 @command.command()
 @click.argument("source", type=PathName())
 @click.argument("directory", type=PathName())
-@click.option("--tokenizer", required=True, type=PathName(), help="The new SentencePiece model.")
+@click.option("--tokenizer", required=True, type=PathName(), help="The new tokenizer.model or tokenizer.json.")
 @click.option("--old-tokenizer", type=PathName(), help="The current one, if SOURCE does not have it.")
 @click.option("--seed", type=SEED, default=0, show_default=True, help="Seed of the rows for new pieces.")
 def retokenize(source: str, directory: str, tokenizer: str, old_tokenizer: str | None, seed: int) -> None:

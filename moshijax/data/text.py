@@ -1,4 +1,4 @@
-"""Text tokens: SentencePiece unigram models in Moshi's id layout (EPAD 0, BOS 1, EOS 2, PAD 3)."""
+"""Text tokens in Moshi's id layout (EPAD 0, BOS 1, EOS 2, PAD 3): of SentencePiece models, or those of a backbone."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from moshijax import files, optional
+from moshijax.data.byte_pairs import BytePairs
 from moshijax.errors import ConfigError, DataError
 from moshijax.tokens import BOS, EOS, EPAD, PAD
 
@@ -24,23 +25,25 @@ class UnknownCharacters(DataError):
     """A text with characters that the tokenizer lacks."""
 
 
-class Tokenizer:
-    """A SentencePiece model. Word texts are NFC-normalised; ids below 4 are special and never come from `encode`.
+class SentencePieces:
+    """The processor of a SentencePiece model.
 
     Args:
       model: the serialised model.
       name: of the model in messages.
 
     Attributes:
-      model: the serialised model, bytes.
-      sha256: of `model`; binds prepared text to it.
-      pieces: the string of every id, in order ("▁" stands for a space).
+      file_name: by which a folder holds it.
+      pieces: the string of every id.
+
+    Raises:
+      DataError: it is no such model, or has other special ids than Moshi's.
     """
 
-    def __init__(self, model: bytes, name: str = "the tokenizer"):
+    file_name = "tokenizer.model"
+
+    def __init__(self, model: bytes, name: str):
         spm = optional.load("sentencepiece")
-        if not model:
-            raise DataError(f"{name} is empty: copy it again")
         try:
             self._processor = spm.SentencePieceProcessor(model_proto=model)
         except RuntimeError as error:  # whose text is a line of SentencePiece's source
@@ -51,17 +54,51 @@ class Tokenizer:
                 f"{name} has unk, bos, eos, pad = {ids}; {(EPAD, BOS, EOS, PAD)} are needed: "
                 "train it with `moshijax data tokenizer`"
             )
+        self.pieces = tuple(self._processor.id_to_piece(i) for i in range(self._processor.vocab_size()))
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """Return the ids of texts; `EPAD` for a character that the model lacks."""
+        return self._processor.encode(list(texts))
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of ids."""
+        return self._processor.decode(list(ids))
+
+
+class Tokenizer:
+    """A SentencePiece model, or the `tokenizer.json` of a backbone (`moshijax.data.byte_pairs`).
+
+    Word texts are NFC-normalised; ids below 4 are special and never come from `encode`.
+
+    Args:
+      model: the serialised model.
+      name: of the model in messages.
+
+    Attributes:
+      model: the serialised model, bytes.
+      sha256: of `model`; binds prepared text to it.
+      pieces: the string of every id, in order ("▁" stands for a space).
+      file_name: by which a folder holds it, `tokenizer.model` or `tokenizer.json`.
+      takes_words: an artifact can tokenise text with it, because it is a SentencePiece model.
+    """
+
+    def __init__(self, model: bytes, name: str = "the tokenizer"):
+        if not model:
+            raise DataError(f"{name} is empty: copy it again")
+        processor = BytePairs if model.lstrip().startswith(b"{") else SentencePieces
+        self._processor = processor(model, name)
         self.model = model
         self.sha256 = hashlib.sha256(model).hexdigest()
-        self.pieces = tuple(self._processor.id_to_piece(i) for i in range(self._processor.vocab_size()))
+        self.pieces, self.file_name = self._processor.pieces, self._processor.file_name
+        self.takes_words = processor is SentencePieces
         self._encode = lru_cache(maxsize=100_000)(self._encode_uncached)
 
     @classmethod
     def load(cls, path: str | Path) -> Tokenizer:
-        """Read a SentencePiece model from a file, or `tokenizer.model` from a folder.
+        """Read a tokenizer from a file, or `tokenizer.model` or else `tokenizer.json` from a folder.
 
         Raises:
-          DataError: it cannot be read, is not a SentencePiece model, or has other special ids than Moshi's.
+          DataError: it cannot be read, is of neither kind, or has other special ids than Moshi's.
         """
         path = cls.file(path)
         try:
@@ -73,9 +110,12 @@ class Tokenizer:
 
     @staticmethod
     def file(path: str | Path) -> Path:
-        """Return the file of a model: the path itself, or `tokenizer.model` in a folder."""
+        """Return a tokenizer's file: the path itself, or in a folder `tokenizer.model`, or else `tokenizer.json`."""
         path = Path(path)
-        return path / "tokenizer.model" if path.is_dir() else path
+        if not path.is_dir():
+            return path
+        places = [path / kind.file_name for kind in (SentencePieces, BytePairs)]
+        return next((place for place in places if place.is_file()), places[0])
 
     def save(self, path: str | Path) -> None:
         """Write the model to a file."""
@@ -93,7 +133,7 @@ class Tokenizer:
         return len(self.pieces)
 
     def _encode_uncached(self, text: str) -> tuple[int, ...]:
-        ids = tuple(self._processor.encode(unicodedata.normalize("NFC", text)))
+        ids = tuple(self._processor.encode([unicodedata.normalize("NFC", text)])[0])
         if EPAD in ids:
             raise UnknownCharacters(f"{text!r} has characters that the tokenizer lacks: train it with byte_fallback")
         return ids

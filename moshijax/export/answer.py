@@ -12,6 +12,7 @@ import flax.linen as nn
 import numpy as np
 
 from moshijax.config_json import from_json, to_json
+from moshijax.data.byte_pairs import piece_bytes
 from moshijax.errors import ConfigError, DataError
 from moshijax.export import weights as layout
 from moshijax.export.answer_step import PREFILL_LENGTHS, SAMPLING, AnswerStep
@@ -59,21 +60,13 @@ def answer_text(tokenizer: Any, system: str = SYSTEM, question: str = QUESTION) 
     described = json.loads(tokenizer.to_str())
     special = {token["id"] for token in described["added_tokens"] if token["special"]}
     vocabulary = {number: piece for piece, number in tokenizer.get_vocab(with_added_tokens=True).items()}
-    as_bytes = _bytes_of_letters if "ByteLevel" in json.dumps(described) else _bytes_of_marks
+    as_bytes = piece_bytes if "ByteLevel" in json.dumps(described) else _bytes_of_marks
     pieces = tuple(
         "" if number in special or number not in vocabulary else as_bytes(vocabulary[number]).decode("latin-1")
         for number in range(max(vocabulary) + 1)
     )
     stop = tuple(number for token in STOPS if (number := tokenizer.token_to_id(token)) is not None)
     return AnswerText(make_prompt(tokenizer, system, question), stop, pieces)
-
-
-def _bytes_of_letters(piece: str) -> bytes:
-    """Return the bytes of a piece in which each has a letter of its own, as GPT-2 has them."""
-    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = [byte for byte in range(256) if byte not in plain]
-    byte_of = {chr(byte): byte for byte in plain} | {chr(256 + i): byte for i, byte in enumerate(others)}
-    return bytes(byte_of[letter] for letter in piece)
 
 
 def _bytes_of_marks(piece: str) -> bytes:

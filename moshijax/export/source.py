@@ -21,7 +21,7 @@ from moshijax.weights.formats.lm_config import completed, loader_fields
 from moshijax.weights.formats.lm_config import unused_fields as _unused
 from moshijax.weights.imported import CODEC as IMPORTED_CODEC
 from moshijax.weights.imported import PROVENANCE
-from moshijax.weights.published import PREPROCESSOR
+from moshijax.weights.published import PREPROCESSOR, tokenizer_in
 from moshijax.weights.run import is_run
 from moshijax.weights.run_files import CONFIG, read_record
 
@@ -79,7 +79,7 @@ def load(
       path: the run directory of a language model, or published weights (a directory with `config.json`, or a file).
       codec: its codec, as `moshijax.weights.load_mimi` takes it. By default the one that the run's data was encoded
         with, or the one that a published `config.json` names.
-      tokenizer: its SentencePiece model; by default the one in the run or the published directory.
+      tokenizer: the file of its tokenizer; by default the one in the run or the published directory.
       policy: one of `POLICIES`; by default what a published config says, else conversation.
       conditions, null_conditions: `NAME=VALUE`, what calls are conditioned on, and the second halves of guided ones.
       guidance: coefficient of classifier-free guidance; None builds the step without.
@@ -107,8 +107,13 @@ def load(
     use = {
         "policy": _policy(policy, lm_config, published, float(codec_model[0].frame_rate)),
         "sampling": _sampling(published),
-        "tokenizer": text.model,
+        "tokenizer": text.model if text.takes_words else None,
     }
+    if isinstance(use["policy"], policies.Synthesis) and not text.takes_words:
+        raise ConfigError(
+            f"{path} has a {text.file_name}, and a synthesis is given text by a SentencePiece model alone; omit "
+            "--policy synthesis"
+        )
     table = conditioner_table(lm_config)
     given, null = parse(table, conditions), parse(table, null_conditions)
     for name, value, null_value in PUBLISHED_CONDITIONS if published.get("model_type") else ():
@@ -225,7 +230,8 @@ def _codec_path(path: Path, recorded: list[tuple[str, str | None]]) -> Path:
 def _tokenizer_path(path: Path) -> Path:
     folder = path if path.is_dir() else path.parent
     name = completed(_json(folder / "config.json")).get("tokenizer_name")
-    for candidate in (name if isinstance(name, str) else None, "tokenizer.model"):
-        if candidate is not None and (folder / candidate).is_file():
-            return folder / candidate
-    raise ConfigError(f"{folder} has no tokenizer.model; give the SentencePiece model with --tokenizer")
+    if isinstance(name, str) and (folder / name).is_file():
+        return folder / name
+    if (found := tokenizer_in(folder)) is None:
+        raise ConfigError(f"{folder} has no tokenizer.model or tokenizer.json; give the file with --tokenizer")
+    return found

@@ -8,6 +8,7 @@ from moshijax.lm import layouts
 from moshijax.lm.config import DepthConfig, LMConfig, LookupConditioner, TensorConditioner
 from moshijax.lm.layouts import StreamLayout
 from moshijax.nn.lora import LoRA
+from moshijax.nn.rope import RopeScaling
 from moshijax.nn.transformer import TransformerConfig
 
 
@@ -175,6 +176,28 @@ HELIUM_7B, MOSHI_7B_ONE_STREAM, MOSHI_7B_TWO_STREAMS, MOSHI_7B_FINETUNED, MOSHI_
     MOSHI_7B, codebooks=8, text_context=4096
 )
 
+#: Moshi in pre-training on Llama 3.1 8B as its temporal transformer, whose ids stand behind the four of the grid.
+LLAMA_8B_ONE_STREAM = _stages(
+    dataclasses.replace(
+        MOSHI_7B,
+        text_card=4 + 128256,
+        temporal=_moshi_stack(
+            dim=4096,
+            num_layers=32,
+            num_heads=32,
+            kv_repeat=4,
+            hidden_dim=14336,
+            context=3000,
+            norm="rms_norm",
+            positional_embedding="rope_concat",
+            max_period=5e5,
+            rope_scaling=RopeScaling(),
+        ),
+    ),
+    codebooks=8,
+    text_context=4096,
+)[1]
+
 #: The released form with updates of rank 128 beside every linear map: 388 M values to train.
 MOSHI_7B_LORA = _adapted(_checkpointed(MOSHI_7B_FINETUNED), 128)
 
@@ -215,4 +238,19 @@ _NANO = LMConfig(
 NANO_HELIUM, NANO_ONE_STREAM, NANO_TWO_STREAMS, NANO_FINETUNED, NANO_HEARING, NANO_SPEAKING = _stages(
     _NANO, codebooks=2, text_context=32
 )
+NANO_LLAMA_ONE_STREAM = _stages(
+    dataclasses.replace(
+        _NANO,
+        text_card=4 + 316,
+        temporal=dataclasses.replace(
+            _NANO.temporal,
+            kv_repeat=2,
+            norm="rms_norm",
+            positional_embedding="rope_concat",
+            rope_scaling=RopeScaling(original_context=16),
+        ),
+    ),
+    codebooks=2,
+    text_context=32,
+)[1]
 NANO_LORA = _adapted(_checkpointed(NANO_FINETUNED), 4)

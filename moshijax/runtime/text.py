@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import codecs
+import re
 from collections.abc import Iterable
 from typing import NamedTuple
 
 from moshijax.runtime.artifact import Artifact
 
 WORD_MARK = "\u2581"  # SentencePiece's mark of a word's beginning
+_BYTES = re.compile(f"({WORD_MARK}?)((?:<0x[0-9A-F]{{2}}>)+)")
 
 
 class HeardWord(NamedTuple):
@@ -97,7 +99,7 @@ def words_of(artifact: Artifact, tokens: Iterable[int], delay: float = 0.0) -> l
 
 
 def _piece_bytes(piece: str) -> bytes:
-    """Return the UTF-8 of a piece; byte pieces such as <0xE2> are joined before decoding."""
-    if len(piece) == 6 and piece.startswith("<0x") and piece.endswith(">"):
-        return bytes([int(piece[3:5], 16)])
+    """Return the UTF-8 of a piece; bytes such as <0xE2><0x80> are joined before decoding."""
+    if found := _BYTES.fullmatch(piece):
+        return (b" " if found[1] else b"") + bytes.fromhex(found[2].replace("<0x", "").replace(">", ""))
     return piece.replace(WORD_MARK, " ").encode("utf-8")

@@ -16,7 +16,7 @@ from moshijax.weights import writer
 from moshijax.weights.families import family_of
 from moshijax.weights.formats.fields import checked
 from moshijax.weights.model import OpenedModel, Provenance
-from moshijax.weights.published import ADAPTER, TOKENIZER, has_tensors, read_json
+from moshijax.weights.published import ADAPTER, has_tensors, read_json, tokenizer_in, tokenizer_name
 from moshijax.weights.run_files import MODEL
 from moshijax.weights.safetensors import check_names_and_shapes, open_tensors
 from moshijax.weights.table import AsParameters
@@ -58,7 +58,7 @@ def open_imported(path: Path) -> OpenedModel:
     model = dataclasses.replace(
         family.of_parameters(config, file, provenance, path),
         codec=open_imported(path / CODEC) if (path / CODEC).is_dir() else None,
-        tokenizer=path / TOKENIZER if (path / TOKENIZER).exists() else None,
+        tokenizer=tokenizer_in(path),
     )
     adapter = path / Path(str(provenance.config.get("lora_name") or ADAPTER)).name
     return family.with_adapter(model, adapter) if provenance.config.get("lora") else model
@@ -70,7 +70,7 @@ def write_imported(model: OpenedModel, folder: Path, progress: Progress) -> None
         (folder / CODEC).mkdir()
         write_imported(model.codec, folder / CODEC, lambda name: progress(f"codec {name}"))
     if model.tokenizer is not None:
-        shutil.copyfile(model.tokenizer, folder / TOKENIZER)
+        shutil.copyfile(model.tokenizer, folder / tokenizer_name(model.tokenizer))
     if model.adapter is not None:
         shutil.copyfile(model.adapter.path, folder / model.adapter.path.name)
     # Without the adapter, which cannot be taken out of a sum again.

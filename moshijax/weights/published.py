@@ -16,6 +16,19 @@ from moshijax.weights.safetensors import INDEX_SUFFIX, ShardedFile, TensorFile, 
 
 MODEL_FILE, CONFIG_FILE, PREPROCESSOR = "model.safetensors", "config.json", "preprocessor_config.json"
 TOKENIZER, ADAPTER = "tokenizer.model", "lora.safetensors"
+#: Of a Llama or a Qwen2, and of what began as one.
+BACKBONE_TOKENIZER = "tokenizer.json"
+
+
+def tokenizer_in(folder: str | Path) -> Path | None:
+    """Return the file of the tokenizer in the folder of a run or of imported weights, or None where there is none."""
+    places = (Path(folder) / name for name in (TOKENIZER, BACKBONE_TOKENIZER))
+    return next((place for place in places if place.is_file()), None)
+
+
+def tokenizer_name(file: Path) -> str:
+    """Return by which name a folder holds a tokenizer, from any name of its file."""
+    return BACKBONE_TOKENIZER if file.suffix == ".json" else TOKENIZER
 
 
 @dataclass(frozen=True)

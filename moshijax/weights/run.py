@@ -22,7 +22,7 @@ from moshijax.weights import checksums
 from moshijax.weights.families import family_of
 from moshijax.weights.families.family import Family
 from moshijax.weights.model import OpenedModel
-from moshijax.weights.published import TOKENIZER
+from moshijax.weights.published import tokenizer_in
 from moshijax.weights.run_files import CHECKPOINTS, MODEL, damaged, read_record
 
 #: Items of a checkpoint: the model, and what is said about all items; there, the checksums of the leaves of each.
@@ -40,7 +40,7 @@ class RunModel(NamedTuple):
       config: of the model.
       params: as `moshijax.lm` or `moshijax.codec` takes them; the running average where the run keeps one.
       step: steps done at the checkpoint.
-      tokenizer: the SentencePiece model of the run, if it has one.
+      tokenizer: the file of the run's tokenizer, if it has one.
     """
 
     family: Family
@@ -148,8 +148,7 @@ def load_run(run_dir: str | Path, step: int | None = None) -> RunModel:
     """
     family, config, variables, found = read_model(run_dir, step)
     params = family.from_training(variables["params"], variables["model_state"])
-    tokenizer = Path(run_dir) / TOKENIZER
-    return RunModel(family, config, params, found, tokenizer if tokenizer.exists() else None)
+    return RunModel(family, config, params, found, tokenizer_in(run_dir))
 
 
 def open_run(run_dir: str | Path) -> OpenedModel:

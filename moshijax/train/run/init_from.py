@@ -6,6 +6,7 @@ checked by the same functions, before anything is compiled.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,6 @@ from jax.sharding import Mesh
 
 from moshijax import lm
 from moshijax.data.encoder import codec_sha256
-from moshijax.data.text import Tokenizer
 from moshijax.errors import ConfigError, DataError
 from moshijax.lm.config import LMConfig
 from moshijax.lm.transforms import Flat, check_rows, with_updates
@@ -101,7 +101,7 @@ def meanings_at(path: Path) -> dict[str, str]:
         return read_meanings(path)
     model, found = open_model(path), {}
     if model.tokenizer is not None:
-        found["tokenizer"] = Tokenizer.load(model.tokenizer).sha256
+        found["tokenizer"] = hashlib.sha256(Path(model.tokenizer).read_bytes()).hexdigest()
     if model.codec is not None:
         found["codec"] = codec_sha256(*model.codec.load())
     return found

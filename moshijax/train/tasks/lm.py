@@ -175,7 +175,8 @@ class LMTask(Task):
         return found
 
     def save_assets(self, run_dir: Path) -> None:
-        self._tokenizer().save(run_dir / "tokenizer.model")
+        tokenizer = self._tokenizer()
+        tokenizer.save(run_dir / tokenizer.file_name)
 
     def amounts(self, kind: StepKind, batch: Batch) -> dict[str, float]:
         rows, _, frames = batch["codes"].shape

@@ -28,7 +28,15 @@ from moshijax.weights.formats.lm_config import LEGACY_7B, PERSONAPLEX, lm_config
 from moshijax.weights.formats.lm_table import depth_weights, lm_table
 from moshijax.weights.model import OpenedModel, Provenance
 from moshijax.weights.names import Renamed, theirs
-from moshijax.weights.published import ADAPTER, CONFIG_FILE, MODEL_FILE, PREPROCESSOR, TOKENIZER, PublishedFiles
+from moshijax.weights.published import (
+    ADAPTER,
+    BACKBONE_TOKENIZER,
+    CONFIG_FILE,
+    MODEL_FILE,
+    PREPROCESSOR,
+    PublishedFiles,
+    tokenizer_name,
+)
 from moshijax.weights.release import released
 from moshijax.weights.safetensors import check_names_and_shapes, open_tensors
 from moshijax.weights.table import AsPublished, Table
@@ -180,7 +188,9 @@ class LanguageModelFamily(Family):
             kinds = ", ".join(DTYPES)
             raise DataError(f"{path}: {odd[0]} is {file.dtypes[odd[0]]}, must be one of {kinds}; convert it")
         config = self.dtypes_settled(config, {name: file.dtypes[name] for name in wanted})
-        return self.of_parameters(config, Renamed(file, groups, reading=True), Provenance("huggingface"), path)
+        model = self.of_parameters(config, Renamed(file, groups, reading=True), Provenance("huggingface"), path)
+        tokenizer = published.folder / BACKBONE_TOKENIZER
+        return replace(model, tokenizer=tokenizer if tokenizer.is_file() else None)
 
     def _of_transformers(self, published: PublishedFiles) -> OpenedModel:
         """Open a model of Transformers, with the codec that is part of it."""
@@ -217,7 +227,8 @@ class LanguageModelFamily(Family):
             stated_in = folder / Path(fields.setdefault("mimi_config_name", MIMI_CONFIG)).name
             CODEC.write_file(model.codec, mimi, stated_in, format, None, progress)
         if model.tokenizer is not None:
-            shutil.copyfile(model.tokenizer, folder / Path(fields.setdefault("tokenizer_name", TOKENIZER)).name)
+            name = fields.setdefault("tokenizer_name", tokenizer_name(model.tokenizer))
+            shutil.copyfile(model.tokenizer, folder / Path(name).name)
         if model.adapter is not None:
             _write_adapter(model, folder, progress)
             fields |= {name: value for name, value in model.provenance.config.items() if name.startswith("lora")}
@@ -260,7 +271,7 @@ class LanguageModelFamily(Family):
             Renamed(model.codec.tensors, huggingface.mimi_groups(model.codec.config, prefix), reading=False),
         )
         if model.tokenizer is not None:
-            shutil.copyfile(model.tokenizer, folder / TOKENIZER)
+            shutil.copyfile(model.tokenizer, folder / tokenizer_name(model.tokenizer))
         preprocessor = model.provenance.preprocessor or huggingface_config.published_preprocessor(
             fields["model_type"], model.codec.config.sample_rate, model.provenance.config.get("stt_config", {})
         )
