@@ -29,10 +29,12 @@ BUILT_IN = ("espeak-ng", "hibari")
 @click.argument("out", type=PathName(path_type=Path))
 @click.option("--seed", type=SEED, default=0, show_default=True, help="The same seed gives the same bytes.")
 @click.option(
-    "--copies", type=click.IntRange(1, 100_000), default=1, help="Versions of each dialogue, each in other voices."
+    "--copies",
+    type=click.IntRange(1, 100_000),
+    help="Versions of each dialogue, each in other voices.  [default: 1]",
 )
 @click.option(
-    "--calls", type=click.IntRange(1, 10_000_000), default=1000, help="Number of calls to draw from a question file."
+    "--calls", type=click.IntRange(1, 10_000_000), help="Calls to draw from a file of questions.  [default: 1000]"
 )
 @click.option(
     "--voices",
@@ -96,20 +98,26 @@ def synthesize(
         _compare([(str(timing), reference), (str(out), made)])
 
 
-def _dialogues(texts: Path, seed: int, copies: int, calls: int, cast: Cast) -> list[Dialogue]:
+def _dialogues(texts: Path, seed: int, copies: int | None, calls: int | None, cast: Cast) -> list[Dialogue]:
     from moshijax.data import instructions as sets
     from moshijax.data.synthesis import CallRanges, draw_calls, parse_world
     from moshijax.data.synthesis import texts as scripts
 
+    questions = texts.suffix not in sets.SUFFIXES and texts.is_file() and scripts.is_world(files.read_text(texts))
+    if questions and copies is not None:
+        raise ConfigError(f"--copies is for dialogues, and {texts} holds questions: say with --calls how many to draw")
+    if not questions and calls is not None and texts.exists():
+        raise ConfigError(f"--calls is for files of questions, and {texts} holds dialogues: use --copies")
+    if questions:
+        world, calls = parse_world(files.read_text(texts), str(texts)), calls or 1000
+        answered = calls if not world.unrelated else calls * 3 // 4 if world.questions else 0
+        return draw_calls(world, answered, calls - answered, seed=seed, ranges=CallRanges(cast=cast))
+    copies = copies or 1
     if texts.suffix in sets.SUFFIXES:
         found, report = sets.read(texts, sets.SpokenRules(seed=seed))
         click.echo(f"{len(found)} dialogues of {report.entries} entries of {texts}")
         instructions.tell(report)
         return scripts.of_exchanges(found, seed, copies, cast)
-    if texts.is_file() and scripts.is_world(files.read_text(texts)):
-        world = parse_world(files.read_text(texts), str(texts))
-        answered = calls if not world.unrelated else calls * 3 // 4 if world.questions else 0
-        return draw_calls(world, answered, calls - answered, seed=seed, ranges=CallRanges(cast=cast))
     return scripts.load(texts, seed, copies, cast)
 
 

@@ -55,7 +55,7 @@ class Aligned:
         passages = known_text.passages(channel.item, channel.number, channel.alone)
         stretches: list[Stretch] = []
         for passage, span in _placed(passages, channel):
-            if (span[1] - span[0]) * ENVELOPE_SECONDS <= _LONGEST:
+            if passage.start is not None and (span[1] - span[0]) * ENVELOPE_SECONDS <= _LONGEST:
                 stretches.append(Stretch(span, passage.words))
             else:
                 stretches += self._heard(passage.words, span, channel, found)

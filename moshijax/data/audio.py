@@ -90,7 +90,7 @@ def probe(path: Path) -> AudioInfo:
     except OSError as error:
         raise DataError(f"recording {path} cannot be read: {files.reason(path, error)}") from error
     if size < _SMALLEST_FILE:
-        raise DataError(f"recording {path} has {size} bytes: it holds no audio; remove it from the manifest")
+        raise DataError(f"recording {path} has {size} bytes: it holds no audio; remove it")
     extent = examine(path)
     with _opened(path, extent) as file:
         return AudioInfo(file.frames, file.samplerate, file.channels, f"{file.format} {file.subtype}", extent)

@@ -79,7 +79,7 @@ def check_header(item: Item, rules: CheckRules) -> CheckedItem:
             checked.channels = tuple(range(info.channels))
         stage = "no_audio"
         if info.num_samples == 0:
-            raise DataError(f"recording {item.audio} holds no samples: remove it from the manifest")
+            raise DataError(f"recording {item.audio} holds no samples: remove it")
         checked.flags += Counter(header_length=int(info.extent.doubtful))
         if item.duration is not None and abs(item.duration - info.duration) > rules.frame_seconds:
             checked.flags["duration_mismatch"] += 1

@@ -79,6 +79,11 @@ class Manifest:
     items: tuple[Item, ...]
     sha256: str
 
+    @property
+    def source(self) -> Path:
+        """What the recordings were read from, for messages: the file, or the folder that has none."""
+        return self.path if self.path.exists() else self.path.parent
+
 
 def read_manifest(path: str | Path) -> Manifest:
     """Read lines `{"path": relative to the manifest, "duration": seconds}`.

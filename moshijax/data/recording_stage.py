@@ -49,10 +49,10 @@ def over_recordings(
                 report.add(one(item, isolated))
                 if progress is not None:
                     progress(number, total, report)
-                _require_few_rejected(report, total, manifest.path, max_rejected)
+                _require_few_rejected(report, total, manifest.source, max_rejected)
         finally:
             files.write_json(manifest.path.parent / report_name, {"settings": settings, "report": report.to_json()})
-    report.require_usable(manifest.path)
+    report.require_usable(manifest.source)
     return report
 
 

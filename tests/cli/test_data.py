@@ -56,8 +56,12 @@ def test_bad_paths_and_options(cli, tmp_path, codec):
     code, _, err = cli("data", "validate", tmp_path / "nowhere.jsonl")
     assert code == 3 and err.count("\n") == 1 and "nowhere.jsonl cannot be read" in err
     manifest = write_set(tmp_path, 1)
+    (tmp_path / "questions.txt").write_text("What is two plus two? => four\n")
+    (tmp_path / "script.txt").write_text("== one\nuser: What is two plus two?\nmodel: four\n")
     for arguments, code, message in (
         (("prepare", manifest, tmp_path / "o"), 2, "add --codec"),
+        (("synthesize", tmp_path / "questions.txt", tmp_path / "o", "--copies", 3), 2, "say with --calls how many"),
+        (("synthesize", tmp_path / "script.txt", tmp_path / "o", "--calls", 3), 2, "holds dialogues: use --copies"),
         (("validate", manifest, "--channels", "left"), 2, "--channels 'left'"),
         (("validate", manifest, "--speaker", "A"), 2, "--speaker 'A'"),
         (("validate", manifest, "--speaker", "A=user", "--speaker", "A=model"), 2, "'A' is user and that it is model"),

@@ -88,6 +88,17 @@ def test_a_long_text_without_times_is_aligned_piece_by_piece(tmp_path):
         run(tmp_path / "calls", Beeps(words))
 
 
+def test_a_short_text_without_times_is_heard_too(tmp_path):
+    """As a folder in which texts and recordings are out of step would otherwise be aligned, with useless times."""
+    record(tmp_path / "calls", [0.5, 1.0, 1.5, 2.0])
+    (tmp_path / "calls" / "one.txt").write_text("Red, blue, ten, it.")
+    assert run(tmp_path / "calls", Beeps(["red", "blue", "ten", "it"])).words == 4
+    assert [start for _, start, _ in words_of(tmp_path / "calls")] == [0.5, 1.0, 1.5, 2.0]
+    (tmp_path / "calls" / "one.txt").write_text("of something else entirely")
+    with pytest.raises(DataError, match="of the 4 words of the text for channel 0 only 0 are heard"):
+        run(tmp_path / "calls", Beeps(["red", "blue", "ten", "it"]))
+
+
 def test_utterances_are_aligned_between_their_times_on_both_channels(tmp_path):
     record(tmp_path / "calls", [1.0, 1.5, 2.0, 2.5, 6.0, 6.5], channels=2)
     (tmp_path / "calls" / "one.stm").write_text(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -279,9 +280,9 @@ def test_too_many_rejected_recordings_stop_the_job_once_that_is_certain(tmp_path
         call(tmp_path / f"{number}.wav")
     for number in (1, 2, 3):
         (tmp_path / f"{number}.wav").write_bytes(bytes(100))
-    recognizer = Pitches()
+    recognizer, where = Pitches(), re.escape(str(tmp_path))
     with pytest.raises(
-        DataError, match=r"2 of the first 3 recordings of .* \(10 in all\) are rejected \(2 unreadable\)"
+        DataError, match=rf"2 of the first 3 recordings of {where} \(10 in all\) are rejected \(2 unreadable\)"
     ):
         run(tmp_path, recognizer, max_rejected=0.1)
     assert recognizer.calls == 2 and sidecar(tmp_path / REPORT)["report"]["items"] == 3
