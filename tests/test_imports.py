@@ -123,6 +123,14 @@ def test_the_core_needs_no_optional_package() -> None:
     assert done.stdout.strip() == "imported", done.stderr[-2000:]
 
 
+def test_no_module_needs_a_package_of_the_tests() -> None:
+    """Users do not have these: what only type checkers read is imported for them alone."""
+    names = [name for name in modules("") if not name.endswith("__main__") and ".shipped" not in name]
+    code = block(("jaxtyping", "pytest", "hypothesis", "psutil")) + "\n".join(f"import {name}" for name in names)
+    done = python(code + "\nprint('imported')")
+    assert done.stdout.strip() == "imported", done.stderr[-2000:]
+
+
 def test_the_runtime_needs_numpy_jax_flatbuffers_and_safetensors_alone() -> None:
     absent = (*optional.EXTRA_OF, "gin", "jaxtyping", "flax", "optax", "orbax", "click", "rich", "packaging")
     names = [name for name in modules("runtime") if not name.endswith("__main__")]

@@ -12,9 +12,12 @@ the second half a frame later (ours): of two copies, two spectrograms are never 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 import numpy as np
-from jaxtyping import Float, Int
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int
 
 SAMPLE_RATE = 8000
 FRAME_RATE = 40
