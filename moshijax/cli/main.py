@@ -88,7 +88,9 @@ def run(arguments: Sequence[str]) -> int:
         return error.exit_code
     except click.ClickException as error:
         return fail(error.format_message(), 2)
-    except (click.Abort, KeyboardInterrupt):
+    except (click.Abort, KeyboardInterrupt) as error:
+        if isinstance(error.__cause__, EOFError):  # (click takes the end of a damaged file for that of a prompt)
+            raise error.__cause__ from None
         return fail("interrupted; the same command continues the work", Stopped.exit_code)
     except MoshijaxError as error:
         return fail(error, error.exit_code)

@@ -52,7 +52,7 @@ class Centroids:
         """
         try:
             table = np.load(path, allow_pickle=False)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, EOFError) as error:
             raise DataError(
                 f"{path} cannot be read as an array of NumPy ({error}); make it with `data units`"
             ) from None

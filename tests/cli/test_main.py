@@ -65,6 +65,13 @@ def test_control_c_is_resumable(cli, failing) -> None:
     assert code == 75 and out == "" and err.strip().startswith("error: interrupted")
 
 
+def test_the_end_of_a_damaged_file_is_no_interruption(cli, failing) -> None:
+    """Which click makes of it, and a scheduler would then run the command again and again."""
+    failing(EOFError("No data left in file"))
+    with pytest.raises(EOFError, match="No data left"):
+        cli("doctor")
+
+
 def test_a_full_disk_is_one_line_with_the_file(cli, failing) -> None:
     failing(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/data/shard-00001"))
     code, _, err = cli("doctor")

@@ -156,11 +156,13 @@ def test_bad_centroids_and_settings(speech, tmp_path):
     np.save(tmp_path / "wide.npy", np.zeros((3, 5), np.float32))
     np.save(tmp_path / "nan.npy", np.full((3, 2), np.nan, np.float32))
     (tmp_path / "text.npy").write_text("no array")
+    (tmp_path / "empty.npy").touch()
     for name, message in (
         ("flat", "holds no table of centroids"),
         ("wide", "centroids of width 5, the features of .* have 2"),
         ("nan", "must be 1 to 32768, and finite"),
         ("text", "cannot be read as an array of NumPy"),
+        ("empty", "cannot be read as an array of NumPy"),
     ):
         with pytest.raises(DataError, match=message):
             prepare_exchanges(read_manifest(speech), tmp_path / "out", speech / "teacher", tmp_path / f"{name}.npy")
