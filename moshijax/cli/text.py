@@ -148,3 +148,5 @@ def tokenizer(inputs, out, vocab_size, sentences, character_coverage, seed) -> N
     if drawn.first:
         click.echo(f"  rejected {drawn.first}")
     click.echo(f"wrote {out}: {made.vocab_size} pieces, sha256 {made.sha256[:12]}")
+    if made.vocab_size < vocab_size:
+        click.echo(f"  --vocab-size {vocab_size} asks for more pieces than there are in so little text")

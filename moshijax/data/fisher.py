@@ -84,14 +84,16 @@ def convert(
       progress: see `over_recordings`.
 
     Raises:
-      DataError: there are no calls, two of the same number, a table of another form, or too many are rejected.
+      DataError: there are no calls or transcripts, two of one number, a table of another form, or too many rejections.
       MoshijaxError: a file cannot be written, or `desphere` is missing where calls are compressed by shorten.
     """
     calls, texts = _numbered(recordings, ".sph", "call"), _numbered(transcripts, ".txt", "transcript")
-    if not calls:
-        raise DataError(
-            f"{recordings} holds no fe_03_*.sph: name the folder with the calls of LDC2004S13 or LDC2005S13"
-        )
+    for found, folder, names, sets in (
+        (calls, recordings, "fe_03_*.sph", "calls of LDC2004S13 or LDC2005S13"),
+        (texts, transcripts, "fe_03_*.txt", "transcripts of LDC2004T19 or LDC2005T19"),
+    ):
+        if not found:
+            raise DataError(f"{folder} holds no {names}: name the folder with the {sets}")
     speakers = _speakers(sorted(transcripts.rglob("*calldata.tbl")))
     out.mkdir(parents=True, exist_ok=True)
     lines: list[str] = []

@@ -31,6 +31,10 @@ def test_from_raw_text_to_batches(cli, tmp_path):
     model = tmp_path / "tokenizer.model"
     code, out, _ = cli("data", "tokenizer", tmp_path / "clean" / "*.txt", model, "--vocab-size", 500)
     assert code == 0 and "sentences of 7 documents" in out and f"wrote {model}" in out
+    assert ("asks for more pieces" in out) is (Tokenizer.load(model).vocab_size < 500)
+    few = cli("data", "tokenizer", tmp_path / "clean" / "*.txt", model, "--vocab-size", 30_000)
+    assert few[0] == 0 and "--vocab-size 30000 asks for more pieces than there are" in few[1]
+    cli("data", "tokenizer", tmp_path / "clean" / "*.txt", model, "--vocab-size", 500)
     content = model.read_bytes()
     cli("data", "tokenizer", tmp_path / "clean" / "*.txt", model, "--vocab-size", 500)
     assert model.read_bytes() == content

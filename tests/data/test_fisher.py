@@ -147,6 +147,9 @@ def test_calls_that_cannot_be_used_are_rejected_by_a_reason_and_the_rest_is_as_w
         convert(calls, texts, tmp_path / "out")
     with pytest.raises(DataError, match=r"holds no fe_03_\*.sph"):
         convert(texts, texts, tmp_path / "out")
+    with pytest.raises(DataError, match=r"holds no fe_03_\*.txt: name the folder with the transcripts"):
+        convert(calls, tmp_path / "nowhere", tmp_path / "new")
+    assert not (tmp_path / "new").exists()
     sph["1"].with_name("more").mkdir()
     sph["1"].with_name("more").joinpath(sph["1"].name).write_bytes(sph["1"].read_bytes())
     with pytest.raises(DataError, match="are both call 00001"):
