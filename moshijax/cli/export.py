@@ -137,5 +137,6 @@ def _answers(
         if tokenizer:
             raise ConfigError(f"{source} is an artifact and has its text in it; omit --tokenizer")
         return answer.rebuild(source, artifact, progress=progress, **taken)
+    voice = omni.load_vocoder(vocoder)
     model, text, trim = answer_source.load(source, tokenizer)
-    return answer.build(model, omni.load_vocoder(vocoder), text, artifact, trim=trim, progress=progress, **taken)
+    return answer.build(model, voice, text, artifact, trim=trim, progress=progress, **taken)

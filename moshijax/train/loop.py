@@ -25,7 +25,7 @@ from moshijax.train.plan.flops import peak_flops
 from moshijax.train.plan.footprint import explain_out_of_memory
 from moshijax.train.run import hosts, metrics
 from moshijax.train.run.best import Best, best_of
-from moshijax.train.run.checkpoint import Checkpointer, check_path, quiet_orbax
+from moshijax.train.run.checkpoint import Checkpointer, check_path
 from moshijax.train.run.compilations import Compilations
 from moshijax.train.run.init_from import check_meanings, first_state, starting_point
 from moshijax.train.run.nonfinite import NonFiniteSteps, TooManyNonFinite
@@ -36,7 +36,7 @@ from moshijax.train.run.weights_and_biases import wandb_logs
 from moshijax.train.state import TrainState, plan_state
 from moshijax.train.steps import NONFINITE, CompiledStep, compile_steps
 from moshijax.train.task import Batches
-from moshijax.weights.run import BEST
+from moshijax.weights.run import BEST, quiet_orbax
 
 log = logging.getLogger(__name__)
 

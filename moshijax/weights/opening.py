@@ -41,7 +41,7 @@ def open_model(path: str | Path, kind: str | None = None, config: Any = None) ->
         return model
     if model.codec is not None and model.codec.family.kind == kind:
         return model.codec
-    raise DataError(f"{path} is {model.family.title}, {FAMILIES[kind].title} is needed; name the other one")
+    raise DataError(f"{path} is {model.family.title}, {FAMILIES[kind].title} is needed; {model.family.unfit}")
 
 
 def _open_published(path: Path, kind: str | None, config: Any) -> OpenedModel:

@@ -8,6 +8,7 @@ gradients, such as codebooks) and `ema` (the running average of the parameters),
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -106,6 +107,25 @@ def reading(checkpoint: Path, steps: Sequence[int]) -> Iterator[None]:
         )
         fault = f"checkpoint {step} of {checkpoint.parent.parent} is damaged ({shown})"
         raise DamagedCheckpoint(checkpoint, fault, remedy) from error
+
+
+@contextlib.contextmanager
+def quiet_orbax() -> Iterator[None]:
+    """Silence Orbax's own log.
+
+    What goes wrong in its threads is raised at the next save or wait, and reported once. That not all items of a
+    checkpoint are read is meant.
+    """
+
+    def others(record: logging.LogRecord) -> bool:
+        return "orbax" not in Path(record.pathname).parts
+
+    logger = logging.getLogger("absl")
+    logger.addFilter(others)
+    try:
+        yield
+    finally:
+        logger.removeFilter(others)
 
 
 def tree_of(metadata: Any, item: str) -> Any:
@@ -226,16 +246,17 @@ def _opened(run_dir: str | Path, step: int | None) -> Iterator[tuple[Family, Any
     # Read only: a run that is still training must not lose the checkpoint that it is writing.
     options = ocp.CheckpointManagerOptions(create=False, read_only=True, save_interval_steps=0)
     handlers = {MODEL_ITEM: ocp.StandardCheckpointHandler(), META_ITEM: ocp.JsonCheckpointHandler()}
-    manager = ocp.CheckpointManager((path / CHECKPOINTS).absolute(), options=options, item_handlers=handlers)
-    try:
+    folder = (path / CHECKPOINTS).absolute()
+    with (
+        quiet_orbax(),
+        contextlib.closing(ocp.CheckpointManager(folder, options=options, item_handlers=handlers)) as manager,
+    ):
         found = _chosen(path, manager) if step is None else step
         if found is None or found not in manager.all_steps():
             wanted = "complete checkpoint" if step is None else f"checkpoint of step {step}"
             raise DataError(f"{path} has no {wanted}; {remedy}")
         with reading((path / CHECKPOINTS / str(found)), manager.all_steps()):
             yield family, config, manager, found
-    finally:
-        manager.close()
 
 
 def _chosen(path: Path, manager: ocp.CheckpointManager) -> int | None:

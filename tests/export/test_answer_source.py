@@ -53,6 +53,18 @@ def test_an_artifact_of_a_run_answers_as_its_model(folder):
     assert pieces[0].token == int(logits[0].argmax())
 
 
+def test_what_is_missing_is_said_before_the_model_is_read(folder, capfd):
+    """In one line each: Orbax says nothing of the items of a checkpoint that are not read."""
+    for options, code, message in (
+        ((), 3, "is a LLaMA-Omni, a language model is needed; name one, or export this one with --vocoder"),
+        (("--vocoder", str(folder / "nowhere")), 3, "nowhere is no directory"),
+    ):
+        assert run(["export", str(folder / "joint"), str(folder / "new"), *options]) == code
+        err = capfd.readouterr().err
+        assert message in err and err.count("\n") == 1, err
+    assert not (folder / "new").exists()
+
+
 def test_a_run_without_speech_is_refused(folder):
     with pytest.raises(errors.ConfigError, match="train stage 2 from it"):
         answer_source.load(folder / "text")

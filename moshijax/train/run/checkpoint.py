@@ -101,21 +101,6 @@ def check_path(run_dir: Path) -> None:
         raise ConfigError(f"checkpoints in {path} could not be read back, as a small one shows; {remedy}")
 
 
-@contextlib.contextmanager
-def quiet_orbax() -> Iterator[None]:
-    """Silence Orbax's own log: what goes wrong in its threads is raised at the next save or wait, and reported once."""
-
-    def others(record: logging.LogRecord) -> bool:
-        return "orbax" not in Path(record.pathname).parts
-
-    logger = logging.getLogger("absl")
-    logger.addFilter(others)
-    try:
-        yield
-    finally:
-        logger.removeFilter(others)
-
-
 def _parts(state: Any) -> dict[str, Any]:
     """Return the items of a checkpoint: what other commands read (the model), and what only this run needs."""
     model = {"params": state.params, "model_state": state.model_state, "ema": state.ema}

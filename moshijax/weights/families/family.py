@@ -34,6 +34,7 @@ class Family(ABC):
       kind: its name in `model.json`.
       title: what a message calls such a model, with an article.
       config_class: frozen dataclass of a model's config.
+      unfit: what to do where such a model is given and another one is needed.
       comes_with_codec: whether a model of this family needs a codec to hear or speak.
       transforms: name -> transform between the stages of its training (`moshijax.lm.transforms`).
       record_kind: the kind that records of reference numbers name (`moshijax.weights.verify`).
@@ -43,6 +44,7 @@ class Family(ABC):
     kind: ClassVar[str]
     title: ClassVar[str]
     config_class: ClassVar[type]
+    unfit: ClassVar[str] = "name the other one"
     comes_with_codec: ClassVar[bool] = False
     transforms: ClassVar[Mapping[str, Callable[..., Any]]] = {}
     record_kind: ClassVar[str]

@@ -31,6 +31,7 @@ class OmniFamily(Family):
 
     kind: ClassVar[str] = "omni"
     title: ClassVar[str] = "a LLaMA-Omni"
+    unfit: ClassVar[str] = "name one, or export this one with --vocoder"
     config_class: ClassVar[type] = OmniConfig
     record_kind: ClassVar[str] = "llama_omni"
     record_arrays: ClassVar[tuple[str, ...]] = ()
