@@ -250,7 +250,8 @@ def exchange_batches(
         if not numbers:
             raise DataError(
                 f"{source.folder} has no exchange that fits: "
-                f"{'; '.join(f'{count} have {why}' for why, count in left_out.items()) or 'it is empty'}"
+                f"{'; '.join(f'{count} have {why}' for why, count in left_out.items()) or 'it is empty'}; "
+                "prepare other recordings, or raise the limits of the recipe and of its model"
             )
         kept.append(_Exchanges(source, numbers))
     for why, count in sorted(left_out.items()):
