@@ -67,7 +67,8 @@ def _read_soundfile(path: Path, extent: recordings.Extent) -> tuple[np.ndarray, 
             audio, rate = file.read(dtype="float32", always_2d=True), file.samplerate
             floats = file.subtype in recordings.FLOATS
     except soundfile.LibsndfileError as error:
-        raise DataError(f"{path} cannot be read as audio ({error.error_string}); give WAV, FLAC, OGG or MP3") from None
+        fault = error.error_string if path.stat().st_size else "it is empty"  # libsndfile says: does not exist
+        raise DataError(f"{path} cannot be read as audio ({fault}); give WAV, FLAC, OGG or MP3") from None
     recordings.check_scale(path, np.abs(audio).max(initial=0.0), recordings.QUIETEST if floats else 0.0)
     return audio, rate
 

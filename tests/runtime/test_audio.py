@@ -70,6 +70,10 @@ def test_not_audio(tmp_path):
     (tmp_path / "a.wav").write_text("hello")
     with pytest.raises(DataError, match="a.wav cannot be read as audio"):
         audio.read(tmp_path / "a.wav")
+    for name in ("empty.wav", "empty.mp3"):
+        (tmp_path / name).touch()
+        with pytest.raises(DataError, match=rf"{name} cannot be read as audio \(it is empty\)"):
+            audio.read(tmp_path / name)
 
 
 def test_empty_recording(tmp_path):
