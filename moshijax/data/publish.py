@@ -134,7 +134,7 @@ def _about(source: RecordSource) -> str:
     known = {key: index[key] for key in ("kind", "channels", "codec", "tokenizer_sha256", "sha256") if key in index}
     if "codec" in known:
         known["codec"] = {key: value for key, value in known["codec"].items() if key != "source"}
-    return f"Made by moshijax {index['moshijax']} from a prepared set: {json.dumps(known)}"
+    return f"Made by moshijax {index.get('moshijax', '(version unknown)')} from a prepared set: {json.dumps(known)}"
 
 
 @contextlib.contextmanager
