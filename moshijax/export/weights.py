@@ -38,13 +38,12 @@ def program_dtype(platform: str, stored: str) -> str:
 def inference_layout(params: Mapping[str, Any], weights_dtype: str) -> dict[str, Any]:
     """Return a model in either layout as a step takes it: one array per layer and step, kernels quantised.
 
-    Conditions are computed once in a call, in float32; their maps stay as they are.
+    Conditions are computed once in a call, in float32, so their maps stay as they are; and so do convolutions.
     """
     params = unstack_layers(nn.meta.unbox(params))
     if weights_dtype != "int8":
         return dequantise_kernels(params)
-    kept = {name: part for name, part in params.items() if name.startswith("conditioners_")}
-    return {**quantise_kernels(params), **kept}
+    return quantise_kernels(params, kept=("conditioners_", "conv"))
 
 
 def specs(

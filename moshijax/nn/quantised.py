@@ -61,19 +61,18 @@ def factors(x: Array | Quantised) -> tuple[Array, Array | None]:
     return (x.integers, x.scale) if isinstance(x, Quantised) else (x, None)
 
 
-def quantise_kernels(params: Mapping[str, Any]) -> dict[str, Any]:
-    """Return parameters in which the kernels of linear maps, matrices named `kernel`, are `Quantised`.
+def quantise_kernels(params: Mapping[str, Any], kept: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Return parameters in which the kernels of linear maps, leaves named `kernel`, are `Quantised`.
 
     Args:
-      params: In the inference layout. What is quantised already stays as it is, and so do kernels of convolutions,
-        which have another axis.
+      params: In the inference layout. What is quantised already stays as it is.
+      kept: Modules whose names begin with one of these stay as they are, such as convolutions.
     """
 
     def converted(name: str, child: Any) -> Any:
         if isinstance(child, Mapping):
-            return quantise_kernels(child)
-        linear = name == "kernel" and len(child.shape) == 2 and not isinstance(child, Quantised)
-        return quantise(child) if linear else child
+            return child if kept and name.startswith(kept) else quantise_kernels(child, kept)
+        return quantise(child) if name == "kernel" and not isinstance(child, Quantised) else child
 
     return {name: converted(name, child) for name, child in params.items()}
 
