@@ -87,7 +87,7 @@ def stored(
     if wrong:
         raise ConfigError(f"parameters do not fit the model's config: {', '.join(wrong[:5])}; check both")
     for name, value in found.items():
-        if name.endswith("/kernel/scale") and not np.isfinite(value).all():
+        if name.endswith(("/kernel/scale", "/head/scale")) and not np.isfinite(value).all():
             raise DataError(f"{name.removesuffix('/scale')} has values that are not finite; int8 cannot hold them")
     return {name: np.asarray(found[name]).astype(spec.dtype) for name, spec in expected.items()}
 

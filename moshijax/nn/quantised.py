@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from jaxtyping import Array, Float, Int8
 
 LARGEST = 127
+#: Names of parameters that are kernels of linear maps.
+KERNELS = ("kernel", "head")
 
 
 @jax.tree_util.register_dataclass
@@ -62,7 +64,7 @@ def factors(x: Array | Quantised) -> tuple[Array, Array | None]:
 
 
 def quantise_kernels(params: Mapping[str, Any], kept: tuple[str, ...] = ()) -> dict[str, Any]:
-    """Return parameters in which the kernels of linear maps, leaves named `kernel`, are `Quantised`.
+    """Return parameters in which the kernels of linear maps, leaves named as in `KERNELS`, are `Quantised`.
 
     Args:
       params: In the inference layout. What is quantised already stays as it is.
@@ -72,7 +74,7 @@ def quantise_kernels(params: Mapping[str, Any], kept: tuple[str, ...] = ()) -> d
     def converted(name: str, child: Any) -> Any:
         if isinstance(child, Mapping):
             return child if kept and name.startswith(kept) else quantise_kernels(child, kept)
-        return quantise(child) if name == "kernel" and not isinstance(child, Quantised) else child
+        return quantise(child) if name in KERNELS and not isinstance(child, Quantised) else child
 
     return {name: converted(name, child) for name, child in params.items()}
 

@@ -21,7 +21,7 @@ from moshijax.nn.functions import parameter_functions, stream_functions
 from moshijax.nn.layout import is_stacked
 from moshijax.nn.lora import LoRA
 from moshijax.nn.norms import Norm
-from moshijax.nn.projection import Linear, linear, truncated_normal
+from moshijax.nn.projection import linear, truncated_normal
 from moshijax.nn.streaming import Around
 from moshijax.nn.transformer import Transformer, TransformerConfig
 
@@ -93,8 +93,7 @@ class TextModel(Around):
         self.stack = self.inner()
         self.out_norm = Norm(stack.dim, stack.norm, stack.param_dtype)
         if not c.tied:
-            types = dict(dtype=stack.dtype, param_dtype=stack.param_dtype, precision=stack.precision)
-            self.head = Linear(stack.dim, c.vocab, ("vocab", "embed"), **types)
+            self.head = self.param("head", init, shape, dtype)
 
     def embed(self, ids_BT: Int[Array, "B T"]) -> Float[Array, "B T D"]:
         """Look ids up in the table; the result has the compute dtype."""
@@ -102,7 +101,7 @@ class TextModel(Around):
 
     def logits(self, hidden: Float[Array, "... D"]) -> Float[Array, "... V"]:
         """Return the logits of what `__call__` or `step` returned, in the compute dtype."""
-        return linear(hidden, self.table, self.config.stack.precision) if self.config.tied else self.head(hidden)
+        return linear(hidden, self.table if self.config.tied else self.head, self.config.stack.precision)
 
     def __call__(self, x_BTD: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         """Run whole sequences; padding on the right changes nothing before it."""
@@ -140,8 +139,7 @@ def init_boxed(config: TextConfig, key: Array) -> Params:
     """Return new parameters in the training layout, each boxed with its logical axis names (for sharding)."""
     x = jnp.zeros((1, 2, config.stack.dim), jnp.dtype(config.stack.dtype))
     with lora.updates(config.lora):
-        model = TextModel(config, config.scan_layers)
-        return model.init(key, x, method=lambda model, x: model.logits(model(x)))["params"]
+        return TextModel(config, config.scan_layers).init(key, x)["params"]
 
 
 init, abstract = parameter_functions(init_boxed)

@@ -213,5 +213,5 @@ def text_groups(config: TextConfig, ours: str = "") -> list[Group]:
     groups += stack_groups("model.layers", f"{ours}stack", config.stack)
     groups.append(renamed("model.norm.weight", f"{ours}out_norm/scale", size[1:]))
     if not config.tied:
-        groups.append(renamed("lm_head.weight", f"{ours}head/kernel", size))
+        groups.append(renamed("lm_head.weight", f"{ours}head", size))
     return groups
