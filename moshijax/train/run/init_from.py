@@ -220,9 +220,10 @@ def _plain_start(path: str, family: Family, task: Task, plan: StatePlan) -> Call
     """Return the start from a run with all that it has learnt, or from published weights.
 
     What only training uses stays newly initialised where nothing there fits, and so do low-rank updates of weights that
-    come without any.
+    come without any, and modules that are not published, such as the head that estimates a teacher.
     """
-    if is_run(path):
+    from_run = is_run(path)
+    if from_run:
         shapes = model_shapes(path).variables
 
         def read() -> Any:
@@ -238,7 +239,7 @@ def _plain_start(path: str, family: Family, task: Task, plan: StatePlan) -> Call
 
     def put(variables: Any, own: Mapping[str, Any]) -> dict[str, Any]:
         variables = {**variables, "params": task.training_form(variables["params"])}
-        return {part: _completed(variables.get(part, {}), own[part], task) for part in _PARTS}
+        return {part: _completed(variables.get(part, {}), own[part], task, whole=from_run) for part in _PARTS}
 
     fresh = {part: getattr(plan.abstract, part) for part in _PARTS}
     raise_on_mismatch(Path(path), fresh, jax.eval_shape(put, shapes, fresh))
@@ -253,14 +254,16 @@ def _plain_start(path: str, family: Family, task: Task, plan: StatePlan) -> Call
     return start
 
 
-def _completed(there: Any, own: Any, task: Task) -> Any:
-    """Return what is there, with what stays newly initialised of `own`."""
+def _completed(there: Any, own: Any, task: Task, whole: bool) -> Any:
+    """Return what is there, with what stays newly initialised of `own`; a `whole` source has all modules."""
+    modules = own if whole else there
     there, own = flatten_dict(there, sep="/"), flatten_dict(own, sep="/")
     without_updates = not any(map(is_update, there))
-    for name in {*there, *own}:
+
+    def is_fresh(name: str) -> bool:
         fits = name in own and name in there and own[name].shape == there[name].shape
-        if task.training_only(name) and not fits or without_updates and is_update(name):
-            there.pop(name, None)
-            if name in own:
-                there[name] = own[name]
-    return unflatten_dict(there, sep="/")
+        unpublished = name in own and name.partition("/")[0] not in modules
+        return task.training_only(name) and not fits or without_updates and is_update(name) or unpublished
+
+    kept = {name: leaf for name, leaf in there.items() if not is_fresh(name)}
+    return unflatten_dict({**kept, **{name: leaf for name, leaf in own.items() if is_fresh(name)}}, sep="/")
