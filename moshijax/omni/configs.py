@@ -32,6 +32,14 @@ def _with_lora(model: OmniConfig) -> OmniConfig:
 
 LLAMA_OMNI_8B_LORA = _with_lora(LLAMA_OMNI_8B)
 
+#: What two cores train on the quickstart's small world: the encoder of Whisper tiny.en over clips of 3.2 s, 100 units.
+QUICKSTART = OmniConfig(
+    WhisperConfig(80, 160, whisper_stack(384, 4, 6)),
+    AdapterConfig(384, 128),
+    TextConfig(451, llama_stack(128, 3, 4, 2, 384, context=256)),
+    SpeechDecoderConfig(128, 100, llama_stack(128, 2, 4, 4, 384, context=256)),
+)
+
 #: Steps of milliseconds, for tests: clips of 1.6 s, 512 ids, 20 units.
 NANO = OmniConfig(
     WhisperConfig(80, 80, whisper_stack(32, 1, 2)),
