@@ -28,7 +28,7 @@ def test_from_nothing_to_replies(tmp_path, capsys):
     assert set(made["groups"]) == set(world.GROUPS)
     replies = json.loads((tmp_path / "replies.json").read_text())
     assert len(replies) == 2 * 4 * len(world.GROUPS)
-    assert all(reply["text"] or not reply["units"] for reply in replies)
+    assert all(reply["answered"] or not reply["units"] for reply in replies)
     for stage in ("text", "speech"):
         lines = [x for x in read_metrics(tmp_path / "runs" / stage / "metrics.jsonl") if f"train/{stage}/loss" in x]
         assert lines[-1][f"train/{stage}/loss"] < lines[0][f"train/{stage}/loss"]
