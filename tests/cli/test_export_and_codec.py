@@ -173,7 +173,7 @@ def test_what_cannot_be_found_is_named(runs, cli, tmp_path):
     lone = shutil.copytree(runs / "lm", tmp_path / "lm")
     (lone / "tokenizer.model").unlink()
     code, _, err = cli("export", lone, tmp_path / "artifact")
-    assert code == 2 and "has no tokenizer.model; give the SentencePiece model with --tokenizer" in err
+    assert code == 2 and "has no tokenizer.model or tokenizer.json; give the file with --tokenizer" in err
     write_config(lone, tiny.LM, tmp_path / "gone")
     code, _, err = cli("export", lone, tmp_path / "artifact")
     assert code == 2 and "does not lead to its codec; give it with --codec" in err
