@@ -77,7 +77,7 @@ class PublishedFiles:
     @property
     def of_text_model(self) -> bool:
         """Whether the config is of a text model of Transformers."""
-        return self.fields.get("model_type") in llama.ARCHITECTURES
+        return self.fields.get("model_type") in tuple(llama.ARCHITECTURES)  # which compares lists too
 
     @property
     def file(self) -> Path:

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from moshijax import runtime
@@ -152,6 +152,7 @@ def imported(folder: Path, content: str) -> int:
 
 
 @FUZZ
+@example(changes=[(("model_type",), [])])
 @given(changes=changes_of(STATED))
 def test_configs_of_language_models(language_model, changes) -> None:
     imported(language_model, json.dumps(changed(STATED, changes)))

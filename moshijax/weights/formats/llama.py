@@ -58,7 +58,7 @@ def text_config(fields: Mapping[str, Any], kind: str | None = None) -> TextConfi
       ConfigError: a field is missing or not usable, or the model is of another architecture.
     """
     kind = kind or fields.get("model_type")
-    if kind not in ARCHITECTURES:
+    if kind not in tuple(ARCHITECTURES):
         raise ConfigError(
             f"config.json: model_type {shown(kind)} must be one of {', '.join(ARCHITECTURES)}; use such a checkpoint"
         )
