@@ -1,4 +1,4 @@
-"""Recordings made anew: a WAV file for each in another folder, with a manifest and a report beside them."""
+"""Remade recordings: a WAV file for each in another folder, with a manifest and a report beside them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MANIFEST = "manifest.jsonl"
 
 
 class Remaking(NamedTuple):
-    """How recordings are made anew.
+    """How recordings are remade.
 
     Attributes:
       name: of what is made, such as "separated": ends the names of the notes about it.
@@ -46,7 +46,7 @@ def remake(
     max_rejected: float = 0.1,
     progress: Progress | None = None,
 ) -> Report:
-    """Write every recording anew.
+    """Write a new version of every recording.
 
     What was made of the same recording with the same settings, or rejected then, is not made again; the manifest is
     written last.
@@ -113,7 +113,7 @@ def _remade(checked: CheckedItem, remaking: Remaking, target: Path, isolated: Is
 
 
 def _make(checked: CheckedItem, remaking: Remaking, target: Path, isolated: Isolated) -> dict[str, Any]:
-    """Make a recording anew, and return what is noted about it."""
+    """Remake a recording, and return what is noted about it."""
     item, before = checked.item, checked.flags.copy()
     seen = sources.look(item.audio)  # before it is read: what changes meanwhile differs later
     target.parent.mkdir(parents=True, exist_ok=True)
