@@ -9,20 +9,21 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 
 from moshijax.data import buckets, records
 from moshijax.data.findings import Report
 from moshijax.data.job import Job, Progress, Runner, run_job
-from moshijax.data.shards import Record, ShardPlan
+from moshijax.data.shards import Record, ShardPlan, Work
 from moshijax.errors import ConfigError, DataError
 from moshijax.tokens import BOS, EOS
 
 if TYPE_CHECKING:
     from moshijax.data.text import Tokenizer
 
+T = TypeVar("T", bound=Work)
 _PIECE = 1_000_000  # bytes in which the lines of a piece begin
 _LONGEST = 8_000_000  # bytes of a document: twice a Bible
 _RECORD = 32_768  # tokens
@@ -58,19 +59,19 @@ class Piece:
 
 
 @dataclass(frozen=True)
-class Corpus:
-    """Files of text in pieces, in order.
+class Corpus(Generic[T]):
+    """Files of text, whole or in pieces, in order.
 
     Attributes:
       path: the file, or the folder that all of them are in.
-      items: the pieces.
+      items: the files or pieces.
     """
 
     path: Path
-    items: tuple[Piece, ...]
+    items: tuple[T, ...]
 
 
-def read_corpus(paths: Sequence[str | Path]) -> Corpus:
+def read_corpus(paths: Sequence[str | Path]) -> Corpus[Piece]:
     """Find files of text, and where the lines begin at which they are cut.
 
     Args:

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from moshijax import optional
 from moshijax.data import audio
 from moshijax.data.findings import CheckedItem, Report
 from moshijax.data.isolation import Isolated
@@ -120,7 +119,7 @@ def _levelled(widener: Widener, samples: np.ndarray) -> np.ndarray:
 
 def _decode(checked: CheckedItem, rate: int, out: Path) -> None:
     channels = tuple(range(checked.info.channels))
-    with optional.load("soundfile").SoundFile(out, "w", rate, len(channels), "PCM_16") as file:
+    with write_wav(out, rate, len(channels)) as file:
         for block in audio.blocks(checked.item.audio, rate, channels, extent=checked.info.extent):
             file.write(block)
 

@@ -306,7 +306,7 @@ def test_transcripts_with_more_words_than_their_recordings_can_hold_are_refused(
     each = len(tokenizer.encode("yes"))
     room = 11 // each  # the first frame is EPAD's
     yes = [["yes", 0.1, 0.3, "model"]]
-    # One token in a hundred or so has no room: counted, and the run goes on.
+    # One token in a hundred or so has no room: it is counted, and the run continues.
     fine = source(write_words(tmp_path / "fine", [yes * room] * 39 + [yes * (room + 5)]), tokenizer, num_frames=12)
     log_placement(fine)
     _, counts = fine.placement_counts()

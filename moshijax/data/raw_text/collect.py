@@ -17,7 +17,7 @@ import numpy as np
 
 from moshijax import files
 from moshijax.data import records
-from moshijax.data.documents import find_files, folder_of, name_in
+from moshijax.data.documents import Corpus, find_files, folder_of, name_in
 from moshijax.data.findings import Report
 from moshijax.data.job import Progress, owned, run_job
 from moshijax.data.raw_text import formats, near_duplicates
@@ -56,20 +56,7 @@ class RawFile:
         return [self.id]
 
 
-@dataclass(frozen=True)
-class RawFiles:
-    """Files of documents, in order.
-
-    Attributes:
-      path: the file, or the folder that all of them are in.
-      items: the files.
-    """
-
-    path: Path
-    items: tuple[RawFile, ...]
-
-
-def read_files(paths: Sequence[str | Path], field: str = "text") -> RawFiles:
+def read_files(paths: Sequence[str | Path], field: str = "text") -> Corpus[RawFile]:
     """Find files of documents by their names or patterns.
 
     Raises:
@@ -83,7 +70,7 @@ def read_files(paths: Sequence[str | Path], field: str = "text") -> RawFiles:
             raise DataError(f"text file {path} cannot be read: " + ("not a file" if path.exists() else "not there"))
     folder = folder_of(found)
     items = tuple(RawFile(name_in(folder, path), path) for path in found)
-    return RawFiles(found[0] if len(found) == 1 else folder, items)
+    return Corpus(found[0] if len(found) == 1 else folder, items)
 
 
 @dataclass(frozen=True)
